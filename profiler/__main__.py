@@ -1,0 +1,5 @@
+"""`python -m profiler` is `edgeprof`."""
+
+from profiler.cli import main
+
+main()

@@ -1,0 +1,511 @@
+"""From records to what may be said: estimates with intervals, the frontier, verdicts and the recommendation. Pure.
+
+Nothing here measures or stores. The same run analysed by a later edgeprof profits from its better methods.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.cost import detect, prices
+from profiler.cost import model as cost_model
+from profiler.quality import compare
+from profiler.quality.metrics import Metric, get_metric
+from profiler.records import (
+    REFERENCE_VARIANT,
+    ArtifactRecord,
+    BlockRecord,
+    Estimate,
+    FailureRecord,
+    Figure,
+    NotMeasured,
+    ProcessRecord,
+    QualityRecord,
+)
+from profiler.stats.quantiles import quantile_interval, throughput_interval
+from profiler.stats.ratios import RatioEstimate, compare_verdict, holm, ratio_interval
+from profiler.store import RunData
+from profiler.study import Case
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT_MEASURED"]
+Status = Literal["measured", "failed", "skipped", "not finished"]
+
+_R = TypeVar("_R")
+
+NO_ENERGY = NotMeasured("no energy meter was read in this run")
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Check:
+    """One constraint on one case."""
+
+    name: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """All that can be said about one case."""
+
+    number: int
+    """Counts from 1 in the order of the plan; `edgeprof show RUN NUMBER`."""
+    case: Case
+    status: Status
+    failure: FailureRecord | None
+    latency_p50_s: Figure
+    latency_p90_s: Figure
+    latency_p99_s: Figure
+    """Of one inference of the whole batch, service time only: no queue in front of it."""
+    throughput_per_s: Figure
+    """Samples per second, back to back."""
+    time_ratio: Figure
+    """p50 time of this case / of the reference case at the same batch and threads; below 1 is faster."""
+    time_ratio_verdict: str
+    """`differs`, `equivalent` (within ±2 %) or `inconclusive`; corrected for the number of cases (Holm)."""
+    time_ratio_own: Figure
+    """The same against the unmodified model on this case's own backend."""
+    import_s: Figure
+    load_s: Figure
+    first_inference_s: Figure
+    peak_rss_bytes: Figure
+    size_bytes: Figure
+    compressed_bytes: Figure
+    energy_j: Figure
+    accuracy: Figure
+    accuracy_change: Figure
+    """Against the reference on the same samples; negative means worse."""
+    agreement: Figure
+    reference_quality: str | None
+    """Key of the quality record that accuracy was compared with."""
+    usd_per_million: Figure
+    checks: tuple[Check, ...]
+    verdict: Verdict
+    blocks: int
+    samples: int
+    process: ProcessRecord | None
+    """The last process of this case: realised provider, versions, precision."""
+    warmup_labels: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The case's name."""
+        return self.case.key
+
+    def figure(self, axis: str) -> Figure:
+        """The figure of an axis name (`AXES`)."""
+        figure = getattr(self, AXES[axis].field)
+        assert isinstance(figure, (Estimate, NotMeasured))
+        return figure
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A quantity that frontiers can be drawn over."""
+
+    field: str
+    title: str
+    maximise: bool = False
+
+
+AXES: Mapping[str, Axis] = {
+    "latency_p50": Axis("latency_p50_s", "latency p50"),
+    "latency_p99": Axis("latency_p99_s", "latency p99"),
+    "usd_per_million": Axis("usd_per_million", "USD per million inferences"),
+    "energy": Axis("energy_j", "energy per inference"),
+    "peak_rss": Axis("peak_rss_bytes", "peak RSS"),
+    "size": Axis("size_bytes", "model size"),
+    "accuracy": Axis("accuracy", "accuracy", maximise=True),
+    "agreement": Axis("agreement", "agreement with the reference", maximise=True),
+}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A run, understood. Renderers are functions of this."""
+
+    run: RunData
+    metric: Metric | None
+    reference: str | None
+    """Key of the case that the others are compared with, at the first batch and thread count."""
+    cases: tuple[CaseResult, ...]
+    machine: str | None
+    """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected."""
+    notes: tuple[str, ...]
+
+    def case(self, text: str) -> CaseResult:
+        """A case by number, key or unique prefix. Raises StudyError."""
+        from profiler.errors import unknown
+
+        found = [result for result in self.cases if text in (result.key, str(result.number))]
+        found = found or [result for result in self.cases if result.key.startswith(text)]
+        if len(found) != 1:
+            raise unknown("case", text, [result.key for result in self.cases], hint="Numbers of the table work too.")
+        return found[0]
+
+    @property
+    def measured(self) -> tuple[CaseResult, ...]:
+        """The cases with timings."""
+        return tuple(result for result in self.cases if result.status == "measured")
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """A run's records, by what they belong to."""
+
+    run: RunData
+    blocks: Mapping[str, Sequence[BlockRecord]]
+    processes: Mapping[str, Sequence[ProcessRecord]]
+    qualities: Mapping[str, QualityRecord]
+    artifacts: Mapping[str, ArtifactRecord]
+    failures: Mapping[str, FailureRecord]
+    ids: NDArray[np.str_] | None
+    """Source of each evaluation row where rows share one."""
+
+
+def analyse(run: RunData, *, today: date) -> Analysis:
+    """Everything that the records of a run support. `today` only decides whether prices are called stale."""
+    evidence = _Evidence(
+        run,
+        _by(run.blocks, lambda block: block.case),
+        _by(run.processes, lambda process: process.case),
+        {record.case: record for record in run.qualities},
+        {record.variant: record for record in run.artifacts},
+        {record.case: record for record in run.failures},
+        None if run.plan.get("clusters") is None else np.asarray(run.plan["clusters"]).astype(np.str_),
+    )
+    cases = [Case(**fields) for fields in run.plan.get("cases", [])]
+    metric = get_metric(run.qualities[0].metric) if run.qualities else None
+    pricing = _Pricing.of(run, today)
+    references = {(case.target, case.batch, case.threads): _reference(evidence, cases, case) for case in cases}
+    results = [
+        _result(number, case, evidence, references[case.target, case.batch, case.threads], metric, pricing)
+        for number, case in enumerate(cases, start=1)
+    ]
+    results = _holm_corrected(results, evidence, references)
+    first = next((reference.key for reference in references.values() if reference is not None), None)
+    skipped = [
+        _unplanned(number, failure) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
+    ]
+    return Analysis(run, metric, first, (*results, *skipped), pricing.machine, (*run.notes, *pricing.notes))
+
+
+def paired_ratio(blocks: Sequence[BlockRecord], reference: Sequence[BlockRecord]) -> RatioEstimate | None:
+    """Ratio of p50 times, from blocks of the same replicate, attempt, group and round. None without any such pair."""
+    medians = {_place(block): _log_median(block) for block in reference}
+    by_process: dict[int, list[float]] = {}
+    for block in blocks:
+        other = medians.get(_place(block))
+        if other is not None:
+            by_process.setdefault(block.replicate, []).append(_log_median(block) - other)
+    return ratio_interval([np.array(values) for values in by_process.values()]) if by_process else None
+
+
+def _place(block: BlockRecord) -> tuple[int, int, int, int]:
+    return block.replicate, block.attempt, block.group, block.round
+
+
+def _log_median(block: BlockRecord) -> float:
+    return float(np.log(np.median(_kept(block))))
+
+
+def _kept(block: BlockRecord) -> NDArray[np.float64]:
+    return block.samples_s[block.discarded :]
+
+
+def _reference(evidence: _Evidence, cases: Sequence[Case], like: Case) -> Case | None:
+    """The unmodified model at the same target, batch and threads, on the first of the study's backends where it ran."""
+    for backend in evidence.run.study.backends:
+        case = Case(REFERENCE_VARIANT, backend, like.target, like.batch, like.threads)
+        if case in cases and evidence.blocks.get(case.key):
+            return case
+    return None
+
+
+def _result(
+    number: int, case: Case, evidence: _Evidence, reference: Case | None, metric: Metric | None, pricing: _Pricing
+) -> CaseResult:
+    blocks = sorted(evidence.blocks.get(case.key, ()), key=lambda b: (b.replicate, b.attempt, b.group, b.round))
+    processes = evidence.processes.get(case.key, ())
+    artifact = evidence.artifacts.get(case.variant)
+    failure = evidence.failures.get(case.key) or evidence.failures.get(case.quality_key)
+    status = _status(case, blocks, failure, evidence.run)
+    why = _why_not(status, failure)
+    own = Case(REFERENCE_VARIANT, case.backend, case.target, case.batch, case.threads)
+    throughput = _throughput(blocks, case, why)
+    base = _reference_quality(evidence)
+    accuracy, change, agreement = _quality(case, evidence, metric, base)
+    result = CaseResult(
+        number=number, case=case, status=status, failure=failure,
+        latency_p50_s=_quantile(blocks, 0.5, why), latency_p90_s=_quantile(blocks, 0.9, why),
+        latency_p99_s=_quantile(blocks, 0.99, why), throughput_per_s=throughput,
+        time_ratio=_ratio_figure(evidence, case, reference, why), time_ratio_verdict="inconclusive",
+        time_ratio_own=_ratio_figure(evidence, case, own, why),
+        import_s=_spread([process.import_s for process in processes], "s", why),
+        load_s=_spread([process.load_s for process in processes], "s", why),
+        first_inference_s=_spread([process.first_inference_s for process in processes], "s", why),
+        peak_rss_bytes=_spread([process.peak_rss_bytes for process in processes], "B", why),
+        size_bytes=_exact(None if artifact is None else artifact.size_bytes, "B"),
+        compressed_bytes=_exact(None if artifact is None else artifact.compressed_bytes, "B"),
+        energy_j=NO_ENERGY, accuracy=accuracy, accuracy_change=change, agreement=agreement,
+        reference_quality=base,
+        usd_per_million=pricing.price(throughput, processes),
+        checks=(), verdict="NOT_MEASURED", blocks=len(blocks), samples=sum(len(_kept(block)) for block in blocks),
+        process=processes[-1] if processes else None,
+        warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
+        notes=artifact.notes if artifact is not None else (),
+    )  # fmt: skip
+    return _checked(result, evidence, metric)
+
+
+def _status(case: Case, blocks: Sequence[BlockRecord], failure: FailureRecord | None, run: RunData) -> Status:
+    if failure is not None:
+        return "skipped" if failure.kind == "skipped" else "failed"
+    effort = run.study.effort
+    done = len({(block.replicate, block.round) for block in blocks}) >= effort.processes * effort.rounds
+    return "measured" if done or (blocks and run.status == "interrupted") else "not finished"
+
+
+def _why_not(status: Status, failure: FailureRecord | None) -> str:
+    if failure is not None:
+        return f"{failure.kind} in stage {failure.stage}: {failure.message.splitlines()[0][:200]}"
+    return "the run was not finished: `edgeprof run --resume RUN`" if status != "measured" else "nothing was recorded"
+
+
+def _quantile(blocks: Sequence[BlockRecord], p: float, why: str) -> Figure:
+    if not blocks:
+        return NotMeasured(why)
+    estimate = quantile_interval(
+        [_kept(block) for block in blocks], p, level=LEVEL, processes=[block.replicate for block in blocks]
+    )
+    return Estimate(estimate.value, estimate.low, estimate.high, "s", LEVEL, note=estimate.reason)
+
+
+def _throughput(blocks: Sequence[BlockRecord], case: Case, why: str) -> Figure:
+    if not blocks:
+        return NotMeasured(why)
+    value, low, high = throughput_interval(
+        [_kept(block) for block in blocks], batch=case.batch, level=LEVEL, processes=[b.replicate for b in blocks]
+    )
+    return Estimate(value, low, high, "samples/s", LEVEL)
+
+
+def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: str) -> Figure:
+    if reference is None or not evidence.blocks.get(reference.key):
+        return NotMeasured("the unmodified model was not measured beside it")
+    if reference == case:
+        return Estimate(1.0, 1.0, 1.0, "×", LEVEL, note="the reference itself")
+    ratio = paired_ratio(evidence.blocks.get(case.key, ()), evidence.blocks[reference.key])
+    return (
+        NotMeasured(why) if ratio is None else Estimate(ratio.value, ratio.low, ratio.high, "×", LEVEL, note=ratio.note)
+    )
+
+
+def _spread(values: Sequence[float | int | None], unit: str, why: str) -> Figure:
+    """Median over processes with their range: few values, whose spread is what there is to say."""
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return NotMeasured(why if not values else "this system does not tell")
+    note = f"median and range of {len(known)} processes"
+    return Estimate(statistics.median(known), min(known), max(known), unit, LEVEL, note=note)
+
+
+def _exact(value: int | None, unit: str) -> Figure:
+    return NotMeasured("not determined") if value is None else Estimate(value, value, value, unit, 1.0, note="exact")
+
+
+def _quality(
+    case: Case, evidence: _Evidence, metric: Metric | None, base_key: str | None
+) -> tuple[Figure, Figure, Figure]:
+    """Accuracy, its paired change against the reference, and agreement with the reference."""
+    record = evidence.qualities.get(case.quality_key)
+    if record is None or metric is None:
+        failure = evidence.failures.get(case.quality_key)
+        if failure is not None:
+            reason = failure.message.splitlines()[0][:200]
+        elif evidence.run.study.data is None:
+            reason = "no data was given"
+        else:
+            reason = "not evaluated"
+        return NotMeasured(reason), NotMeasured(reason), NotMeasured(reason)
+    agreement = compare.agreement_estimate(record.agreement, ids=evidence.ids)
+    if metric.name == "agreement":
+        absent = NotMeasured("the data has no labels: only agreement with the reference is known")
+        return absent, absent, agreement
+    accuracy = compare.metric_estimate(metric, record.per_sample, ids=evidence.ids)
+    base = None if base_key is None else evidence.qualities[base_key]
+    if base is None:
+        return accuracy, NotMeasured("the reference was not evaluated"), agreement
+    if base.case == record.case:
+        return accuracy, Estimate(0.0, 0.0, 0.0, accuracy.unit, LEVEL, note="the reference itself"), agreement
+    change = compare.paired_drop(metric, base.per_sample, record.per_sample, ids=evidence.ids)
+    return accuracy, change, agreement
+
+
+def _reference_quality(evidence: _Evidence) -> str | None:
+    """The first evaluation of the unmodified model that was stored: the one that agreement was computed with."""
+    return next((key for key in evidence.qualities if key.startswith(f"{REFERENCE_VARIANT}@")), None)
+
+
+def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None) -> CaseResult:
+    limits = evidence.run.study.constraints
+    checks = []
+    if limits.max_drop is not None:
+        checks.append(_check_drop(result, limits.max_drop, evidence, metric))
+    for name, figure, limit in (
+        ("p99", result.latency_p99_s, limits.slo_p99_s),
+        ("peak RSS", result.peak_rss_bytes, limits.max_memory_bytes),
+        ("USD per million", result.usd_per_million, limits.max_usd_per_million),
+    ):
+        if limit is not None:
+            checks.append(_check_limit(name, figure, float(limit)))
+    return replace(result, checks=tuple(checks), verdict=_overall(result, checks))
+
+
+def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric: Metric | None) -> Check:
+    name = "accuracy drop"
+    record = evidence.qualities.get(result.case.quality_key)
+    if record is None or metric is None:
+        reason = result.accuracy_change.reason if isinstance(result.accuracy_change, NotMeasured) else "no metric"
+        return Check(name, "NOT_MEASURED", reason)
+    if isinstance(result.accuracy_change, NotMeasured):
+        if not set(np.unique(record.agreement)) <= {0.0, 1.0}:
+            return Check(name, "NOT_MEASURED", result.accuracy_change.reason)
+        bound = compare.label_free_verdict(record.agreement, max_drop, ids=evidence.ids)
+        return Check(name, bound.verdict, bound.text)
+    flips = None
+    if result.reference_quality is not None and evidence.ids is None and metric.mean_reduced:
+        flips = compare.count_flips(evidence.qualities[result.reference_quality].per_sample, record.per_sample)
+    decided = compare.drop_verdict(result.accuracy_change, max_drop, flips=flips, samples=len(record.per_sample))
+    return Check(name, decided.verdict, decided.text)
+
+
+def _check_limit(name: str, figure: Figure, limit: float) -> Check:
+    if isinstance(figure, NotMeasured):
+        return Check(name, "NOT_MEASURED", figure.reason)
+    if figure.high is not None and figure.high <= limit:
+        return Check(name, "PASS", f"at most {figure.high:.4g} {figure.unit}, limit {limit:.4g}")
+    if figure.low is not None and figure.low > limit:
+        return Check(name, "FAIL", f"at least {figure.low:.4g} {figure.unit}, limit {limit:.4g}")
+    return Check(name, "INCONCLUSIVE", f"{figure.value:.4g} {figure.unit}, the interval holds the limit {limit:.4g}")
+
+
+def _overall(result: CaseResult, checks: Sequence[Check]) -> Verdict:
+    if result.status != "measured":
+        return "NOT_MEASURED"
+    verdicts = {check.verdict for check in checks}
+    for verdict in ("FAIL", "NOT_MEASURED", "INCONCLUSIVE"):
+        if verdict in verdicts:
+            return verdict  # type: ignore[return-value]
+    return "PASS"
+
+
+def _holm_corrected(
+    results: list[CaseResult], evidence: _Evidence, references: Mapping[tuple[str, int, int], Case | None]
+) -> list[CaseResult]:
+    """Verdicts on the ratios, corrected for having asked the question about every case."""
+    ratios: dict[int, RatioEstimate] = {}
+    for result in results:
+        case = result.case
+        reference = references[case.target, case.batch, case.threads]
+        if reference is None or reference == case or result.status != "measured":
+            continue
+        ratio = paired_ratio(evidence.blocks[case.key], evidence.blocks[reference.key])
+        if ratio is not None and ratio.p_value is not None:
+            ratios[result.number] = ratio
+    adjusted = (
+        dict(zip(ratios, holm([ratio.p_value or 0.0 for ratio in ratios.values()]), strict=True)) if ratios else {}
+    )
+    corrected = []
+    for result in results:
+        ratio = ratios.get(result.number)
+        verdict: str = "inconclusive" if ratio is None else compare_verdict(ratio)
+        if verdict == "differs" and adjusted[result.number] > 1 - LEVEL:
+            verdict = "inconclusive"
+        corrected.append(replace(result, time_ratio_verdict=verdict))
+    return corrected
+
+
+@dataclass(frozen=True)
+class _Pricing:
+    """How throughput becomes money in this run."""
+
+    run: RunData
+    machine: str | None
+    book: prices.PriceBook
+    options: cost_model.CostOptions
+    today: date
+    detected: detect.DetectedMachine | None
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: RunData, today: date) -> _Pricing:
+        asked = run.study.cost
+        stored = run.plan.get("detected")
+        detected = None if stored is None else detect.DetectedMachine(stored["target"], stored["evidence"])
+        machine = asked.machine or (detected.target if detected is not None else None)
+        notes: tuple[str, ...] = ()
+        if machine is not None and asked.machine is None and detected is not None:
+            notes = (f"priced as {machine}: {detected.evidence}",)
+        options = cost_model.CostOptions(
+            utilisation=asked.utilisation,
+            lifetime_years=asked.lifetime_years,
+            usd_per_kwh=asked.electricity_usd_per_kwh,
+        )
+        book = prices.load_prices(None if asked.prices is None else Path(asked.prices))
+        return cls(run, machine, book, options, today, detected, notes)
+
+    def price(self, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
+        """USD per million inferences, or why not."""
+        if not processes:
+            return NotMeasured("nothing was measured")
+        return cost_model.price_case(
+            throughput, self.machine, environment=self.run.environment, facts=processes[-1].facts, today=self.today,
+            options=self.options, book=self.book, detected=self.detected,
+        )  # fmt: skip
+
+
+def _outside_plan(run: RunData, cases: Sequence[Case]) -> list[FailureRecord]:
+    known = {case.key for case in cases} | {case.quality_key for case in cases}
+    return [failure for failure in run.failures if failure.case not in known]
+
+
+def _unplanned(number: int, failure: FailureRecord) -> CaseResult:
+    """A variant that could not be made, or a case that was left out: shown with its reason, like any other result."""
+    absent = NotMeasured(failure.message.splitlines()[0][:200])
+    case = _case_of(failure.case)
+    return CaseResult(
+        number=number, case=case, status="skipped" if failure.kind == "skipped" else "failed", failure=failure,
+        latency_p50_s=absent, latency_p90_s=absent, latency_p99_s=absent, throughput_per_s=absent, time_ratio=absent,
+        time_ratio_verdict="inconclusive", time_ratio_own=absent, import_s=absent, load_s=absent, first_inference_s=absent,
+        peak_rss_bytes=absent, size_bytes=absent, compressed_bytes=absent, energy_j=absent, accuracy=absent,
+        accuracy_change=absent, agreement=absent, reference_quality=None, usd_per_million=absent, checks=(), verdict="NOT_MEASURED", blocks=0,
+        samples=0, process=None, warmup_labels=(), notes=(),
+    )  # fmt: skip
+
+
+def _case_of(key: str) -> Case:
+    """The case of a key; a variant's own text stands for a case on no backend."""
+    variant, _, rest = key.partition("@")
+    if not rest:
+        return Case(variant, "—", "local", 1, 1)
+    parts = rest.split("/")
+    batch, threads = int(parts[1][1:]), int(parts[2].partition("@")[0][1:]) if len(parts) > 2 else 1
+    return Case(variant, parts[0], parts[2].partition("@")[2] or "local" if len(parts) > 2 else "local", batch, threads)
+
+
+def _by(records: Sequence[_R], key: Callable[[_R], str]) -> dict[str, list[_R]]:
+    grouped: dict[str, list[_R]] = {}
+    for record in records:
+        grouped.setdefault(key(record), []).append(record)
+    return grouped

@@ -1,0 +1,39 @@
+"""`edgeprof backends`."""
+
+from __future__ import annotations
+
+from profiler.cli import options as o
+
+
+def command(json: o.Json = False) -> None:
+    """Which runtimes and devices work here, and what is missing for the others."""
+    import json as json_module
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from backends import registry
+    from profiler.cli import console
+
+    rows = []
+    for name in registry.names():
+        backend = registry.get(name)
+        rows += [
+            {"backend": name, "device": device, **asdict(backend.availability(device))} for device in backend.devices()
+        ]
+    if json:
+        console.print_raw(json_module.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("backend", "device", "usable", "version", "why not, and what to install"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        why = " ".join(str(row[key]) for key in ("reason", "install") if row[key])
+        table.add_row(
+            str(row["backend"]),
+            str(row["device"]),
+            "yes" if row["available"] else "no",
+            str(row["version"] or "—"),
+            why,
+        )
+    console.out.print(table)

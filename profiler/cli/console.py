@@ -1,0 +1,98 @@
+"""The terminal: what is shown while a run works, and how its result ends up on the screen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from profiler.api import Result
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Bars:
+    """A bar per stage with the time left; on a pipe, a line per stage."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        """`progress` is None where there is no terminal."""
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._left = 0
+
+    def stage(self, title: str, steps: int) -> None:
+        """Begin a stage."""
+        self.finish()
+        self._left = steps
+        if self._progress is None:
+            err.print(f"edgeprof: {title} ({steps} steps)", markup=False)
+        else:
+            self._task = self._progress.add_task(title, total=steps, detail="")
+
+    def step(self, text: str = "") -> None:
+        """Advance the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=1, detail=text[:40])
+            # Drawn here and not by a timer thread: between measurements the parent must sleep.
+            self._progress.refresh()
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        (self._progress.console if self._progress is not None else err).print(f"  note: {text}", markup=False)
+
+    def finish(self) -> None:
+        """Fill the current bar."""
+        if self._progress is not None and self._task is not None:
+            task = self._progress.tasks[self._progress.task_ids.index(self._task)]
+            self._progress.update(self._task, completed=task.total, detail="")
+            self._progress.refresh()
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show progress on stderr while the block runs."""
+    if not sys.stderr.isatty():
+        yield Bars(None)
+        return
+    columns = (
+        TextColumn("{task.description:<24}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}", style="dim"),
+    )  # fmt: skip
+    with Progress(*columns, console=err, auto_refresh=False) as progress:
+        shown = Bars(progress)
+        yield shown
+        shown.finish()
+
+
+def show_result(result: Result, *, report: bool = True, json: bool = False) -> int:
+    """Print the decision and the frontier, write the report; returns the exit code."""
+    from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
+    from profiler.report import export, table
+
+    path = result.report() if report else None
+    if json:
+        print_raw(export.to_json(result.analysis))
+    else:
+        table.render(result.analysis, out)
+        if path is not None:
+            out.print(f"\nreport: {path}   details: edgeprof show {result.run.id} CASE", markup=False, soft_wrap=True)
+    return EXIT_OK if result.recommendation.case is not None else EXIT_NO_CASE
+
+
+def print_raw(text: str) -> None:
+    """Text for another program: as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")

@@ -1,0 +1,38 @@
+"""`edgeprof demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from profiler.cli import options as o
+
+VARIANTS = (
+    "fp32", "graph", "int8-dynamic", "int8-static", "int8-static{per_channel=true}", "bf16", "prune-magnitude{sparsity=0.5}",
+)  # fmt: skip
+
+
+def command(out: o.Out = Path("runs"), json: o.Json = False, machine: o.Machine = None) -> None:
+    """Profile the built-in model, a small image classifier, on its own labelled data."""
+    import tempfile
+
+    import numpy as np
+
+    from profiler import api, demo
+    from profiler.cli.console import bars, show_result
+    from profiler.run import execute
+    from profiler.study import make_study
+
+    with tempfile.TemporaryDirectory(prefix="edgeprof-demo-") as folder:
+        # As a user would hand them over: two .npz files beside a model.
+        data, calibration = Path(folder, "evaluation.npz"), Path(folder, "calibration.npz")
+        np.savez(data, **demo.evaluation())
+        np.savez(calibration, **demo.calibration())
+        study = make_study(
+            model=str(demo.model_path()), data=str(data), calibration=str(calibration), variants=VARIANTS, effort="quick",
+            constraints={"max_drop": 0.01}, cost={"machine": machine},
+        )  # fmt: skip
+        with bars() as progress:
+            run_id = execute(study, out=out, progress=progress)
+    raise typer.Exit(show_result(api.open_run(run_id, out=out), json=json))

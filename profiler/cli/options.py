@@ -1,0 +1,111 @@
+"""Options that several commands share, and how their texts become a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from backends.spec import split_list
+from profiler.errors import StudyError
+from profiler.units import parse_bytes, parse_drop, parse_seconds
+
+OUT_DEFAULT = Path("runs")
+
+Model = Annotated[
+    str, typer.Argument(help="An .onnx file, or package.module:factory giving a torch module or sklearn estimator.")
+]
+Run = Annotated[str, typer.Argument(help="A run's id, the beginning of one, or latest.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run database, caches and reports.")]
+Database = Annotated[
+    str | None, typer.Option("--database", help="SQLAlchemy URL, instead of SQLite in the --out folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="An .npz, a folder of images by class, or package.module:function. None: timing only."),
+]
+Calibration = Annotated[
+    str | None, typer.Option("--calibration", help="Calibration data, like --data; else cut from --data.")
+]
+Variants = Annotated[
+    str | None, typer.Option("--variants", help="e.g. fp16,int8-static{per_channel=true}; default: a usual set.")
+]
+Backends = Annotated[str, typer.Option("--backends", help="e.g. ort,ov,ort:cuda,ov:GPU,trt.")]
+Batch = Annotated[str, typer.Option("--batch", help="Batch sizes, e.g. 1,8,32.")]
+Threads = Annotated[str, typer.Option("--threads", help="Threads inside an inference, e.g. 1,4.")]
+MetricOption = Annotated[
+    str | None, typer.Option("--metric", help="top1, top5, f1, auc, rmse, mae, cosine, or package.module:function.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Use at most so many rows of --data.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", help="name=3,224,224 without the batch axis, for random inputs when there is no --data."),
+]
+MaxDrop = Annotated[str | None, typer.Option("--max-drop", help="Largest accepted accuracy loss, e.g. 1pt.")]
+SloP99 = Annotated[str | None, typer.Option("--slo-p99", help="Largest accepted p99 latency, e.g. 5ms.")]
+MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Largest accepted peak RSS, e.g. 512MB.")]
+MaxCost = Annotated[float | None, typer.Option("--max-cost", help="Largest accepted USD per million inferences.")]
+Machine = Annotated[
+    str | None, typer.Option("--as", help="What this machine is priced as: aws:c7i.large, device:raspberry-pi-5-8gb.")
+]
+Utilisation = Annotated[
+    float, typer.Option("--utilisation", help="Share of the time that the machine is used, for costs.")
+]
+Prices = Annotated[str | None, typer.Option("--prices", help="A CSV of your own prices.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer processes and rounds: wider intervals, the same method.")]
+Thorough = Annotated[bool, typer.Option("--thorough", help="More processes: narrower intervals.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+TimeLimit = Annotated[str, typer.Option("--time-limit", help="Longest that one step of a case may take, e.g. 300s.")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory-limit", help="Memory a case may use before it counts as failed, e.g. 4GB.")
+]
+CalibrationSamples = Annotated[int, typer.Option("--calibration-samples", help="Rows cut from --data for calibration.")]
+
+
+def numbers(text: str, what: str) -> tuple[int, ...]:
+    """`1,8,32` as numbers. Raises StudyError."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise StudyError(f"cannot read {what} '{text}': expected whole numbers such as 1,8,32.") from None
+
+
+def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """`name=3,224,224` texts as shapes. Raises StudyError."""
+    found = {}
+    for text in texts or []:
+        name, equals, sizes = text.partition("=")
+        if not equals or not name:
+            raise StudyError(f"cannot read --shape '{text}': expected name=3,224,224.")
+        found[name] = numbers(sizes, f"--shape {name}")
+    return found
+
+
+def study_settings(
+    *, variants: str | None, backends: str, batch: str, threads: str, max_drop: str | None, slo_p99: str | None,
+    max_memory: str | None, max_cost: float | None, machine: str | None, utilisation: float, prices: str | None, quick: bool,
+    thorough: bool, time_limit: str, memory_limit: str | None, shape: list[str] | None, **others: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The options of `profile` as the fields of a study. Raises EdgeprofError for texts that cannot be read."""
+    if quick and thorough:
+        raise StudyError("--quick and --thorough exclude each other.")
+    return {
+        **others,
+        "variants": tuple(split_list(variants or "")),
+        "backends": tuple(split_list(backends)),
+        "batches": numbers(batch, "--batch"),
+        "threads": numbers(threads, "--threads"),
+        "input_shapes": shapes(shape),
+        "constraints": {
+            "max_drop": None if max_drop is None else parse_drop(max_drop),
+            "slo_p99_s": None if slo_p99 is None else parse_seconds(slo_p99),
+            "max_memory_bytes": None if max_memory is None else parse_bytes(max_memory),
+            "max_usd_per_million": max_cost,
+        },
+        "cost": {"machine": machine, "utilisation": utilisation, "prices": prices},
+        "effort": "quick" if quick else "thorough" if thorough else "default",
+        "time_limit_s": parse_seconds(time_limit),
+        "memory_limit_bytes": None if memory_limit is None else parse_bytes(memory_limit),
+    }

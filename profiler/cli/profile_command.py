@@ -1,0 +1,53 @@
+"""`edgeprof profile`."""
+
+from __future__ import annotations
+
+import typer
+
+from profiler.cli import options as o
+
+
+def command(
+    model: o.Model,
+    data: o.Data = None,
+    calibration: o.Calibration = None,
+    variants: o.Variants = None,
+    backends: o.Backends = "ort,ov",
+    batch: o.Batch = "1",
+    threads: o.Threads = "1",
+    metric: o.MetricOption = None,
+    max_drop: o.MaxDrop = None,
+    slo_p99: o.SloP99 = None,
+    max_memory: o.MaxMemory = None,
+    max_cost: o.MaxCost = None,
+    machine: o.Machine = None,
+    utilisation: o.Utilisation = 0.6,
+    prices: o.Prices = None,
+    quick: o.Quick = False,
+    thorough: o.Thorough = False,
+    limit: o.Limit = None,
+    calibration_samples: o.CalibrationSamples = 256,
+    shape: o.Shapes = None,
+    seed: o.Seed = 0,
+    time_limit: o.TimeLimit = "300s",
+    memory_limit: o.MemoryLimit = None,
+    out: o.Out = o.OUT_DEFAULT,
+    database: o.Database = None,
+    json: o.Json = False,
+) -> None:
+    """Profile a model: variants, measurement, frontier, recommendation, report."""
+    settings = o.study_settings(
+        variants=variants, backends=backends, batch=batch, threads=threads, max_drop=max_drop, slo_p99=slo_p99,
+        max_memory=max_memory, max_cost=max_cost, machine=machine, utilisation=utilisation, prices=prices, quick=quick,
+        thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
+        calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
+    )  # fmt: skip
+    from profiler import api
+    from profiler.cli.console import bars, show_result
+    from profiler.run import execute
+    from profiler.study import make_study
+
+    study = make_study(**settings)
+    with bars() as progress:
+        run_id = execute(study, out=out, progress=progress, database=database)
+    raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

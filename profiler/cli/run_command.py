@@ -1,0 +1,34 @@
+"""`edgeprof run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiler.cli import options as o
+from profiler.errors import StudyError
+
+
+def command(
+    study: Annotated[Path | None, typer.Argument(help="A study file; `edgeprof init MODEL` writes one.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Go on with an interrupted run: its id, or latest.")
+    ] = None,
+    out: o.Out = o.OUT_DEFAULT,
+    database: o.Database = None,
+    json: o.Json = False,
+) -> None:
+    """Do a study file, or resume an interrupted run."""
+    if (study is None) == (resume is None):
+        raise StudyError("give either a study file, or --resume RUN (`edgeprof runs` lists them).")
+    from profiler import api
+    from profiler.cli.console import bars, show_result
+    from profiler.run import execute
+    from profiler.study import read_study
+
+    asked = None if study is None else read_study(study)
+    with bars() as progress:
+        run_id = execute(asked, out=out, resume=resume, progress=progress, database=database)
+    raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

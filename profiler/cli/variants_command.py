@@ -1,0 +1,60 @@
+"""`edgeprof variants`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from profiler.cli import options as o
+
+
+def command(
+    model: o.Model,
+    data: o.Data = None,
+    calibration: o.Calibration = None,
+    variants: o.Variants = None,
+    calibration_samples: o.CalibrationSamples = 256,
+    seed: o.Seed = 0,
+    out: o.Out = o.OUT_DEFAULT,
+    json: o.Json = False,
+) -> None:
+    """Make variants of a model without measuring them, and say what each changed."""
+    import json as json_module
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from backends.spec import split_list
+    from profiler import prepare, units
+    from profiler.artifacts import ArtifactStore
+    from profiler.cli import console
+    from profiler.run import CACHE_NAME
+    from profiler.study import make_study
+
+    study = make_study(
+        model=model, data=data, calibration=calibration, variants=tuple(split_list(variants or "")), seed=seed,
+        calibration_samples=calibration_samples,
+    )  # fmt: skip
+    recipes = prepare.check_names(study)
+    store = ArtifactStore(out / CACHE_NAME)
+    with console.bars() as progress, prepare.working_folder() as scratch:
+        prepared = prepare.prepare(study, recipes, Path(scratch), shapes_needed=False)
+        made, failures = prepare.make_artifacts(prepared, recipes, store, progress)
+    if json:
+        rows = [asdict(record) | {"path": str(store.path(record.sha256))} for record in made]
+        content = {"artifacts": rows, "failures": [asdict(failure) for failure in failures]}
+        console.print_raw(json_module.dumps(content, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("variant", "size", "compressed", "what it changed", "file"):
+        table.add_column(title, overflow="fold")
+    for record in made:
+        compressed = "—" if record.compressed_bytes is None else units.size(record.compressed_bytes)
+        facts = ", ".join(f"{key} {value}" for key, value in record.facts.items())
+        what = f"equals {record.equal_to}" if record.equal_to else facts
+        table.add_row(record.variant, units.size(record.size_bytes), compressed, what, str(store.path(record.sha256)))
+    console.out.print(table)
+    for record in made:
+        for note in record.notes:
+            console.out.print(f"{record.variant}: {note}", markup=False)
+    for failure in failures:
+        console.out.print(f"{failure.case}: not made: {failure.message}", markup=False)

@@ -1,0 +1,167 @@
+"""From what the user names (a file, a folder, a function, arrays) to checked rows that fit the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from backends.base import FeedError, TensorInfo, check_feeds
+from profiler.data.dataset import Array, Dataset
+from profiler.data.functions import FUNCTION, RESERVED, read_function
+from profiler.data.images import Preprocessing, read_images
+from profiler.data.npz import read_npz
+from profiler.errors import DataError, StudyError
+
+
+def load_dataset(
+    source: str | Path | Mapping[str, ArrayLike],
+    *,
+    inputs: Sequence[TensorInfo],
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Read and check the rows of `source` for a model with `inputs`.
+
+    `source` is an `.npz` (arrays named as the inputs, plus optional `labels`, `groups`, `ids`), a folder of images with
+    `preprocessing`, a text `package.module:function` (see `data.functions.read_function`), or a mapping of arrays.
+    With `limit`, that many rows are drawn at random with `seed` (a function gives its first rows).
+    Raises DataError that names the array or file, what came, what was expected and what to do.
+    """
+    if limit is not None and limit < 1:
+        raise StudyError(f"the limit of rows is {limit}, it has to be 1 or more.")
+    names = tuple(info.name for info in inputs)
+    if isinstance(source, Mapping):
+        return _fitted("arrays", _as_arrays(source), inputs, (), limit, seed)
+    path = Path(source).expanduser()
+    if not path.exists():
+        if FUNCTION.fullmatch(str(source)):
+            return _fitted(str(source), read_function(str(source), names, limit=limit), inputs, (), limit, seed)
+        raise DataError(
+            f"data '{source}' is neither a file, a folder nor package.module:function: check the path from '{Path.cwd()}'."
+        )
+    if path.is_dir():
+        return _images(path, inputs, preprocessing, limit, seed)
+    if path.suffix.lower() != ".npz":
+        raise DataError(
+            f"data '{path}' is a {path.suffix or 'file'}: give an .npz, a folder of images or package.module:function."
+        )
+    return _fitted(path.name, read_npz(path), inputs, (), limit, seed)
+
+
+def _as_arrays(source: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    arrays = {str(name): np.asarray(value) for name, value in source.items()}
+    refused = [name for name, array in arrays.items() if array.dtype.kind not in "biufUS"]
+    if refused:
+        raise DataError(
+            f"array '{refused[0]}' has dtype {arrays[refused[0]].dtype}: give numbers (or text for groups and ids)."
+        )
+    return arrays
+
+
+def _images(
+    path: Path, inputs: Sequence[TensorInfo], preprocessing: Preprocessing | None, limit: int | None, seed: int
+) -> Dataset:
+    if len(inputs) != 1:
+        raise DataError(
+            f"images feed one input, the model has {[info.name for info in inputs]}: give an .npz or package.module:function."
+        )
+    if preprocessing is None:
+        raise DataError(
+            f"'{path}' is a folder of images: say how they become arrays, "
+            "e.g. preprocessing = {resize = 256, crop = 224, mean = …}."
+        )
+    images, labels, notes = read_images(path, inputs[0], preprocessing, limit=limit, seed=seed)
+    return _fitted(path.name, {inputs[0].name: images, "labels": labels}, inputs, notes, None, seed)
+
+
+def _fitted(
+    name: str,
+    arrays: dict[str, Array],
+    inputs: Sequence[TensorInfo],
+    notes: tuple[str, ...],
+    limit: int | None,
+    seed: int,
+) -> Dataset:
+    expected = {info.name: info for info in inputs}
+    # A model may have an input called like a reserved array; then it is the input.
+    extras = {key: arrays[key] for key in RESERVED if key in arrays and key not in expected}
+    feeds = {key: array for key, array in arrays.items() if key not in extras}
+    if len(feeds) == len(expected) == 1 and feeds.keys() != expected.keys():
+        (got, array), (want,) = next(iter(feeds.items())), expected
+        feeds = {want: array}
+        notes += (f"array '{got}' was taken as the model's only input '{want}'",)
+    for key in feeds.keys() & expected.keys():
+        feeds[key], note = _converted(name, key, feeds[key], expected[key].dtype)
+        notes += note
+    try:
+        check_feeds([_any_batch(info) for info in inputs], feeds)
+    except FeedError as error:
+        raise DataError(f"data '{name}' does not fit the model: {error}") from error
+    _check_shared_dimensions(name, inputs, feeds)
+    feeds = {info.name: feeds[info.name] for info in inputs}
+    whole = Dataset.of(name, feeds, extras.get("labels"), extras.get("groups"), extras.get("ids"), notes)
+    if limit is None or limit >= len(whole):
+        return whole
+    chosen = np.sort(np.random.default_rng(seed).choice(len(whole), limit, replace=False))
+    return replace(whole.take(chosen), notes=(*notes, f"{limit} of {len(whole)} rows, drawn at random (seed {seed})"))
+
+
+def _any_batch(info: TensorInfo) -> TensorInfo:
+    """Without the batch size: rows are fed in batches of the case's own size."""
+    return replace(info, shape=(None, *info.shape[1:])) if info.shape else info
+
+
+def _check_shared_dimensions(name: str, inputs: Sequence[TensorInfo], feeds: Mapping[str, Array]) -> None:
+    """A symbolic dimension is one size in all inputs (a text model's ids and mask have the same length)."""
+    seen: dict[str, tuple[str, int]] = {}
+    for info in inputs:
+        for size, symbol in zip(feeds[info.name].shape[1:], info.shape[1:], strict=True):
+            if not isinstance(symbol, str):
+                continue
+            other, known = seen.setdefault(symbol, (info.name, size))
+            if known != size:
+                raise DataError(
+                    f"data '{name}': dimension '{symbol}' is {known} in input '{other}' and {size} in '{info.name}': "
+                    "the model expects one size."
+                )
+
+
+def _converted(name: str, key: str, array: Array, wanted: str) -> tuple[Array, tuple[str, ...]]:
+    """The array in the model's dtype where nothing but float precision can be lost; otherwise as it is, for check_feeds."""
+    try:
+        target = np.dtype(wanted)
+    except TypeError as error:
+        raise DataError(
+            f"input '{key}' of the model takes {wanted}, which numpy data cannot hold: choose another model input type."
+        ) from error
+    if array.dtype == target:
+        return array, ()
+    kinds = array.dtype.kind + target.kind
+    if kinds == "ff":
+        with np.errstate(over="ignore"):
+            converted: Array = array.astype(target)
+        lost = int((np.isfinite(array) & ~np.isfinite(converted)).sum())
+        if lost:
+            raise DataError(
+                f"input '{key}' of data '{name}' has {lost} values too large for {wanted}: the model expects {wanted}."
+            )
+    elif kinds in ("ii", "uu", "iu", "ui") and array.size:
+        limits = np.iinfo(target)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise DataError(
+                f"input '{key}' of data '{name}' has values from {array.min()} to {array.max()}, {wanted} cannot hold them."
+            )
+        converted = array.astype(target)
+    elif kinds in ("uf", "if"):
+        raise DataError(
+            f"input '{key}' of data '{name}' is {array.dtype.name}, the model expects {wanted}: "
+            "whether the values have to be scaled (pixels by 1/255, say) only you know; convert the array."
+        )
+    else:
+        return array, ()
+    return converted, (f"input '{key}' was converted from {array.dtype.name} to {wanted}",)

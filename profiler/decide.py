@@ -1,0 +1,270 @@
+"""The decision: which cases are on the frontier, which one to ship, and why not the others. Pure functions of an Analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiler import units
+from profiler.analysis import AXES, Analysis, CaseResult, paired_ratio
+from profiler.errors import StudyError, unknown
+from profiler.frontier import Frontier, frontier
+from profiler.records import BlockRecord, Estimate, NotMeasured
+
+
+@dataclass(frozen=True)
+class FrontierView:
+    """The frontier over two axes. Every measured case stands in exactly one of the lists."""
+
+    x: str
+    y: str
+    members: tuple[CaseResult, ...]
+    """On the frontier, best x first."""
+    tied: tuple[CaseResult, ...]
+    """Dominated by point estimates only: more measurement may change that."""
+    dominated: tuple[tuple[CaseResult, str], ...]
+    """The case and the key of a case that is better."""
+    unplaced: tuple[tuple[CaseResult, str], ...]
+    """Cases that lack one of the two figures, and why."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One case, or none, with its reason in a sentence, and what was ruled out."""
+
+    case: CaseResult | None
+    headline: str
+    sentences: tuple[str, ...]
+    ruled_out: tuple[tuple[CaseResult, str], ...]
+
+
+def view(analysis: Analysis, x: str = "latency_p50", y: str = "accuracy") -> FrontierView:
+    """The frontier of the measured cases. Falls back to agreement where the data has no labels.
+
+    Raises StudyError for unknown axes.
+    """
+    for axis in (x, y):
+        if axis not in AXES:
+            raise unknown("axis", axis, AXES)
+    if x == y:
+        raise StudyError(f"the frontier needs two different axes, got {x} twice.")
+    if y == "accuracy" and not any(isinstance(case.accuracy, Estimate) for case in analysis.measured):
+        y = "agreement"
+    placed, unplaced = [], []
+    for case in analysis.measured:
+        missing = [figure for figure in (case.figure(x), case.figure(y)) if isinstance(figure, NotMeasured)]
+        if missing:
+            unplaced.append((case, missing[0].reason))
+        else:
+            placed.append(case)
+    if not placed:
+        return FrontierView(x, y, (), (), (), tuple(unplaced))
+    found = _frontier(analysis, placed, x, y)
+    members = [case for case, member in zip(placed, found.members, strict=True) if member]
+    tied, dominated = [], []
+    for index, case in enumerate(placed):
+        if found.members[index]:
+            continue
+        better = [placed[other] for other in found.dominated_by[index]]
+        surely = [other for other in better if _separated(analysis, other, case, x, y)]
+        if surely:
+            dominated.append((case, surely[0].key))
+        else:
+            tied.append(case)
+    sign = -1 if AXES[x].maximise else 1
+    members.sort(key=lambda case: sign * _value(case, x))
+    tied.sort(key=lambda case: sign * _value(case, x))
+    return FrontierView(x, y, tuple(members), tuple(tied), tuple(dominated), tuple(unplaced))
+
+
+def recommend(analysis: Analysis, frontier_view: FrontierView) -> Recommendation:
+    """The fastest (or cheapest, ...) case whose every constraint is met; without one, what comes nearest and what is missing."""
+    fitting = [case for case in analysis.measured if case.verdict == "PASS"]
+    if analysis.run.study.constraints.max_drop is None:
+        # Without a limit on the loss the fastest wrecked model would win: nothing that may be worse by over a point.
+        fitting = [case for case in fitting if _loses_little(case)]
+    ruled_out = tuple((case, _why_out(case)) for case in analysis.measured if case not in fitting)
+    if not fitting:
+        return Recommendation(None, _nothing_fits(analysis), (), ruled_out)
+    chosen = min(fitting, key=lambda case: _preference(case, frontier_view.x))
+    return Recommendation(chosen, _headline(chosen), tuple(_sentences(analysis, chosen, frontier_view)), ruled_out)
+
+
+DEFAULT_DROP = 0.01
+"""Loss accepted when the user names none: one percentage point, or one per cent of an error metric."""
+
+
+def _frontier(analysis: Analysis, placed: Sequence[CaseResult], x: str, y: str) -> Frontier:
+    figures = [(case.figure(x), case.figure(y)) for case in placed]
+    estimates = [[figure for figure in pair if isinstance(figure, Estimate)] for pair in figures]
+
+    def column(name: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        return np.array([[np.nan if (v := getattr(e, name)) is None else v for e in pair] for pair in estimates], float)
+
+    return frontier(column("value"), column("low"), column("high"), maximise=(AXES[x].maximise, _maximise(analysis, y)))
+
+
+def _maximise(analysis: Analysis, axis: str) -> bool:
+    if axis == "accuracy" and analysis.metric is not None:
+        return analysis.metric.higher_is_better
+    return AXES[axis].maximise
+
+
+def _separated(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str, y: str) -> bool:
+    """Whether the measurement can tell the two apart on one axis. Times are compared pair by pair, not by overlap."""
+    if x == "latency_p50":
+        ratio = paired_ratio(_blocks(analysis, better), _blocks(analysis, worse))
+        if ratio is not None and ratio.high is not None and better.case.batch == worse.case.batch:
+            if ratio.high < 1:
+                return True
+        elif _apart(better.figure(x), worse.figure(x), maximise=False):
+            return True
+    elif _apart(better.figure(x), worse.figure(x), maximise=AXES[x].maximise):
+        return True
+    if y == "accuracy":
+        # Changes are paired with the same reference, so their intervals are far narrower than those of accuracy.
+        return _apart(better.accuracy_change, worse.accuracy_change, maximise=True)
+    return _apart(better.figure(y), worse.figure(y), maximise=_maximise(analysis, y))
+
+
+def _blocks(analysis: Analysis, case: CaseResult) -> list[BlockRecord]:
+    return [block for block in analysis.run.blocks if block.case == case.key]
+
+
+def _apart(better: object, worse: object, *, maximise: bool) -> bool:
+    if not isinstance(better, Estimate) or not isinstance(worse, Estimate):
+        return False
+    if maximise:
+        return better.low is not None and worse.high is not None and better.low > worse.high
+    return better.high is not None and worse.low is not None and better.high < worse.low
+
+
+def _value(case: CaseResult, axis: str) -> float:
+    figure = case.figure(axis)
+    return figure.value if isinstance(figure, Estimate) else float("inf")
+
+
+def _loses_little(case: CaseResult) -> bool:
+    change = case.accuracy_change
+    if isinstance(change, Estimate):
+        return change.low is None or change.low >= -DEFAULT_DROP or change.value >= 0
+    agreement = case.agreement
+    return isinstance(agreement, NotMeasured) or agreement.value >= 1 - DEFAULT_DROP
+
+
+def _why_out(case: CaseResult) -> str:
+    problems = [f"{check.name} {check.verdict}: {check.text}" for check in case.checks if check.verdict != "PASS"]
+    if problems:
+        return "; ".join(problems)
+    change = case.accuracy_change
+    if isinstance(change, Estimate):
+        low = "unbounded" if change.low is None else _change(change.low, change.unit)
+        return f"may lose more than one point (change {_change(change.value, change.unit)}, as low as {low}) and no --max-drop was given"
+    return "over 1 % of its answers differ from the reference, there are no labels, and no --max-drop was given"
+
+
+def _change(value: float, unit: str) -> str:
+    return f"{units.points(value)} points" if unit == "proportion" else units.significant(value)
+
+
+def _preference(case: CaseResult, x: str) -> tuple[float, float]:
+    """Best x first; among cases that the data can't tell apart here, the smaller file."""
+    sign = -1 if AXES[x].maximise else 1
+    return sign * _value(case, x), _value(case, "size")
+
+
+def _nothing_fits(analysis: Analysis) -> str:
+    if not analysis.measured:
+        return "Nothing was measured: see the failures."
+    verdicts = {case.verdict for case in analysis.measured}
+    if verdicts <= {"FAIL"}:
+        return "No case meets the constraints: loosen one, or add variants."
+    return "No case is shown to meet the constraints: some are undecided. More samples or --thorough may decide."
+
+
+def _headline(chosen: CaseResult) -> str:
+    case = chosen.case
+    threads = "" if case.threads == 1 else f", {case.threads} threads"
+    return f"Ship {case.variant} on {case.backend}, batch {case.batch}{threads}."
+
+
+def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierView) -> list[str]:
+    return list(
+        filter(
+            None,
+            (
+                _faster(analysis, chosen), _accuracy(chosen), _latency(chosen), _money(analysis, chosen),
+                _ties(chosen, frontier_view), _untested(),
+            ),
+        )
+    )  # fmt: skip
+
+
+def _faster(analysis: Analysis, chosen: CaseResult) -> str:
+    ratio = chosen.time_ratio
+    if chosen.key == analysis.reference:
+        return "It is the reference itself: no variant that meets the constraints is faster."
+    if isinstance(ratio, NotMeasured):
+        return f"Not compared with the reference: {ratio.reason}."
+    reference = analysis.reference or "the reference"
+    name = reference.split("/", maxsplit=1)[0].replace("@", " on ")
+    if ratio.low is None or ratio.high is None or chosen.time_ratio_verdict == "inconclusive":
+        return f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}×, {ratio.note or 'the interval holds 1'}."
+    interval = f"95 %: {1 / ratio.high:.2f}–{1 / ratio.low:.2f}"
+    if chosen.time_ratio_verdict == "equivalent":
+        return f"As fast as {name}, within 2 % ({interval})."
+    word = "faster" if ratio.value < 1 else "slower"
+    factor = 1 / ratio.value if ratio.value < 1 else ratio.value
+    shown = interval if ratio.value < 1 else f"95 %: {ratio.low:.2f}–{ratio.high:.2f}"
+    return f"{factor:.2f}× {word} than {name} ({shown})."
+
+
+def _accuracy(chosen: CaseResult) -> str:
+    change = chosen.accuracy_change
+    changed = ""
+    if isinstance(chosen.agreement, Estimate) and chosen.agreement.unit == "proportion":
+        changed = f" {(1 - chosen.agreement.value) * 100:.1f} % of answers differ from the reference's."
+    if isinstance(change, NotMeasured):
+        return f"Accuracy not measured: {change.reason}.{changed}"
+    if change.note == "the reference itself":
+        return ""
+    if change.unit != "proportion":
+        low = "unbounded" if change.low is None else units.significant(change.low)
+        high = "unbounded" if change.high is None else units.significant(change.high)
+        return f"Accuracy changes by {units.significant(change.value)} (95 %: {low} to {high}; negative is worse).{changed}"
+    if change.low is None:
+        return f"Accuracy changes by {units.points(change.value)} points, interval unbounded.{changed}"
+    wrong = max(0.0, -change.low) * 10_000
+    return f"At most {wrong:.0f} more wrong answers per 10,000 (95 % sure).{changed}"
+
+
+def _latency(chosen: CaseResult) -> str:
+    p50, p99 = chosen.latency_p50_s, chosen.latency_p99_s
+    if isinstance(p50, NotMeasured):
+        return ""
+    tail = f", p99 {units.seconds(p99.value)}" if isinstance(p99, Estimate) else ""
+    memory = chosen.peak_rss_bytes
+    return f"p50 {units.seconds(p50.value)}{tail} per batch" + (
+        f", {units.size(memory.value)} peak RSS." if isinstance(memory, Estimate) else "."
+    )
+
+
+def _money(analysis: Analysis, chosen: CaseResult) -> str:
+    figure = chosen.usd_per_million
+    if isinstance(figure, NotMeasured):
+        return f"Cost not given: {figure.reason}."
+    share = analysis.run.study.cost.utilisation
+    return f"{units.usd(figure.value)} per million inferences on {analysis.machine} at {share:.0%} use."
+
+
+def _ties(chosen: CaseResult, frontier_view: FrontierView) -> str:
+    others = [case.key for case in frontier_view.tied]
+    return (
+        f"Not told apart from the frontier: {', '.join(others)}." if others and chosen in frontier_view.members else ""
+    )
+
+
+def _untested() -> str:
+    return "Not tested: corrupted inputs, subgroups, load with queueing, energy."

@@ -1,0 +1,127 @@
+"""The quality stage: run the evaluation rows through each variant on each backend, and keep one row per sample."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler import quality, wire
+from profiler.data import Dataset
+from profiler.errors import EdgeprofError
+from profiler.job import Job
+from profiler.records import QualityRecord
+from profiler.study import Case
+from profiler.targets.process import WorkerFailure, WorkerProcess
+
+Outputs = dict[str, NDArray[np.generic]]
+REFERENCE_OUTPUTS = "reference-outputs.bin"
+
+
+def evaluate(job: Job, cases: Sequence[Case]) -> set[str]:
+    """Evaluate every (variant, backend, target, batch) not yet stored. Returns the quality keys that failed.
+
+    The reference, the first case that works with the unmodified model, goes first: the others are paired against it.
+    """
+    data = job.prepared.evaluation
+    if data is None:
+        return set()
+    units = {case.quality_key: case for case in cases}
+    done = {record.case: record for record in job.store.records(job.run_id, QualityRecord)}
+    failed = _failed_before(job, units)
+    job.progress.stage("evaluating accuracy", len(units))
+    metric: quality.Metric | None = None
+    reference = _read_reference(job.folder / REFERENCE_OUTPUTS)
+    for key, case in sorted(units.items(), key=lambda item: not item[1].is_reference_variant):
+        if key not in done and key not in failed:
+            start = time.perf_counter()
+            try:
+                outputs = _outputs(job, case, data)
+            except WorkerFailure as failure:
+                job.fail(key, "quality", failure)
+                failed.add(key)
+            else:
+                if reference is None and case.is_reference_variant:
+                    reference = outputs
+                    _write_reference(job.folder / REFERENCE_OUTPUTS, outputs)
+                metric = metric or _metric(job, data, reference or outputs)
+                try:
+                    record = _record(key, metric, data, outputs, reference, time.perf_counter() - start)
+                except EdgeprofError as error:
+                    if case.is_reference_variant:
+                        # Labels or metric don't fit the model itself: nothing that follows could mean anything.
+                        raise
+                    job.fail(key, "quality", WorkerFailure("error", str(error)))
+                    failed.add(key)
+                else:
+                    job.store.add(job.run_id, record)
+        job.progress.step(key)
+    return failed
+
+
+def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
+    from profiler.records import FailureRecord
+
+    failures = job.store.records(job.run_id, FailureRecord)
+    return {failure.case for failure in failures if failure.stage == "quality" and failure.case in units}
+
+
+def _metric(job: Job, data: Dataset, outputs: Outputs) -> quality.Metric:
+    if job.study.metric is not None:
+        return quality.get_metric(job.study.metric)
+    return quality.default_metric(data.labels, outputs)
+
+
+def _record(
+    key: str, metric: quality.Metric, data: Dataset, outputs: Outputs, reference: Outputs | None, seconds: float
+) -> QualityRecord:
+    per_sample = metric.per_sample(outputs, data.labels) if metric.name != "agreement" else None
+    agreement = quality.agreement(outputs, reference if reference is not None else outputs)
+    notes = () if reference is not None else ("the reference failed: agreement is with this variant itself",)
+    return QualityRecord(
+        case=key,
+        metric=metric.name,
+        per_sample=np.asarray(agreement if per_sample is None else per_sample, dtype=np.float64),
+        predictions=quality.predictions(outputs),
+        agreement=np.asarray(agreement, dtype=np.float64),
+        data_sha256=data.sha256,
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+def _outputs(job: Job, case: Case, data: Dataset) -> Outputs:
+    """Outputs for all rows, in order; the last batch is filled up with rows from the front and cut again."""
+    parts: dict[str, list[NDArray[np.generic]]] = {}
+    with job.open(case) as worker:
+        job.load(worker, case)
+        for start in range(0, len(data), case.batch):
+            index = np.arange(start, start + case.batch) % len(data)
+            rows = min(case.batch, len(data) - start)
+            for name, array in _infer(job, worker, data, index).items():
+                if array.ndim == 0 or array.shape[0] != case.batch:
+                    raise WorkerFailure(
+                        "error",
+                        f"output '{name}' has shape {array.shape} for a batch of {case.batch}: expected one row per sample. "
+                        "Evaluate this model with --batch 1, or give an output whose first axis is the batch.",
+                    )
+                parts.setdefault(name, []).append(array[:rows])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _infer(job: Job, worker: WorkerProcess, data: Dataset, index: NDArray[np.int64]) -> Outputs:
+    batch = {name: np.ascontiguousarray(array[index]) for name, array in data.inputs.items()}
+    return worker.request("infer", batch, timeout_s=job.study.time_limit_s)[1]
+
+
+def _write_reference(path: Path, outputs: Outputs) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(wire.pack(outputs))
+    temporary.replace(path)
+
+
+def _read_reference(path: Path) -> Outputs | None:
+    return wire.unpack(path.read_bytes()) if path.is_file() else None

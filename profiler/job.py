@@ -1,0 +1,99 @@
+"""What the measuring stages share: the study, where records go, and how a worker is brought to a loaded model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import spec
+from profiler import artifacts
+from profiler.artifacts import ArtifactStore
+from profiler.prepare import Prepared, timing_feeds
+from profiler.progress import Progress
+from profiler.records import ArtifactRecord, FailureRecord
+from profiler.store import Store
+from profiler.study import Case, Study
+from profiler.targets.base import get as get_target
+from profiler.targets.process import WorkerFailure, WorkerProcess
+
+_Stage = Literal["load", "warmup", "measure", "quality"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run in progress."""
+
+    run_id: str
+    study: Study
+    store: Store
+    artifact_store: ArtifactStore
+    artifacts: Mapping[str, ArtifactRecord]
+    prepared: Prepared
+    folder: Path
+    """Files of this run besides the database: reference outputs, the report."""
+    progress: Progress
+
+    def open(self, case: Case) -> WorkerProcess:
+        """A fresh worker on the case's target, not loaded yet."""
+        return WorkerProcess(
+            get_target(case.target),
+            cache=self.artifact_store.folder / "received",
+            memory_limit_bytes=self.study.memory_limit_bytes,
+        )
+
+    def load(self, worker: WorkerProcess, case: Case) -> dict[str, Any]:
+        """Bring the case's artifact to the worker and load it; returns the worker's answer. Raises WorkerFailure."""
+        record = self.artifacts[case.variant]
+        backend = spec.parse(case.backend)
+        target = get_target(case.target)
+        path: str | None = None
+        if target.shares_files:
+            path = str(self.artifact_store.path(record.sha256).resolve())
+        else:
+            files = self.artifact_store.files(record.sha256)
+            hashes = {name: _sha256(file) for name, file in files.items()}
+            worker.send_artifact(record.sha256, files, hashes, timeout_s=self.study.time_limit_s)
+        shapes = {name: [case.batch, *array.shape[1:]] for name, array in self.prepared.rows.items()}
+        reply, _ = worker.request(
+            "load",
+            timeout_s=self.study.time_limit_s,
+            backend=backend.name,
+            device=backend.device,
+            options={**artifacts.backend_options(record, backend.name), **backend.options},
+            threads=case.threads,
+            batch=case.batch,
+            sample_shapes=shapes,
+            path=path,
+            sha256=record.sha256,
+            name=artifacts.MODEL_NAME,
+            cache_dir=str((self.artifact_store.folder / "engines").resolve()) if target.shares_files else None,
+        )
+        return reply
+
+    def feeds(self, case: Case) -> dict[str, NDArray[np.generic]]:
+        """The batches that timing takes in turn."""
+        return timing_feeds(self.prepared, case, self.study.seed)
+
+    def fail(self, case_key: str, stage: _Stage, failure: WorkerFailure, replicate: int | None = None) -> FailureRecord:
+        """Store a worker's failure and tell it."""
+        record = FailureRecord(
+            case=case_key, stage=stage, kind=failure.kind, message=str(failure), replicate=replicate,
+            log_tail=failure.log_tail,
+        )  # fmt: skip
+        self.store.add(self.run_id, record)
+        self.progress.note(f"{case_key} failed ({record.kind}): {record.message.splitlines()[0][:200]}")
+        return record
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

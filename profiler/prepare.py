@@ -1,0 +1,237 @@
+"""Before anything is measured: the model as ONNX, the rows to evaluate, calibrate and time on, the artifacts, the cases."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import registry as backend_registry
+from backends import spec
+from backends.base import TensorInfo
+from profiler import artifacts, onnx_io
+from profiler.artifacts import ArtifactStore
+from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
+from profiler.data.functions import FUNCTION, RESERVED, read_function
+from profiler.data.npz import read_npz
+from profiler.errors import DataError, EdgeprofError, StudyError, unknown
+from profiler.progress import Progress
+from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
+from profiler.study import Case, Study, expand
+from profiler.variants import registry as variant_registry
+from profiler.variants.base import Variant
+
+TIMING_TURNS = 4
+"""Different batches that timing takes in turn."""
+_EXPORT_ROWS = 64
+_RANDOM_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the measuring stages work on."""
+
+    source: Path
+    inputs: tuple[TensorInfo, ...]
+    evaluation: Dataset | None
+    """Rows to evaluate on; None when the study has no data, and then accuracy is not measured."""
+    calibration: Dataset | None
+    rows: Mapping[str, NDArray[np.generic]]
+    """Inputs that timing draws its batches from: the evaluation rows, or random ones."""
+    notes: tuple[str, ...]
+
+
+def check_names(study: Study) -> tuple[Variant, ...]:
+    """The study's variants, reference first. Raises StudyError for names nobody knows, before any work is done."""
+    for text in study.backends:
+        backend = spec.parse(text)
+        if backend.name not in backend_registry.names():
+            raise unknown("backend", backend.name, backend_registry.names())
+        devices = backend_registry.get(backend.name).devices()
+        family = (backend.device or "").split(".")[0]
+        if backend.device and family.lower() not in {device.lower() for device in devices} and not family.isdigit():
+            raise unknown(f"device of backend '{backend.name}'", backend.device, devices)
+    texts = study.variants or variant_registry.default_variants("default")
+    return tuple(variant_registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *texts)))
+
+
+def prepare(study: Study, variants: tuple[Variant, ...], folder: Path, *, shapes_needed: bool = True) -> Prepared:
+    """Read or export the model, and read the data. Raises ModelError, DataError, StudyError.
+
+    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made.
+    """
+    source, notes = _model(study, folder)
+    model = onnx_io.read_model(source)
+    inputs = onnx_io.model_inputs(model)
+    if not inputs:
+        raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
+    _check_batches(study, inputs)
+    data = _load(study, study.data, inputs) if study.data else None
+    calibration = _load(study, study.calibration, inputs) if study.calibration else None
+    evaluation = data
+    if calibration is not None and data is not None:
+        calibration = drop_overlap(calibration, data)
+    elif data is not None and any(variant.needs_calibration for variant in variants):
+        # Never more than half: the rest is what every claim about accuracy rests on.
+        calibration, evaluation = split_calibration(
+            data, min(study.calibration_samples, len(data) // 2), seed=study.seed
+        )
+    rows: Mapping[str, NDArray[np.generic]] = {}
+    if evaluation is not None:
+        rows, notes = evaluation.inputs, (*notes, *evaluation.notes)
+    elif shapes_needed:
+        rows = _random_rows(study, inputs)
+        notes = (*notes, "no data was given: timing runs on random inputs, accuracy is not measured")
+    return Prepared(source, inputs, evaluation, calibration, rows, notes)
+
+
+def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The ONNX file of the study's model: itself, or exported from a factory with rows of the study's data."""
+    from profiler.export import export_model
+
+    path = Path(study.model).expanduser()
+    factory = FUNCTION.fullmatch(study.model) is not None and not path.exists()
+    sample = export_sample(study) if factory else {}
+    out = folder / "exported" / "model.onnx"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    exported = export_model(study.model if factory else str(path), sample, out)
+    notes = exported.notes
+    if exported.parity is not None:
+        parity = exported.parity
+        notes = (
+            f"exported by {exported.exporter}; outputs differ from {exported.source_framework} by at most "
+            f"{parity.max_abs_diff:.2g} (relative {parity.max_rel_diff:.2g}) on {parity.rows} rows",
+            *notes,
+        )
+    return exported.path, notes
+
+
+def export_sample(study: Study) -> Mapping[str, NDArray[np.generic]]:
+    """A few rows to trace the model with, before its inputs are known by name."""
+    if study.data is None:
+        raise StudyError(f"exporting {study.model} needs rows to trace it with: give them with --data.")
+    path = Path(study.data).expanduser()
+    if path.is_file():
+        arrays: Mapping[str, NDArray[np.generic]] = read_npz(path)
+    elif FUNCTION.fullmatch(study.data) and not path.exists():
+        arrays = read_function(study.data, (), limit=_EXPORT_ROWS)
+    else:
+        info = TensorInfo("image", "float32", (None, None, None, None))
+        arrays = load_dataset(study.data, inputs=[info], preprocessing=_preprocessing(study), limit=_EXPORT_ROWS).inputs
+    rows = {name: array[:_EXPORT_ROWS] for name, array in arrays.items() if name not in RESERVED}
+    if not rows:
+        raise DataError(
+            f"data '{study.data}' has no arrays besides {', '.join(RESERVED)}: name one as the model's input."
+        )
+    return rows
+
+
+def _preprocessing(study: Study) -> Preprocessing | None:
+    return None if study.preprocessing is None else Preprocessing.of(study.preprocessing)
+
+
+def _load(study: Study, source: str, inputs: tuple[TensorInfo, ...]) -> Dataset:
+    return load_dataset(source, inputs=inputs, preprocessing=_preprocessing(study), limit=study.limit, seed=study.seed)
+
+
+def _check_batches(study: Study, inputs: tuple[TensorInfo, ...]) -> None:
+    for info in inputs:
+        first = info.shape[0] if info.shape else None
+        wrong = [batch for batch in study.batches if isinstance(first, int) and batch != first]
+        if wrong:
+            raise StudyError(
+                f"batch {wrong[0]} is not possible: input '{info.name}' has a fixed batch axis of {first}. "
+                f"Ask for --batch {first}, or export the model with a dynamic batch axis."
+            )
+
+
+def _random_rows(study: Study, inputs: tuple[TensorInfo, ...]) -> Mapping[str, NDArray[np.generic]]:
+    random = np.random.default_rng(study.seed)
+    rows: dict[str, NDArray[np.generic]] = {}
+    for info in inputs:
+        given = study.input_shapes.get(info.name)
+        shape = given if given is not None else info.shape[1:]
+        open_axes = [size for size in shape if not isinstance(size, int)]
+        if open_axes:
+            raise StudyError(
+                f"input '{info.name}' has sizes that the model leaves open ({', '.join(map(str, open_axes))}): "
+                f"give real rows with --data, or a shape with --shape {info.name}=… (without the batch axis)."
+            )
+        full = (_RANDOM_ROWS, *(int(size) for size in shape if isinstance(size, int)))
+        dtype = np.dtype(info.dtype)
+        if dtype.kind == "f":
+            rows[info.name] = random.standard_normal(full).astype(dtype)
+        else:
+            # Small whole numbers are valid as token ids, masks and flags alike.
+            rows[info.name] = random.integers(0, 2, full).astype(dtype)
+    return rows
+
+
+def make_artifacts(
+    prepared: Prepared, variants: tuple[Variant, ...], store: ArtifactStore, progress: Progress
+) -> tuple[list[ArtifactRecord], list[FailureRecord]]:
+    """One artifact per variant, equal ones merged; a variant that cannot be made is a failure and the others go on."""
+    made: list[ArtifactRecord] = []
+    failures: list[FailureRecord] = []
+    calibration = prepared.calibration
+    progress.stage("making variants", len(variants))
+    for variant in variants:
+        try:
+            record = store.make(
+                prepared.source,
+                variant,
+                None if calibration is None else calibration.inputs,
+                None if calibration is None else calibration.sha256,
+            )
+        except EdgeprofError as error:
+            if variant.text == REFERENCE_VARIANT:
+                raise
+            failures.append(FailureRecord(case=variant.text, stage="variant", kind="unsupported", message=str(error)))
+            progress.note(f"{variant.text}: {error}")
+        else:
+            made.append(artifacts.merged(record, made))
+        progress.step(variant.text)
+    return made, failures
+
+
+def plan_cases(study: Study, made: list[ArtifactRecord]) -> tuple[tuple[Case, ...], list[FailureRecord]]:
+    """The cases worth running, and those left out with the reason: merged with another, or not for that backend."""
+    variants = tuple(record.variant for record in made)
+    records = {record.variant: record for record in made}
+    kept, left_out = [], []
+    for case in expand(study, variants):
+        record = records[case.variant]
+        backend = spec.parse(case.backend).name
+        if not artifacts.runs_on(record, backend):
+            only = str(record.facts.get("only_backends")).replace("|", ", ")
+            left_out.append(_skipped(case, f"{case.variant} is made for {only}, not for {backend}."))
+        elif record.equal_to is not None:
+            left_out.append(_skipped(case, f"the file equals that of {record.equal_to}: measured there."))
+        else:
+            kept.append(case)
+    return tuple(kept), left_out
+
+
+def _skipped(case: Case, message: str) -> FailureRecord:
+    return FailureRecord(case=case.key, stage="plan", kind="skipped", message=message)
+
+
+def timing_feeds(prepared: Prepared, case: Case, seed: int) -> dict[str, NDArray[np.generic]]:
+    """Arrays `<turn>/<input>` of `TIMING_TURNS` batches; the same rows for every case of that batch size."""
+    count = len(next(iter(prepared.rows.values())))
+    random = np.random.default_rng((seed, case.batch))
+    feeds = {}
+    for turn in range(TIMING_TURNS):
+        index = random.choice(count, case.batch, replace=case.batch > count)
+        for name, array in prepared.rows.items():
+            feeds[f"{turn}/{name}"] = np.ascontiguousarray(array[index])
+    return feeds
+
+
+def working_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where an export lies until it is in the artifact store."""
+    return tempfile.TemporaryDirectory(prefix="edgeprof-")

@@ -1,0 +1,224 @@
+"""Metrics of classifiers. A row whose outputs hold NaN is a wrong answer, not a missing one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.data.dataset import check_labels
+from profiler.errors import DataError, unknown
+from profiler.quality.metrics import BaseMetric
+from profiler.quality.outputs import NO_CLASS, Array, class_output, label_output, predictions, value_output
+
+# Probabilities that went through 8 bits no longer add up to 1; logits rarely come this close to it by chance.
+_SUM_OF_PROBABILITIES = (0.8, 1.25)
+
+
+@dataclass(frozen=True)
+class _Classes(BaseMetric):
+    """Predicted and true class of each row, also from a single column."""
+
+    threshold: float | None = None
+    """For a single output column: class 1 at this value and above. Default 0.5, for probabilities."""
+
+    def _classes(
+        self, outputs: Mapping[str, Array], labels: Array | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        predicted = predictions(outputs, output=self.output)
+        if predicted is None:
+            predicted, n_classes = self._thresholded(value_output(outputs, self.output)), 2
+        else:
+            columns = class_output(outputs, self.output) if label_output(outputs, self.output) is None else None
+            n_classes = np.iinfo(np.int64).max if columns is None else columns.shape[1]
+        true = _as_classes(self.name, self.checked(labels, len(predicted)))
+        # A model that says the class itself may have classes beyond its columns; sklearn keeps the values it was trained with.
+        if n_classes < np.iinfo(np.int64).max:
+            check_labels(true, n_classes)
+        return predicted, true
+
+    def _thresholded(self, column: Array) -> NDArray[np.int64]:
+        if column.size != len(column) or column.dtype.kind != "f":
+            raise DataError(
+                f"metric {self.name} needs an output of shape [n, classes], this one is {column.dtype.name} {column.shape}: "
+                "choose another output with {output=name}, or give your own metric as package.module:function."
+            )
+        values = column.reshape(-1).astype(np.float64)
+        outside = (values < 0) | (values > 1)
+        if self.threshold is None and outside.any():
+            raise DataError(
+                f"metric {self.name} takes a single output column for a probability, "
+                f"and it has values from {np.nanmin(values):.3g} to {np.nanmax(values):.3g}: "
+                f"for logits use {self.label}{{threshold=0}}."
+            )
+        threshold = 0.5 if self.threshold is None else self.threshold
+        return np.where(np.isnan(values), NO_CLASS, values >= threshold).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Top1(_Classes):
+    """Share of rows whose most likely class is the label. Keeps 1 or 0, shape (n,)."""
+
+    label: ClassVar[str] = "top1"
+
+    def per_sample(
+        self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
+    ) -> NDArray[np.float64]:
+        """1 where right, 0 where wrong, shape (n,)."""
+        del reference
+        predicted, true = self._classes(outputs, labels)
+        return np.asarray(predicted == true, np.float64)
+
+
+@dataclass(frozen=True)
+class Top5(BaseMetric):
+    """Share of rows whose label is among the five most likely classes; ties go to the lower class. Keeps 1 or 0."""
+
+    label: ClassVar[str] = "top5"
+
+    def per_sample(
+        self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
+    ) -> NDArray[np.float64]:
+        """1 where the label is among the five, shape (n,)."""
+        del reference
+        columns = class_output(outputs, self.output)
+        if columns is None or columns.shape[1] <= 5:
+            shapes = {name: array.shape for name, array in outputs.items()}
+            raise DataError(
+                f"metric {self.name} needs a column for each of more than 5 classes, the outputs are {shapes}: use top1."
+            )
+        true = _as_classes(self.name, self.checked(labels, len(columns)))
+        check_labels(true, columns.shape[1])
+        own = columns[np.arange(len(columns)), true][:, np.newaxis]
+        earlier = np.arange(columns.shape[1]) < true[:, np.newaxis]
+        # Generic until here; class_output established that they are floats.
+        numbers, mine = columns.astype(np.float64), own.astype(np.float64)
+        rank = ((numbers > mine) | ((numbers == mine) & earlier)).sum(axis=1)
+        right = (rank < 5) & ~np.isnan(numbers).any(axis=1)
+        return np.asarray(right, np.float64)
+
+
+@dataclass(frozen=True)
+class MacroF1(_Classes):
+    """Unweighted mean of each class's F1 over the classes that occur as label or answer. Keeps (label, answer), shape (n, 2)."""
+
+    label: ClassVar[str] = "f1"
+    mean_reduced: ClassVar[bool] = False
+
+    def per_sample(
+        self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
+    ) -> NDArray[np.float64]:
+        """Label and answer of each row, shape (n, 2)."""
+        del reference
+        predicted, true = self._classes(outputs, labels)
+        return np.stack([true, predicted], axis=1).astype(np.float64)
+
+    def value(self, per_sample: NDArray[np.float64]) -> float:
+        """2 TP / (labels + answers) for each class, averaged; a NaN answer is no class of its own."""
+        true, predicted = per_sample.astype(np.int64).T
+        classes, codes = np.unique(np.concatenate([true, predicted]), return_inverse=True)
+        true, predicted = codes[: len(true)], codes[len(true) :]
+        counts = np.bincount(true, minlength=len(classes)) + np.bincount(predicted, minlength=len(classes))
+        hits = np.bincount(true[true == predicted], minlength=len(classes))
+        real = classes != NO_CLASS
+        return float((2 * hits[real] / counts[real]).mean())
+
+
+@dataclass(frozen=True)
+class Auc(BaseMetric):
+    """Area under the ROC curve by ranks (ties count half); for more classes the mean over one class against the rest.
+
+    Keeps the label and the columns, shape (n, 2) for two classes, (n, 1 + classes) otherwise. Columns of more than two classes
+    are compared between rows, so logits become probabilities first, row by row.
+    """
+
+    label: ClassVar[str] = "auc"
+    mean_reduced: ClassVar[bool] = False
+    scale: str = "auto"
+    """`probabilities`, `logits`, or `auto`: a row of values in 0 … 1 that add up to about 1 holds probabilities."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown scale."""
+        if self.scale not in ("auto", "logits", "probabilities"):
+            raise unknown("scale of metric auc", self.scale, ("auto", "logits", "probabilities"))
+
+    def per_sample(
+        self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
+    ) -> NDArray[np.float64]:
+        """Label, then one column (two classes) or one for each class."""
+        del reference
+        found = class_output(outputs, self.output)
+        if found is None:
+            found = value_output(outputs, self.output)
+            if found.size != len(found) or found.dtype.kind != "f":
+                raise DataError(
+                    f"metric {self.name} needs an output of shape [n] or [n, classes], "
+                    f"this one has shape {found.shape}: choose another with {{output=name}}."
+                )
+        columns = found.reshape(len(found), -1).astype(np.float64)
+        if bad := int((~np.isfinite(columns)).any(axis=1).sum()):
+            raise DataError(
+                f"metric {self.name} cannot rank {bad} of {len(columns)} rows: their outputs are NaN or infinite."
+            )
+        true = _as_classes(self.name, self.checked(labels, len(columns)))
+        check_labels(true, max(2, columns.shape[1]))
+        if columns.shape[1] == 2:
+            # Grows with the probability of class 1, whether these are logits or probabilities.
+            columns = columns[:, 1:] - columns[:, :1]
+        elif columns.shape[1] > 2:
+            columns = self._probabilities(columns)
+        return np.column_stack([true.astype(np.float64), columns])
+
+    def value(self, per_sample: NDArray[np.float64]) -> float:
+        """The area. Raises DataError when all labels are of one class."""
+        true, columns = per_sample[:, 0].astype(np.int64), per_sample[:, 1:]
+        targets = [1] if columns.shape[1] == 1 else np.unique(true).tolist()
+        areas = [_area(true == target, columns[:, 0 if columns.shape[1] == 1 else target]) for target in targets]
+        defined = [area for area in areas if area is not None]
+        if not defined:
+            raise DataError(
+                f"metric {self.name} is undefined: all {len(true)} labels are of one class. Give data with two classes or more."
+            )
+        return float(np.mean(defined))
+
+    def _probabilities(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.scale == "probabilities":
+            return rows
+        low, high = _SUM_OF_PROBABILITIES
+        total = rows.sum(axis=1)
+        already = (rows >= 0).all(axis=1) & (rows <= 1.001).all(axis=1) & (total >= low) & (total <= high)
+        exponents = np.exp(rows - rows.max(axis=1, keepdims=True))
+        softmax = exponents / exponents.sum(axis=1, keepdims=True)
+        return softmax if self.scale == "logits" else np.where(already[:, np.newaxis], rows, softmax)
+
+
+def _area(positive: NDArray[np.bool_], columns: NDArray[np.float64]) -> float | None:
+    """Mann–Whitney: the share of (positive, negative) pairs in the right order, ties half. None without both kinds."""
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return None
+    _, inverse, counts = np.unique(columns, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    mean_rank = ends - (counts - 1) / 2
+    rank_sum = float(mean_rank[inverse][positive].sum())
+    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+
+
+def _as_classes(metric: str, labels: Array) -> NDArray[np.int64]:
+    """Class indexes, also from floats that are whole numbers."""
+    if labels.ndim != 1:
+        raise DataError(
+            f"metric {metric} needs class indexes of shape (n,), the labels have shape {labels.shape}: "
+            "take the argmax of one-hot labels."
+        )
+    numbers = labels.astype(np.float64)
+    if labels.dtype.kind == "f" and not bool((numbers == np.floor(numbers)).all()):
+        raise DataError(
+            f"metric {metric} needs class indexes, the labels are fractions such "
+            f"as {numbers[numbers % 1 != 0][0]:.4g}: use rmse or mae."
+        )
+    return labels.astype(np.int64)

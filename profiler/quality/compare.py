@@ -1,0 +1,234 @@
+"""A variant against the reference on the same samples: the change of the metric, the answers that change, and the verdict.
+
+`accuracy_change` is the field's difference signed so that negative always means worse: variant − reference where higher
+is better, reference − variant for errors. Everything here is a pure function of per-sample arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.errors import DataError
+from profiler.quality.metrics import Metric
+from profiler.records import Estimate
+from profiler.stats.paired import (
+    clopper_pearson,
+    label_free_bound,
+    paired_bootstrap,
+    tango_interval,
+)
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Answers that changed between right and wrong, of `n`."""
+
+    n: int
+    bad: int
+    """Right with the reference, wrong with the variant."""
+    good: int
+    """Wrong with the reference, right with the variant."""
+
+
+def count_flips(reference: Rows, variant: Rows, *, higher_is_better: bool = True) -> Flips | None:
+    """The flips between two arrays of 1 and 0, shape (n,); None when they hold anything else.
+
+    With `higher_is_better=False` a 1 is a mistake (an error rate), so 0 → 1 is the bad flip.
+    """
+    _check_pair(reference, variant)
+    if not (_binary(reference) and _binary(variant)):
+        return None
+    fell, rose = int((reference > variant).sum()), int((variant > reference).sum())
+    return Flips(len(reference), *((fell, rose) if higher_is_better else (rose, fell)))
+
+
+def metric_estimate(
+    metric: Metric, per_sample: Rows, *, ids: NDArray[np.str_] | None = None, level: float = 0.95, seed: int = 0
+) -> Estimate:
+    """The metric of one case with its interval: Clopper–Pearson for shares of independent samples, otherwise bootstrap."""
+    value = metric.value(per_sample)
+    if metric.mean_reduced and _binary(per_sample):
+        return _share(per_sample, metric.unit, ids, level, seed)
+    low, high, note = _bootstrap(_defined(metric), None, per_sample, ids, level, seed)
+    return Estimate(value, low, high, metric.unit, level, note=note)
+
+
+def paired_drop(
+    metric: Metric,
+    reference: Rows,
+    variant: Rows,
+    *,
+    ids: NDArray[np.str_] | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    itself: bool = False,
+) -> Estimate:
+    """`accuracy_change` with its `level` interval, in the metric's unit; negative is worse.
+
+    Tango's interval for means of 1 and 0 over independent samples, the paired (cluster) bootstrap otherwise. `ids` of shape
+    (n,) name the cluster of each sample. With `itself` the variant is the reference: 0 by definition, not by sampling.
+    Raises DataError when the arrays don't hold the same samples or the metric is undefined on them.
+    """
+    _check_pair(reference, variant)
+    if itself:
+        if not np.array_equal(reference, variant):
+            raise DataError(
+                "the reference differs from itself: its outputs change from run to run, so no change can be told."
+            )
+        return Estimate(0.0, 0.0, 0.0, metric.unit, level, note="the reference against itself")
+    sign = 1.0 if metric.higher_is_better else -1.0
+    flips = count_flips(reference, variant) if metric.mean_reduced else None
+    note: str | None
+    if flips is not None and not clustered(ids):
+        value = (flips.good - flips.bad) / flips.n
+        low, high = tango_interval(flips.bad, flips.good, flips.n, level)
+        return _signed(sign, value, low, high, metric.unit, level, None)
+    value = metric.value(variant) - metric.value(reference)
+    if np.array_equal(reference, variant):
+        n = _independent(ids, len(reference))
+        if flips is not None:
+            low, high = tango_interval(0, 0, n, level)
+            return _signed(
+                sign, 0.0, low, high, metric.unit, level, f"nothing changed; counted as {n} independent samples"
+            )
+        rare = 1 - (1 - level) ** (1 / n)
+        note = f"no sample changed; changes in fewer than {rare:.2%} of samples would probably not have shown"
+        return Estimate(0.0, 0.0, 0.0, metric.unit, level, note=note)
+    bootstrap_low, bootstrap_high, note = _bootstrap(_defined(metric), reference, variant, ids, level, seed)
+    return _signed(sign, value, bootstrap_low, bootstrap_high, metric.unit, level, note)
+
+
+def agreement_estimate(
+    agreement: Rows, *, ids: NDArray[np.str_] | None = None, level: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Mean agreement with the reference: the share of equal answers (Clopper–Pearson) or the mean similarity (bootstrap)."""
+    if not agreement.size:
+        raise DataError("there is no sample to compare with the reference: give data with at least one row.")
+    if _binary(agreement):
+        return _share(agreement, "proportion", ids, level, seed)
+    low, high, note = _bootstrap(np.mean, None, agreement, ids, level, seed)
+    return Estimate(float(agreement.mean()), low, high, "native", level, note=note)
+
+
+def worst_drop(agreement: Rows, *, ids: NDArray[np.str_] | None = None, level: float = 0.95) -> Estimate:
+    """Without any label: the accuracy drop is at most `high`, because only answers that changed can have become wrong.
+
+    `value` is the share of changed answers, `high` its one-sided Clopper–Pearson bound, `low` is 0. With `ids` a cluster
+    counts as changed when any of its answers is, which can only widen the bound. Raises DataError unless 1 and 0.
+    """
+    if not agreement.size or not _binary(agreement):
+        raise DataError("the bound on the drop without labels needs class answers (agreement 1 or 0): give labels.")
+    changed = agreement == 0
+    n, count = len(changed), int(changed.sum())
+    note = "accuracy can have fallen by at most this: bounded by changed answers, no labels"
+    if ids is not None and clustered(ids):
+        _check_ids(ids, n)
+        names, inverse = np.unique(ids, return_inverse=True)
+        n, count = len(names), len(np.unique(inverse[changed]))
+        note += f"; counted in {n} clusters"
+    return Estimate(float(changed.mean()), 0.0, label_free_bound(count, n, level), "proportion", level, note=note)
+
+
+def _share(rows: Rows, unit: str, ids: NDArray[np.str_] | None, level: float, seed: int) -> Estimate:
+    value, count, n = float(rows.mean()), int(rows.sum()), len(rows)
+    if not clustered(ids):
+        return Estimate(value, *clopper_pearson(count, n, level), unit, level)
+    if 0 < count < n:
+        low, high, note = _bootstrap(np.mean, None, rows, ids, level, seed)
+        return Estimate(value, low, high, unit, level, note=note)
+    # All alike: a bootstrap would say that nothing else can happen.
+    clusters = _independent(ids, n)
+    note = f"{clusters} clusters, all alike"
+    return Estimate(
+        value,
+        *clopper_pearson(clusters if count else 0, clusters, level),
+        unit,
+        level,
+        note=note,
+    )
+
+
+def _bootstrap(
+    statistic: Callable[[Rows], float],
+    reference: Rows | None,
+    variant: Rows,
+    ids: NDArray[np.str_] | None,
+    level: float,
+    seed: int,
+) -> tuple[float | None, float | None, str | None]:
+    n = len(variant)
+    clusters = None
+    if ids is not None:
+        _check_ids(ids, n)
+        clusters = np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    if reference is None:
+        reference, statistic = _nothing(variant, statistic)
+    _, low, high = paired_bootstrap(reference, variant, statistic, clusters=clusters, level=level, seed=seed)
+    groups = _independent(ids, n)
+    if low is None or high is None:
+        reason = f"{groups} independent sample(s)" if groups < 2 else "the metric is undefined on too many resamples"
+        return None, None, f"no interval: {reason}"
+    return low, high, f"bootstrap over {groups} clusters" if clustered(ids) else None
+
+
+def _nothing(rows: Rows, statistic: Callable[[Rows], float]) -> tuple[Rows, Callable[[Rows], float]]:
+    """A side to compare with on which the statistic is 0, so that the paired difference is the statistic itself."""
+    if statistic is np.mean:
+        return np.zeros_like(rows), statistic
+    return np.full_like(rows, math.nan), lambda drawn: 0.0 if math.isnan(drawn.flat[0]) else statistic(drawn)
+
+
+def _defined(metric: Metric) -> Callable[[Rows], float]:
+    """The metric as a statistic: numpy's mean where it is one (the bootstrap has a fast route), NaN where it is undefined."""
+    if metric.mean_reduced:
+        return np.mean
+
+    def value(rows: Rows) -> float:
+        try:
+            return metric.value(rows)
+        except DataError:
+            return math.nan
+
+    return value
+
+
+def _signed(
+    sign: float, value: float, low: float | None, high: float | None, unit: str, level: float, note: str | None
+) -> Estimate:
+    if sign < 0:
+        # 0 − x has no negative zero.
+        low, high = (None if high is None else 0.0 - high), (None if low is None else 0.0 - low)
+    return Estimate(value if sign > 0 else 0.0 - value, low, high, unit, level, note=note)
+
+
+def _binary(rows: Rows) -> bool:
+    return rows.ndim == 1 and bool(((rows == 0) | (rows == 1)).all())
+
+
+def clustered(ids: NDArray[np.str_] | None) -> bool:
+    """Whether some samples share an id."""
+    return ids is not None and len(np.unique(ids)) < len(ids)
+
+
+def _independent(ids: NDArray[np.str_] | None, n: int) -> int:
+    return n if ids is None else len(np.unique(ids))
+
+
+def _check_ids(ids: NDArray[np.str_], n: int) -> None:
+    if ids.shape != (n,):
+        raise DataError(f"ids have shape {ids.shape} for {n} samples: one id for each sample is needed.")
+
+
+def _check_pair(reference: Rows, variant: Rows) -> None:
+    if reference.shape != variant.shape or not len(reference):
+        raise DataError(
+            f"the reference has per-sample results of shape {reference.shape}, the variant {variant.shape}: "
+            "both have to come from the same samples, at least one. Evaluate both on the same data."
+        )

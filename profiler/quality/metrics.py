@@ -1,0 +1,234 @@
+"""What a metric is, and their names. One more metric: a class, its test, and a line in `METRICS`.
+
+A metric keeps one row for each sample, so that every comparison is paired and nothing has to be inferred twice:
+`per_sample` reduces outputs to rows (of any batch, one after the other), `value` reduces rows to the number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, get_type_hints, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.spec import Spec, parse
+from profiler.data.functions import FUNCTION, import_function
+from profiler.errors import DataError, StudyError, unknown
+from profiler.quality.outputs import Array, class_output, label_output
+
+Unit = Literal["proportion", "native"]
+
+METRICS = {
+    "agreement": "profiler.quality.values:Agreement",
+    "auc": "profiler.quality.classes:Auc",
+    "cosine": "profiler.quality.values:Cosine",
+    "f1": "profiler.quality.classes:MacroF1",
+    "mae": "profiler.quality.values:MeanAbsoluteError",
+    "rmse": "profiler.quality.values:RootMeanSquareError",
+    "top1": "profiler.quality.classes:Top1",
+    "top5": "profiler.quality.classes:Top5",
+}
+"""Class of each metric by name; its fields are the options of the text form (`top1{output=logits}`)."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A task metric. Frozen; two metrics of one `name` do the same."""
+
+    @property
+    def name(self) -> str:
+        """Canonical text; `get_metric(metric.name)` gives an equal metric."""
+        ...
+
+    @property
+    def unit(self) -> Unit:
+        """`proportion` is shown in percentage points, `native` in the metric's own unit."""
+        ...
+
+    @property
+    def higher_is_better(self) -> bool:
+        """False for errors."""
+        ...
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether `per_sample` uses labels; otherwise it uses the reference's outputs."""
+        ...
+
+    @property
+    def mean_reduced(self) -> bool:
+        """Whether `value` is the plain mean of `per_sample`, shape (n,)."""
+        ...
+
+    def per_sample(
+        self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
+    ) -> NDArray[np.float64]:
+        """What the metric keeps of each row, shape (n,) or (n, k). Raises DataError when outputs and labels do not fit it."""
+        ...
+
+    def value(self, per_sample: NDArray[np.float64]) -> float:
+        """The metric over these rows. Raises DataError where it is undefined (an AUC of one class)."""
+        ...
+
+
+@dataclass(frozen=True)
+class BaseMetric:
+    """What the built-in metrics share: names from options, the mean, and the checks at the border."""
+
+    label: ClassVar[str]
+    unit: ClassVar[Unit] = "proportion"
+    higher_is_better: ClassVar[bool] = True
+    mean_reduced: ClassVar[bool] = True
+
+    output: str | None = None
+    """Name of the output to use; None takes the first that fits."""
+
+    @property
+    def name(self) -> str:
+        """Canonical text with the options that differ from the default."""
+        changed = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if getattr(self, item.name) != item.default
+        }
+        return str(Spec(self.label, options={key: str(value) for key, value in changed.items()}))
+
+    @property
+    def needs_labels(self) -> bool:
+        """True unless a metric says otherwise."""
+        return True
+
+    def value(self, per_sample: NDArray[np.float64]) -> float:
+        """Mean over samples."""
+        if not len(per_sample):
+            raise DataError(f"metric {self.name} has no samples to average: give data with at least one row.")
+        return float(per_sample.mean())
+
+    def checked(self, labels: Array | None, n: int) -> Array:
+        """The labels, or a DataError when there are none or not one for each of `n` rows."""
+        if labels is None:
+            raise DataError(
+                f"metric {self.name} needs labels and the data has none: add an array 'labels', or use the metric agreement."
+            )
+        if labels.ndim == 0 or len(labels) != n:
+            raise DataError(
+                f"metric {self.name} got {n} output rows and labels of shape {labels.shape}: one label for each row is needed."
+            )
+        return labels
+
+
+@dataclass(frozen=True)
+class FunctionMetric:
+    """The user's `package.module:function(outputs, labels) -> (n,)`; the metric is the mean.
+
+    The function's own attributes `higher_is_better` (True), `unit` ("native") and `needs_labels` (True) are read when set.
+    """
+
+    name: str
+    function: Callable[..., Any] = field(compare=False)
+    mean_reduced: ClassVar[bool] = True
+
+    @property
+    def unit(self) -> Unit:
+        """`native` unless the function says `proportion`."""
+        return "proportion" if getattr(self.function, "unit", "native") == "proportion" else "native"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """True unless the function says otherwise."""
+        return bool(getattr(self.function, "higher_is_better", True))
+
+    @property
+    def needs_labels(self) -> bool:
+        """True unless the function says otherwise."""
+        return bool(getattr(self.function, "needs_labels", True))
+
+    def per_sample(
+        self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
+    ) -> NDArray[np.float64]:
+        """What the function answers, checked: one finite number for each row."""
+        del reference
+        if labels is None and self.needs_labels:
+            raise DataError(
+                f"metric {self.name} needs labels and the data has none: add an array 'labels', "
+                "or set needs_labels = False on the function."
+            )
+        n = len(next(iter(outputs.values())))
+        try:
+            rows = np.asarray(self.function(dict(outputs), labels), np.float64)
+        except Exception as error:
+            raise DataError(f"metric {self.name} raised {type(error).__name__}: {error}") from error
+        if rows.shape != (n,):
+            raise DataError(
+                f"metric {self.name} gave shape {rows.shape} for {n} rows: return one number for each row, shape ({n},)."
+            )
+        if bad := int((~np.isfinite(rows)).sum()):
+            raise DataError(
+                f"metric {self.name} gave {bad} NaN or infinite values for {n} rows: return a finite number for each row."
+            )
+        return rows
+
+    def value(self, per_sample: NDArray[np.float64]) -> float:
+        """Mean over samples."""
+        return float(per_sample.mean())
+
+
+def get_metric(text: str) -> Metric:
+    """The metric a text names: `top1`, `auc{output=probabilities}`, `package.module:function`.
+
+    Raises StudyError with the near matches, DataError when the user's function cannot be imported.
+    """
+    if FUNCTION.fullmatch(text.strip()):
+        return FunctionMetric(text.strip(), import_function(text.strip(), "metric"))
+    spec = parse(text)
+    if spec.name not in METRICS:
+        raise unknown("metric", spec.name, METRICS, hint="Or package.module:function for your own.")
+    module, _, class_name = METRICS[spec.name].partition(":")
+    metric_class: Any = getattr(importlib.import_module(module), class_name)
+    hints = get_type_hints(metric_class)
+    known = {item.name: hints[item.name] for item in dataclasses.fields(metric_class)}
+    values: dict[str, object] = {}
+    for key, value in spec.options.items():
+        if key not in known:
+            raise unknown(f"option of metric {spec.name}", key, known)
+        values[key] = _converted(spec.name, key, value, known[key])
+    metric: Metric = metric_class(**values)
+    return metric
+
+
+def default_metric(labels: Array | None, outputs: Mapping[str, Array]) -> Metric:
+    """The metric that labels and outputs ask for: `top1` for classes, `rmse` for target values, `agreement` without labels.
+
+    Class indexes saved as floats count as classes when the model has a column for each of them.
+    """
+    if labels is None:
+        return get_metric("agreement")
+    columns = class_output(outputs)
+    if labels.ndim == 1:
+        classes = labels.dtype.kind in "iu" and (columns is not None or label_output(outputs) is not None)
+        numbers = labels.astype(np.float64)
+        whole = columns is not None and bool(
+            np.all((numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < columns.shape[1]))
+        )
+        single = [array for array in outputs.values() if array.dtype.kind == "f" and array.size == len(array)]
+        if classes or whole:
+            return get_metric("top1")
+        if labels.dtype.kind in "iu" and single and set(np.unique(labels).tolist()) == {0, 1}:
+            # One column and labels 0 and 1: a detector, whose threshold nobody has told.
+            return get_metric("auc")
+    return get_metric("rmse")
+
+
+def _converted(metric: str, key: str, value: str, kind: object) -> object:
+    if kind in (float, float | None):
+        try:
+            return float(value)
+        except ValueError as error:
+            raise StudyError(
+                f"option {key}={value} of metric {metric} is no number: give one like {key}=0.5."
+            ) from error
+    return value

@@ -1,0 +1,166 @@
+"""The verdict on a drop: non-inferiority against a margin that was set before the run.
+
+INCONCLUSIVE is a verdict of its own, with the number of samples that would decide: taking it for PASS is the usual mistake.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.errors import StudyError
+from profiler.quality.compare import Flips, Rows, clustered, count_flips, paired_drop, worst_drop
+from profiler.quality.metrics import Metric
+from profiler.records import Estimate
+from profiler.stats.paired import ni_power, ni_sample_size, tango_interval, tango_noninferior_p
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+ALPHA = 0.05
+"""One-sided error of a verdict: at most this chance to pass a variant whose true drop is the margin, and to fail one below it."""
+
+POWER = 0.8
+"""Chance of a decision that a number of needed samples is planned for."""
+
+_EXACT_POWER_FLIPS = 200
+"""Planned sizes are checked exactly up to this many expected flips; beyond, the normal approximation holds."""
+
+
+@dataclass(frozen=True)
+class DropVerdict:
+    """Whether the drop is shown to stay within the margin, why, and what would decide it."""
+
+    verdict: Verdict
+    reason: str
+    needed_n: int | None = None
+    """Samples that would probably (80 %) decide an INCONCLUSIVE one, if the change stays as it looks now."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One variant against the reference on one metric."""
+
+    change: Estimate
+    """`accuracy_change`, negative is worse."""
+    flips: Flips | None
+    """None unless the metric is a mean of 1 and 0."""
+    verdict: DropVerdict | None
+    """None without a margin."""
+
+
+def compare(
+    metric: Metric,
+    reference: Rows,
+    variant: Rows,
+    *,
+    max_drop: float | None = None,
+    ids: NDArray[np.str_] | None = None,
+    level: float = 0.95,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    itself: bool = False,
+) -> Comparison:
+    """Change, flips and verdict from the per-sample arrays of both; see `paired_drop` and `drop_verdict`."""
+    change = paired_drop(metric, reference, variant, ids=ids, level=level, seed=seed, itself=itself)
+    flips = count_flips(reference, variant, higher_is_better=metric.higher_is_better) if metric.mean_reduced else None
+    if max_drop is None:
+        return Comparison(change, flips, None)
+    # Tango's test takes every sample for independent; views of one source are not.
+    tested = None if clustered(ids) or itself else flips
+    return Comparison(change, flips, drop_verdict(change, max_drop, flips=tested, samples=len(reference), alpha=alpha))
+
+
+def drop_verdict(
+    change: Estimate, max_drop: float, *, flips: Flips | None = None, samples: int | None = None, alpha: float = ALPHA
+) -> DropVerdict:
+    """Non-inferiority: PASS when a drop of `max_drop` or more is ruled out, FAIL when a smaller one is, else INCONCLUSIVE.
+
+    `max_drop` is in the metric's unit, 0 or more. Give `flips` for means of 1 and 0 over independent samples: Tango's
+    one-sided test at `alpha` decides then. Otherwise the ends of `change`'s two-sided interval do, which is a one-sided error
+    of (1 − level) / 2. `samples` (or the flips) lets an INCONCLUSIVE verdict say how many samples would decide.
+    """
+    if not 0 <= max_drop < math.inf:
+        raise StudyError(
+            f"the largest accepted drop is {max_drop}: give 0 or more, in the metric's unit (0.01 is one point)."
+        )
+    low, high = change.low, change.high
+    exact = change.low == change.high == change.value == 0
+    if flips is not None and not exact:
+        low, high = tango_interval(flips.bad, flips.good, flips.n, 1 - 2 * alpha)
+        if 0 < max_drop < 1:
+            passed = tango_noninferior_p(flips.bad, flips.good, flips.n, max_drop) < alpha
+            # The test and the inverted interval agree but for rounding; the test is the definition.
+            low = max(low, -max_drop) if passed else min(low, math.nextafter(-max_drop, -1))
+    text = _amount(change.unit)
+    if low is not None and low >= -max_drop:
+        return DropVerdict("PASS", f"a drop beyond {text(max_drop)} is ruled out (at most {text(max(0.0, -low))})")
+    if high is not None and high < -max_drop:
+        return DropVerdict("FAIL", f"the drop is at least {text(-high)}, more than the accepted {text(max_drop)}")
+    if low is None or high is None:
+        return DropVerdict("INCONCLUSIVE", f"the data do not bound the drop{f': {change.note}' if change.note else ''}")
+    needed = _needed(change, low, high, max_drop, flips, flips.n if flips else samples, alpha)
+    reason = f"the change lies between {text(low)} and {text(high)}, the accepted drop is {text(max_drop)}"
+    if needed is not None:
+        return DropVerdict("INCONCLUSIVE", f"{reason}: about {needed:,} samples would probably decide", needed)
+    if samples is not None or flips is not None:
+        reason += ": it looks so close to the limit that no practical number of samples would decide"
+    return DropVerdict("INCONCLUSIVE", reason)
+
+
+def label_free_verdict(
+    agreement: Rows, max_drop: float, *, ids: NDArray[np.str_] | None = None, alpha: float = ALPHA
+) -> DropVerdict:
+    """PASS when even all changed answers together stay within `max_drop`; else INCONCLUSIVE: without labels nothing can FAIL."""
+    worst = worst_drop(agreement, ids=ids, level=1 - alpha)
+    bound = 1.0 if worst.high is None else worst.high
+    if bound <= max_drop:
+        return DropVerdict(
+            "PASS", f"at most {bound:.2%} of answers change, so accuracy drops by no more; no labels were needed"
+        )
+    return DropVerdict(
+        "INCONCLUSIVE",
+        f"up to {bound:.2%} of answers may change, more than {max_drop:.2%}: labels would tell whether they got worse",
+    )
+
+
+def _needed(
+    change: Estimate, low: float, high: float, max_drop: float, flips: Flips | None, n: int | None, alpha: float
+) -> int | None:
+    """Samples for a decision with 80 % power, if the true change is the one seen; None when unknown or beyond 10 million."""
+    gap = change.value + max_drop
+    if n is None or gap == 0:
+        return None
+    if flips is not None and 0 < max_drop < 1 and gap > 0:
+        # At least half a flip: seeing none does not mean that there are none.
+        psi = min(0.999, max((flips.bad + flips.good) / n, 0.5 / n, abs(change.value)))
+        drop = max(0.0, -change.value)
+        estimate = ni_sample_size(psi, max_drop, drop, alpha, POWER)
+        # The normal approximation promises too much with few flips.
+        while (
+            estimate < 10_000_000
+            and estimate * psi < _EXACT_POWER_FLIPS
+            and ni_power(estimate, psi, max_drop, drop=drop, alpha=alpha) < POWER
+        ):
+            estimate = math.ceil(estimate * 1.15)
+    else:
+        # Half-widths shrink with the square root of n; 80 % power puts the limit further away than the test does.
+        half = change.value - low if gap > 0 else high - change.value
+        if half <= 0:
+            return None
+        normal = NormalDist()
+        z_test = normal.inv_cdf(1 - alpha if flips is not None else (1 + change.level) / 2)
+        z_power = normal.inv_cdf(POWER)
+        estimate = math.ceil(n * (half / abs(gap) * (1 + z_power / z_test)) ** 2)
+    return max(estimate, n + 1) if estimate < 10_000_000 else None
+
+
+def _amount(unit: str) -> Callable[[float], str]:
+    if unit == "proportion":
+        return lambda value: f"{value * 100:.2f} points"
+    return lambda value: f"{value:.4g}"

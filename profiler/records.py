@@ -1,0 +1,196 @@
+"""What was seen: frozen records, SI units in the names, `None` with a reason where there is nothing to tell, never 0.0 or NaN.
+
+Records are written once and never changed. Estimates, frontiers, costs and reports are recomputed from them by pure
+functions, so an old run profits from a better method. Only the standard library and numpy are imported here: the worker
+makes some of these records on devices where little else is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.base import SessionFacts
+
+# Read by the store, which checks records with pydantic; the worker, which lacks pydantic, never looks at it.
+_ARRAYS = {"arbitrary_types_allowed": True}
+
+Source = Literal["measured here", "published", "predicted", "declared"]
+"""Where a figure comes from; it travels with the figure into every table and picture."""
+
+REFERENCE_VARIANT = "fp32"
+"""The unmodified model that every variant is paired against."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that may be shown: with its interval, its unit and where it comes from.
+
+    `low` and `high` bound the `level` interval; either is None when the data do not bound it, and `note` says why.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    unit: str
+    level: float = 0.95
+    source: Source = "measured here"
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """The honest absence of a number, with the reason a person reads."""
+
+    reason: str
+
+
+Figure = Estimate | NotMeasured
+"""What a table cell holds."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and software of a run. Absent facts are None; `notes` says what would have told them."""
+
+    hostname: str
+    machine: str
+    system: str
+    python: str
+    cpu_model: str | None
+    cpu_isa: tuple[str, ...]
+    """Instruction sets that decide integer and bf16 speed: avx2, avx512f, avx512_vnni, amx_int8, asimddp, i8mm, …"""
+    logical_cores: int
+    usable_cores: int
+    """Cores this process may run on (affinity mask, container quota)."""
+    memory_bytes: int
+    hypervisor: str | None
+    gpus: tuple[str, ...]
+    versions: Mapping[str, str]
+    governor: str | None = None
+    load_1min: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """The file a variant produced from the model, or why it is the same as another one."""
+
+    variant: str
+    sha256: str
+    """Hash of the model file and its external data, in the store's canonical order."""
+    size_bytes: int
+    """Model file plus external data."""
+    compressed_bytes: int | None
+    """zlib level 6 over the same bytes: the only size that unstructured pruning changes."""
+    changed: bool
+    facts: Mapping[str, str | int | float | bool | None]
+    """What the transformation did, counted recursively through subgraphs: ops quantized, weights zeroed, opset, …"""
+    notes: tuple[str, ...] = ()
+    equal_to: str | None = None
+    """The earlier variant whose artifact is byte-identical; such a variant is merged with it and not measured."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class WarmupRecord:
+    """The warm-up of one process, and where its steady state begins."""
+
+    __pydantic_config__: ClassVar = _ARRAYS
+
+    samples_s: NDArray[np.float64]
+    """Duration of each inference in time order, shape (n,)."""
+    cut: int
+    """Index of the first sample of the steady state."""
+    label: Literal["flat", "warmup", "slowdown", "no_steady_state"]
+    time_to_steady_s: float | None
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """One worker process that served one case in one replicate: what it cost to get it ready."""
+
+    case: str
+    replicate: int
+    attempt: int
+    group: int
+    pid: int
+    import_s: float
+    load_s: float
+    first_inference_s: float
+    rss_before_load_bytes: int | None
+    peak_rss_bytes: int | None
+    """Highest resident set of the process (`VmHWM`) after the warm-up."""
+    facts: SessionFacts
+    warmup: WarmupRecord | None = None
+    parked_cpu_s: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """One block: consecutive inferences of one case inside one round. Samples are in time order, none is left out."""
+
+    __pydantic_config__: ClassVar = _ARRAYS
+
+    case: str
+    replicate: int
+    attempt: int
+    """Counts restarts of an interrupted replicate; blocks of different attempts are never paired."""
+    group: int
+    """Cases resident together; only blocks of one group are paired."""
+    round: int
+    position: int
+    """Place of this case in the round's random order."""
+    started_s: float
+    """`CLOCK_MONOTONIC` of the worker at the first sample; comparable inside one machine and boot only."""
+    samples_s: NDArray[np.float64]
+    """Duration of each sample divided by `inferences_per_sample`, shape (n,)."""
+    discarded: int
+    """Leading samples that re-entered caches and clocks: kept here, left out of estimates."""
+    inferences_per_sample: int
+    batch: int
+    cpu_s: float
+    """Processor time of the worker over the block, all threads."""
+    wall_s: float
+    labels: Mapping[str, float] = field(default_factory=dict)
+    """Host facts over the block: steal_share, other_cpu_share, run_delay_s, throttled_s, involuntary_switches, …"""
+
+
+@dataclass(frozen=True)
+class QualityRecord:
+    """Outputs of one (variant, backend, target, batch) on the evaluation data, reduced to one row per sample."""
+
+    __pydantic_config__: ClassVar = _ARRAYS
+
+    case: str
+    metric: str
+    per_sample: NDArray[np.float64]
+    """What the metric keeps of each sample, shape (n,) or (n, k)."""
+    predictions: NDArray[np.int64] | None
+    """Predicted class of each sample where the model classifies, shape (n,)."""
+    agreement: NDArray[np.float64]
+    """Agreement with the reference per sample: 1/0 for classes, cosine similarity otherwise, shape (n,)."""
+    data_sha256: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+FailureKind = Literal["unavailable", "unsupported", "crash", "timeout", "out_of_memory", "mismatch", "error", "skipped"]
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """Something that was asked and did not happen. A failure is a result: it is stored, shown and counted."""
+
+    case: str
+    stage: Literal["variant", "load", "warmup", "measure", "quality", "plan"]
+    kind: FailureKind
+    message: str
+    replicate: int | None = None
+    log_tail: str | None = None
+    """Last lines that the worker and its native libraries wrote."""

@@ -1,0 +1,175 @@
+"""A run, as a table of contents: plan, artifacts, evaluate, measure. Each part stores what it sees as soon as it sees it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from profiler import __version__, campaign, prepare
+from profiler.artifacts import ArtifactStore, source_sha256
+from profiler.cost.detect import detect_machine
+from profiler.environment import describe
+from profiler.errors import StoreError, StudyError
+from profiler.evaluate import evaluate
+from profiler.job import Job
+from profiler.progress import Progress, Silent
+from profiler.records import ArtifactRecord
+from profiler.store import RunData, Store, open_store
+from profiler.study import Case, Study, reference_case
+
+CACHE_NAME = "cache"
+_MEMORY_SHARE = 0.6
+
+
+def execute(
+    study: Study | None,
+    *,
+    out: Path,
+    resume: str | None = None,
+    progress: Progress | None = None,
+    database: str | None = None,
+) -> str:
+    """Do a study, or resume the run `resume` of the folder `out`; returns the run's id.
+
+    Raises EdgeprofError before anything is measured when the study is not possible. Killed at any moment, everything that was
+    measured is in the database, and resuming measures the rest. KeyboardInterrupt marks the run as interrupted and passes on.
+    """
+    progress = progress or Silent()
+    with _only_run_in(out):
+        store = open_store(database or out)
+        try:
+            if resume is not None:
+                run_id = store.resolve(resume)
+                study = store.run(run_id).study
+            elif study is None:
+                raise StudyError("there is nothing to run: give a study, or a run to resume.")
+            variants = prepare.check_names(study)
+            if resume is None:
+                run_id = store.create_run(study, describe(), version=__version__)
+            try:
+                _execute(run_id, study, variants, store, out, progress)
+            except KeyboardInterrupt:
+                store.set_status(run_id, "interrupted")
+                raise
+        finally:
+            store.close()
+    return run_id
+
+
+def _execute(run_id: str, study: Study, variants: Sequence[Any], store: Store, out: Path, progress: Progress) -> None:
+    store.set_status(run_id, "running")
+    artifact_store = ArtifactStore(out / CACHE_NAME)
+    folder = out / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    before = store.run(run_id)
+    with prepare.working_folder() as scratch:
+        progress.stage("reading model and data", 1)
+        prepared = prepare.prepare(_with_stored_model(study, before, artifact_store), tuple(variants), Path(scratch))
+        progress.step()
+        made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
+        _check_unchanged(before, prepared, made)
+        for record in (*made, *failures):
+            store.add(run_id, record)
+        cases, left_out = prepare.plan_cases(study, made)
+        for skipped in left_out:
+            store.add(run_id, skipped)
+        detected = detect_machine()
+        if not before.plan:
+            plan = {
+                "cases": [asdict(case) for case in cases],
+                "source_sha256": source_sha256(prepared.source),
+                "reference_artifact": made[0].sha256,
+                "data_sha256": None if prepared.evaluation is None else prepared.evaluation.sha256,
+                "data_name": None if prepared.evaluation is None else prepared.evaluation.name,
+                "data_rows": None if prepared.evaluation is None else len(prepared.evaluation),
+                "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
+                "clusters": _clusters(prepared),
+                "detected": asdict(detected),
+            }
+            store.set_plan(run_id, plan, prepared.notes)
+        job = Job(
+            run_id,
+            study,
+            store,
+            artifact_store,
+            {record.variant: record for record in made},
+            prepared,
+            folder,
+            progress,
+        )
+        failed = evaluate(job, cases)
+        measured = [case for case in cases if case.quality_key not in failed]
+        campaign.measure(job, _groups(study, measured, made))
+    store.set_status(run_id, "finished")
+
+
+def _with_stored_model(study: Study, before: RunData, artifact_store: ArtifactStore) -> Study:
+    """On resume an exported model is taken from the artifact store: exporting again may write other bytes."""
+    stored = before.plan.get("reference_artifact")
+    if stored and not study.model.endswith(".onnx") and artifact_store.verify(str(stored)):
+        return study.model_copy(update={"model": str(artifact_store.path(str(stored)))})
+    return study
+
+
+def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence[ArtifactRecord]) -> None:
+    """A run is about one model and one data set. Raises StudyError when they changed since the run began."""
+    data = None if prepared.evaluation is None else prepared.evaluation.sha256
+    if before.plan and before.plan.get("data_sha256") != data:
+        raise StudyError(f"the data changed since run {before.id} began: start a new run instead of resuming.")
+    stored = {record.variant: record.sha256 for record in before.artifacts}
+    changed = [record.variant for record in made if stored.get(record.variant, record.sha256) != record.sha256]
+    if changed:
+        raise StudyError(
+            f"the model (or what makes {changed[0]}) changed since run {before.id} began: start a new run instead of resuming."
+        )
+
+
+def _clusters(prepared: prepare.Prepared) -> list[int] | None:
+    """Rows with the same id belong to one source; numbered in order of appearance. None when every row stands alone."""
+    ids = None if prepared.evaluation is None else prepared.evaluation.ids
+    if ids is None:
+        return None
+    numbers: dict[str, int] = {}
+    clusters = [numbers.setdefault(str(name), len(numbers)) for name in ids]
+    return None if len(numbers) == len(clusters) else clusters
+
+
+def _groups(study: Study, cases: Sequence[Case], made: Sequence[ArtifactRecord]) -> list[list[Case]]:
+    keys = {case.key for case in cases}
+    references = {case.key: reference_case(case, study) for case in cases}
+    references = {key: case for key, case in references.items() if case.key in keys}
+    sizes = {record.variant: record.size_bytes for record in made}
+    # Total and not free memory: the grouping must come out the same when the run is resumed.
+    budget = int(psutil.virtual_memory().total * _MEMORY_SHARE)
+    return campaign.plan_groups(cases, sizes, budget, references)
+
+
+@contextmanager
+def _only_run_in(out: Path) -> Iterator[None]:
+    """Two runs at once would time each other. The lock vanishes with the process, however that ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(f"cannot write to {out}: {error.strerror}. Choose another folder with --out.") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(handle, 40, 0).decode(errors="replace").strip()
+            raise StoreError(
+                f"another run (process {owner or 'unknown'}) is measuring in {out}: wait for it, or choose another folder "
+                "with --out. Two runs at once on one machine spoil each other's timings."
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)

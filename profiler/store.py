@@ -1,0 +1,371 @@
+"""The run database: every record is stored when it exists, in one transaction, and never changed.
+
+SQLite in the output folder by default, any SQLAlchemy URL otherwise. Samples are kept whole. Uniqueness is the
+database's own (no second block for the same case, replicate, group and round), so a resumed run can't count twice.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import sqlalchemy as sa
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from profiler import wire
+from profiler.errors import StoreError
+from profiler.records import (
+    ArtifactRecord,
+    BlockRecord,
+    Environment,
+    FailureRecord,
+    ProcessRecord,
+    QualityRecord,
+    WarmupRecord,
+)
+from profiler.study import Study, make_study
+
+Status = Literal["running", "interrupted", "finished"]
+SCHEMA_VERSION = 1
+DATABASE_NAME = "edgeprof.sqlite"
+
+_meta = sa.MetaData()
+_schema = sa.Table("edgeprof_schema", _meta, sa.Column("version", sa.Integer, nullable=False))
+_runs = sa.Table(
+    "runs", _meta,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("created_at", sa.String(40), nullable=False),
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("edgeprof_version", sa.String(40), nullable=False),
+    sa.Column("study", sa.Text, nullable=False),
+    sa.Column("environment", sa.Text, nullable=False),
+    sa.Column("notes", sa.Text, nullable=False),
+    sa.Column("plan", sa.Text),
+)  # fmt: skip
+
+
+def _records_table(name: str, *key: str) -> sa.Table:
+    """A table of records: the columns that identify one, the rest as JSON, the arrays as one compressed blob."""
+    numbers = {"replicate", "attempt", "group", "round"}
+    return sa.Table(
+        name, _meta,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("run_id", sa.String(40), sa.ForeignKey("runs.id"), nullable=False, index=True),
+        *(sa.Column(part, sa.Integer if part in numbers else sa.Text, nullable=False) for part in key),
+        sa.Column("record", sa.Text, nullable=False),
+        sa.Column("arrays", sa.LargeBinary),
+        sa.UniqueConstraint("run_id", *key, name=f"one_{name}"),
+    )  # fmt: skip
+
+
+_TABLES: dict[type, sa.Table] = {
+    ArtifactRecord: _records_table("artifacts", "variant"),
+    ProcessRecord: _records_table("processes", "case", "replicate", "attempt", "group"),
+    BlockRecord: _records_table("blocks", "case", "replicate", "group", "round"),
+    QualityRecord: _records_table("qualities", "case"),
+    FailureRecord: _records_table("failures", "case", "stage"),
+}
+
+Record = ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | FailureRecord
+R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, FailureRecord)
+
+# Version n → n + 1. Each entry gets the connection inside the transaction that also raises the version.
+_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `edgeprof runs`."""
+
+    id: str
+    created_at: str
+    status: Status
+    model: str
+    data: str | None
+    cases: int
+    failures: int
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All that a run recorded, as read back: what every estimate is computed from."""
+
+    id: str
+    created_at: str
+    status: Status
+    edgeprof_version: str
+    study: Study
+    environment: Environment
+    notes: tuple[str, ...]
+    plan: dict[str, Any]
+    artifacts: tuple[ArtifactRecord, ...]
+    processes: tuple[ProcessRecord, ...]
+    blocks: tuple[BlockRecord, ...]
+    qualities: tuple[QualityRecord, ...]
+    failures: tuple[FailureRecord, ...]
+
+
+class Store:
+    """An open run database."""
+
+    def __init__(self, engine: sa.Engine, place: str) -> None:
+        """Use `open_store`."""
+        self._engine = engine
+        self.place = place
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def create_run(self, study: Study, environment: Environment, *, version: str, notes: Sequence[str] = ()) -> str:
+        """Begin a run; returns its id, `YYYYMMDD-HHMMSS-xxxx` in UTC."""
+        now = datetime.now(timezone.utc)
+        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        row = {
+            "id": run_id, "created_at": now.isoformat(timespec="seconds"), "status": "running", "edgeprof_version": version,
+            "study": study.to_json(), "environment": json.dumps(asdict(environment)), "notes": json.dumps(list(notes)),
+        }  # fmt: skip
+        with self._transaction() as connection:
+            connection.execute(_runs.insert().values(row))
+        return run_id
+
+    def set_plan(self, run_id: str, plan: dict[str, Any], notes: Sequence[str]) -> None:
+        """Store what the run will do, once it is known. A plan is set once; a resumed run keeps it."""
+        with self._transaction() as connection:
+            connection.execute(
+                _runs.update().where(_runs.c.id == run_id).values(plan=json.dumps(plan), notes=json.dumps(list(notes)))
+            )
+
+    def set_status(self, run_id: str, status: Status) -> None:
+        """Mark a run."""
+        with self._transaction() as connection:
+            connection.execute(_runs.update().where(_runs.c.id == run_id).values(status=status))
+
+    def add(self, run_id: str, record: Record) -> bool:
+        """Store one record. False when one with the same key is stored already: the first one stands."""
+        table = _TABLES[type(record)]
+        content, arrays = _encode(record)
+        key = {column.name: content.get(column.name) for column in table.c if column.name not in _GENERAL}
+        row = {"run_id": run_id, **key, "record": json.dumps(content), "arrays": wire.pack(arrays) if arrays else None}
+        try:
+            with self._transaction() as connection:
+                connection.execute(table.insert().values(row))
+        except _DuplicateError:
+            return False
+        return True
+
+    def done_blocks(self, run_id: str) -> set[tuple[str, int, int, int]]:
+        """(case, replicate, group, round) of every stored block."""
+        table = _TABLES[BlockRecord]
+        columns = (table.c.case, table.c.replicate, table.c.group, table.c.round)
+        with self._transaction() as connection:
+            return {tuple(row) for row in connection.execute(sa.select(*columns).where(table.c.run_id == run_id))}  # type: ignore[misc]
+
+    def last_attempt(self, run_id: str, replicate: int, group: int) -> int:
+        """The highest attempt number stored for a replicate, −1 when there is none."""
+        table = _TABLES[ProcessRecord]
+        query = sa.select(sa.func.max(table.c.attempt)).where(
+            table.c.run_id == run_id, table.c.replicate == replicate, table.c.group == group
+        )
+        with self._transaction() as connection:
+            found = connection.execute(query).scalar()
+        return -1 if found is None else int(found)
+
+    def records(self, run_id: str, kind: type[R]) -> tuple[R, ...]:
+        """All records of one kind, in the order they were stored."""
+        table = _TABLES[kind]
+        query = sa.select(table.c.record, table.c.arrays).where(table.c.run_id == run_id).order_by(table.c.id)
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return tuple(_decode(kind, text, arrays) for text, arrays in rows)
+
+    def run(self, run_id: str) -> RunData:
+        """Everything about one run. Raises StoreError when the id is unknown or a record is damaged."""
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(_runs).where(_runs.c.id == run_id)).mappings().one_or_none()
+        if row is None:
+            raise StoreError(f"no run '{run_id}' in {self.place}. `edgeprof runs` lists them.")
+        environment = json.loads(row["environment"])
+        return RunData(
+            id=row["id"], created_at=row["created_at"], status=row["status"], edgeprof_version=row["edgeprof_version"],
+            study=make_study(**json.loads(row["study"])),
+            environment=_adapter(Environment).validate_python(environment),
+            notes=tuple(json.loads(row["notes"])), plan=json.loads(row["plan"] or "{}"),
+            artifacts=self.records(run_id, ArtifactRecord), processes=self.records(run_id, ProcessRecord),
+            blocks=self.records(run_id, BlockRecord), qualities=self.records(run_id, QualityRecord),
+            failures=self.records(run_id, FailureRecord),
+        )  # fmt: skip
+
+    def runs(self) -> list[RunSummary]:
+        """All runs, newest first."""
+        with self._transaction() as connection:
+            rows = (
+                connection.execute(sa.select(_runs).order_by(_runs.c.created_at.desc(), _runs.c.id.desc()))
+                .mappings()
+                .all()
+            )
+            summaries = []
+            for row in rows:
+                study = json.loads(row["study"])
+                counts = [
+                    connection.execute(
+                        sa.select(sa.func.count(sa.distinct(table.c.case))).where(table.c.run_id == row["id"])
+                    ).scalar_one()
+                    for table in (_TABLES[BlockRecord], _TABLES[FailureRecord])
+                ]
+                summaries.append(
+                    RunSummary(row["id"], row["created_at"], row["status"], study["model"], study["data"], *counts)
+                )
+        return summaries
+
+    def resolve(self, text: str) -> str:
+        """A run id from an id, a unique prefix of one, or `latest`. Raises StoreError that lists the nearest."""
+        ids = [summary.id for summary in self.runs()]
+        if not ids:
+            raise StoreError(f"there are no runs in {self.place} yet: `edgeprof profile MODEL --data DATA` makes one.")
+        if text == "latest":
+            return ids[0]
+        found = [run_id for run_id in ids if run_id.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        problem = f"'{text}' fits {len(found)} runs" if found else f"no run '{text}'"
+        raise StoreError(f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `edgeprof runs` lists all.")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError as error:
+            raise _DuplicateError(str(error.orig)) from error
+        except SQLAlchemyError as error:
+            raise _storage_error(self.place, error) from error
+
+
+class _DuplicateError(StoreError):
+    pass
+
+
+_GENERAL = {"id", "run_id", "record", "arrays"}
+
+
+def open_store(place: str | Path, *, create: bool = True) -> Store:
+    """Open the database in the folder `place` (made when missing), or behind an SQLAlchemy URL; migrate it if it is older.
+
+    Raises StoreError: not a database, from a newer edgeprof, not writable, disk full.
+    """
+    text = str(place)
+    if "://" in text:
+        engine, shown = _engine(text), sa.make_url(text).render_as_string(hide_password=True)
+    else:
+        folder = Path(text)
+        path = folder / DATABASE_NAME
+        if not create and not path.is_file():
+            raise StoreError(f"there is no {DATABASE_NAME} in {folder}: give the folder of a run with --out.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from None
+        engine, shown = _engine(f"sqlite:///{path}"), str(path)
+    try:
+        with engine.begin() as connection:
+            _prepare(connection, shown)
+    except SQLAlchemyError as error:
+        raise _storage_error(shown, error) from error
+    return Store(engine, shown)
+
+
+def _engine(url: str) -> sa.Engine:
+    try:
+        engine = sa.create_engine(url)
+    except (SQLAlchemyError, ImportError) as error:
+        raise StoreError(f"cannot use the database address '{url.rpartition('@')[2]}': {error}.") from None
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _sqlite_settings)
+    return engine
+
+
+def _sqlite_settings(connection: Any, _: object) -> None:
+    """Write-ahead log with full synchronisation: a committed record survives the process and the power."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _prepare(connection: sa.Connection, place: str) -> None:
+    if not sa.inspect(connection).has_table(_schema.name):
+        _meta.create_all(connection)
+        connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
+        return
+    version = int(connection.execute(sa.select(_schema.c.version)).scalar_one())
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{place} was written by a newer edgeprof (schema {version}, this one knows {SCHEMA_VERSION}): "
+            "upgrade with pip install -U edgeprof."
+        )
+    while version < SCHEMA_VERSION:
+        _MIGRATIONS[version](connection)
+        version += 1
+        connection.execute(_schema.update().values(version=version))
+
+
+def _storage_error(place: str, error: SQLAlchemyError) -> StoreError:
+    words = str(getattr(error, "orig", None) or error).strip()
+    advice = ""
+    if "disk is full" in words or "No space left" in words:
+        advice = " Free some space, then `edgeprof run --resume RUN`: everything stored so far is kept."
+    elif "not a database" in words or "malformed" in words:
+        advice = " Move the file away, or give another folder with --out."
+    elif "readonly" in words or "unable to open" in words:
+        advice = " Choose a writable folder with --out."
+    elif "locked" in words:
+        advice = " Another process is writing to it: wait for it, or give another folder with --out."
+    return StoreError(f"the run database {place} cannot be used: {words}.{advice}")
+
+
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """What checks a record that is read back; made once per kind."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def _encode(record: Record) -> tuple[dict[str, Any], wire.Arrays]:
+    """Split a record into JSON and its arrays; a nested warm-up keeps its samples under `warmup.`."""
+    arrays: wire.Arrays = {}
+    content: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[field.name] = value
+        elif isinstance(value, WarmupRecord):
+            arrays["warmup.samples_s"] = value.samples_s
+            content["warmup"] = {"cut": value.cut, "label": value.label, "time_to_steady_s": value.time_to_steady_s}
+        else:
+            content[field.name] = asdict(value) if hasattr(value, "__dataclass_fields__") else value
+    return content, arrays
+
+
+def _decode(kind: type[R], text: str, packed: bytes | None) -> R:
+    arrays = wire.unpack(packed) if packed else {}
+    try:
+        content = json.loads(text)
+        content.update({name: arrays[name] for name in kind.__dataclass_fields__ if name in arrays})
+        if content.get("warmup") is not None:
+            content["warmup"]["samples_s"] = arrays["warmup.samples_s"]
+        record: R = _adapter(kind).validate_python(content)
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"a {kind.__name__} in the run database is damaged: {error}.") from error
+    return record

@@ -1,0 +1,245 @@
+"""What was asked: the study and the cases it expands to. Frozen, and checked here, at the border."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from backends import spec
+from profiler.errors import StudyError
+from profiler.records import REFERENCE_VARIANT
+
+MAX_STUDY_BYTES = 1 << 20
+MAX_BATCH = 65_536
+MAX_THREADS = 1024
+MAX_CASES = 2000
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class Constraints(_Frozen):
+    """What a deployment must keep to. None means no constraint."""
+
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    """Largest accepted loss of the metric against the reference: a proportion for proportions, else in its own unit."""
+    slo_p99_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_memory_bytes: int | None = Field(default=None, gt=0)
+    max_usd_per_million: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+class CostOptions(_Frozen):
+    """How a measured throughput becomes money."""
+
+    machine: str | None = None
+    """`aws:c7i.large` or `device:raspberry-pi-5-8gb`; None means: detect it, and price nothing when that fails."""
+    utilisation: float = Field(default=0.6, gt=0, le=1)
+    lifetime_years: float = Field(default=3.0, gt=0, le=30)
+    electricity_usd_per_kwh: float | None = Field(default=None, ge=0, le=10)
+    prices: str | None = None
+    """A CSV of your own prices, in the format of device_profiles/prices."""
+
+
+class Effort(_Frozen):
+    """How much is measured. The method is the same at every effort."""
+
+    processes: int = Field(default=5, ge=1, le=100)
+    """Fresh processes per case: the unit of comparison."""
+    rounds: int = Field(default=6, ge=1, le=1000)
+    """Rounds per process; each holds one block of every case, in random order."""
+    block_s: float = Field(default=0.1, gt=0, le=60)
+    block_samples: int = Field(default=20, ge=1, le=1_000_000)
+    warmup_s: float = Field(default=0.5, ge=0, le=600)
+    warmup_max_s: float = Field(default=6.0, gt=0, le=3600)
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "quick": Effort(processes=3, rounds=5, warmup_s=0.2, warmup_max_s=1.0),
+    "default": Effort(),
+    "thorough": Effort(processes=10, rounds=6, warmup_s=1.0, warmup_max_s=30.0),
+}
+
+
+class Study(_Frozen):
+    """Everything a run needs to know. Equal studies ask the same, whoever wrote them."""
+
+    model: str
+    """An `.onnx` file, or `package.module:factory` returning a torch module or a scikit-learn estimator."""
+    data: str | None = None
+    """An `.npz`, a folder of images with classes as subfolders, or `package.module:function`; None: timing only."""
+    calibration: str | None = None
+    calibration_samples: int = Field(default=256, ge=1, le=100_000)
+    """Rows cut from `data` when a variant needs calibration and none is given; they are never evaluated on."""
+    preprocessing: Mapping[str, Any] | None = None
+    """How images become arrays; see docs/data.md."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most so many rows of `data`."""
+    input_shapes: Mapping[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Shapes without the batch axis for inputs that the model leaves dynamic, when there is no `data`."""
+    variants: tuple[str, ...] = ()
+    """Empty means the registry's default set."""
+    backends: tuple[str, ...] = ("ort", "ov")
+    targets: tuple[str, ...] = ("local",)
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = (1,)
+    metric: str | None = None
+    """None means: chosen from labels and outputs, and said."""
+    constraints: Constraints = Constraints()
+    cost: CostOptions = CostOptions()
+    effort: Effort = EFFORTS["default"]
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    time_limit_s: float = Field(default=300.0, gt=0, le=86_400)
+    """Longest a single command to a worker may take before the case counts as hung."""
+    memory_limit_bytes: int | None = Field(default=None, ge=1 << 20)
+
+    @field_validator("effort", mode="before")
+    @classmethod
+    def _named_effort(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in EFFORTS:
+                raise ValueError(f"unknown effort '{value}', known: {', '.join(EFFORTS)}")
+            return EFFORTS[value]
+        return value
+
+    @field_validator("batches", "threads")
+    @classmethod
+    def _sensible_numbers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise ValueError("at least one number is needed")
+        low = [number for number in value if number < 1]
+        if low:
+            raise ValueError(f"{low[0]} is not possible, the smallest is 1")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("batches")
+    @classmethod
+    def _batch_limit(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if max(value) > MAX_BATCH:
+            raise ValueError(f"{max(value)} rows in a batch are more than {MAX_BATCH}")
+        return value
+
+    @field_validator("threads")
+    @classmethod
+    def _thread_limit(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if max(value) > MAX_THREADS:
+            raise ValueError(f"{max(value)} threads are more than {MAX_THREADS}")
+        return value
+
+    @field_validator("variants", "backends")
+    @classmethod
+    def _canonical(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(spec.parse(text)) for text in value))
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Study:
+        if not self.backends:
+            raise ValueError("at least one backend is needed")
+        if not self.targets:
+            raise ValueError("at least one target is needed")
+        return self
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal studies give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def make_study(**fields: Any) -> Study:
+    """A checked study. Raises StudyError that names each wrong field, what came and what was expected."""
+    try:
+        return Study(**fields)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            place = ".".join(str(part) for part in item["loc"]) or "study"
+            text = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "extra_forbidden":
+                known = ", ".join(sorted(Study.model_fields))
+                text = f"no such setting; the settings are: {known}"
+            came = f" (got {item['input']!r})" if item["loc"] and item["type"] != "extra_forbidden" else ""
+            lines.append(f"{place}: {text}{came}"[:500])
+        raise StudyError("the study is not possible: " + "; ".join(lines)) from None
+
+
+def read_study(path: Path) -> Study:
+    """A study file (TOML). Relative model and data paths are taken from the file's own folder."""
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
+
+    try:
+        if path.stat().st_size > MAX_STUDY_BYTES:
+            raise StudyError(f"{path} has {path.stat().st_size} bytes, a study file has at most {MAX_STUDY_BYTES}.")
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"cannot read the study {path}: {error.strerror}. `edgeprof init MODEL` writes one.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not valid TOML: {error}.") from None
+    for key in ("model", "data", "calibration"):
+        if isinstance(content.get(key), str):
+            content[key] = _beside(path.parent, content[key])
+    return make_study(**content)
+
+
+def _beside(folder: Path, text: str) -> str:
+    """A path relative to the study file; `package.module:name` stays what it is."""
+    if ":" in text and not (folder / text).exists():
+        return text
+    return str((folder / text).resolve()) if not Path(text).is_absolute() else text
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One thing to measure: a variant on a backend on a target, at a batch size and a number of threads."""
+
+    variant: str
+    backend: str
+    target: str
+    batch: int
+    threads: int
+
+    @property
+    def key(self) -> str:
+        """The case's name in records and on the command line: `int8-static@ort/b1/t1`."""
+        place = "" if self.target == "local" else f"@{self.target}"
+        return f"{self.variant}@{self.backend}/b{self.batch}/t{self.threads}{place}"
+
+    @property
+    def quality_key(self) -> str:
+        """Cases that give the same outputs: everything but the number of threads."""
+        place = "" if self.target == "local" else f"@{self.target}"
+        return f"{self.variant}@{self.backend}/b{self.batch}{place}"
+
+    @property
+    def is_reference_variant(self) -> bool:
+        """Whether this case runs the unmodified model."""
+        return self.variant == REFERENCE_VARIANT
+
+
+def expand(study: Study, variants: tuple[str, ...]) -> tuple[Case, ...]:
+    """All cases of a study, the reference first. Raises StudyError when they are absurdly many."""
+    named = tuple(dict.fromkeys((REFERENCE_VARIANT, *variants)))
+    count = len(named) * len(study.backends) * len(study.targets) * len(study.batches) * len(study.threads)
+    if count > MAX_CASES:
+        raise StudyError(
+            f"the study has {count} cases, at most {MAX_CASES} are accepted: ask for fewer variants or batches."
+        )
+    return tuple(
+        Case(variant, backend, target, batch, threads)
+        for target in study.targets
+        for batch in study.batches
+        for threads in study.threads
+        for backend in study.backends
+        for variant in named
+    )
+
+
+def reference_case(case: Case, study: Study) -> Case:
+    """The case that `case` is compared with: the unmodified model on the study's first backend, all else equal."""
+    return Case(REFERENCE_VARIANT, study.backends[0], case.target, case.batch, case.threads)

@@ -1,0 +1,214 @@
+"""The parent's side of a worker: start it, ask it, notice when it hangs or dies, and say why in words."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler import wire
+from profiler.errors import TargetError
+from profiler.records import FailureKind
+from profiler.targets.base import Target
+
+_CHUNK_BYTES = 4 << 20
+_GRACE_S = 5.0
+_LOG_TAIL_LINES = 15
+_LOG_TAIL_BYTES = 8000
+
+
+class WorkerFailure(TargetError):  # noqa: N818 (becomes a FailureRecord, it is not a mistake of ours)
+    """A worker answered that it failed, died, or did not answer in time."""
+
+    def __init__(self, kind: FailureKind, message: str, log_tail: str | None = None) -> None:
+        """`kind` as in FailureRecord; `log_tail` is what the process wrote last."""
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.log_tail = log_tail
+
+
+class WorkerProcess:
+    """A running worker. Use it in a `with` block; leaving the block ends the process."""
+
+    def __init__(self, target: Target, *, cache: Path | None = None, memory_limit_bytes: int | None = None) -> None:
+        """Start the worker; returns before it is ready. Raises TargetError when the command cannot be started."""
+        self._target = target
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process, closed with it)
+        environment = {**os.environ, **target.environment}
+        if cache is not None:
+            environment["EDGEPROF_WORKER_CACHE"] = str(cache)
+        if memory_limit_bytes is not None:
+            environment["EDGEPROF_WORKER_MEMORY_BYTES"] = str(memory_limit_bytes)
+        try:
+            # A process group of its own: Ctrl-C in the terminal reaches us, and we end the workers in order.
+            self._process = subprocess.Popen(
+                target.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+                bufsize=0, env=environment, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._log.close()
+            raise TargetError(
+                f"cannot start a worker on '{target.name}': {target.command[0]}: {error.strerror or error}."
+            ) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._pipe = _Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self._reader = io.BufferedReader(self._pipe, 1 << 16)
+        self._writer = io.BufferedWriter(self._pipe, 1 << 16)
+
+    def __enter__(self) -> WorkerProcess:  # noqa: PYI034 (typing.Self is 3.11)
+        """The worker itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process."""
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id on this machine (of the ssh client, for a remote target)."""
+        return self._process.pid
+
+    def request(
+        self, command: str, arrays: Mapping[str, NDArray[np.generic]] | None = None, *, timeout_s: float, **fields: Any
+    ) -> tuple[dict[str, Any], wire.Arrays]:
+        """Send one command and wait for its answer, at most `timeout_s`. Raises WorkerFailure."""
+        self._pipe.until = time.monotonic() + timeout_s + _GRACE_S
+        try:
+            header = {"command": command, "deadline_s": timeout_s, **fields}
+            wire.write_frame(self._writer, header, arrays)
+            frame = wire.read_frame(self._reader)
+        except TimeoutError:
+            self.kill()
+            raise WorkerFailure("timeout", _timeout_text(command, timeout_s), self.log_tail()) from None
+        except (OSError, wire.WireError) as error:
+            raise self._death(command, timeout_s, error) from error
+        if frame is None:
+            raise self._death(command, timeout_s, None)
+        reply, reply_arrays = frame
+        if not reply.get("ok"):
+            kind = str(reply.get("kind", "error"))
+            known = cast("FailureKind", kind) if kind in get_args(FailureKind) else "error"
+            raise WorkerFailure(known, str(reply.get("message", "the worker gave no reason.")), self.log_tail())
+        return reply, reply_arrays
+
+    def send_artifact(
+        self, sha256: str, files: Mapping[str, Path], file_sha256: Mapping[str, str], *, timeout_s: float
+    ) -> None:
+        """Bring an artifact's files into the worker's cache, leaving out those it has."""
+        for name, path in files.items():
+            size = path.stat().st_size
+            reply, _ = self.request(
+                "have", sha256=sha256, name=name, size=size, file_sha256=file_sha256[name], timeout_s=timeout_s
+            )
+            if reply["have"]:
+                continue
+            with path.open("rb") as file:
+                offset = 0
+                while (chunk := file.read(_CHUNK_BYTES)) or offset == 0:
+                    array = np.frombuffer(chunk, dtype=np.uint8)
+                    self.request("put", {"chunk": array}, sha256=sha256, name=name, offset=offset, timeout_s=timeout_s)
+                    offset += max(len(chunk), 1)
+
+    def close(self) -> None:
+        """End the process: its stdin ends, and after a moment of grace it is killed."""
+        if self._process.poll() is None:
+            try:
+                self._writer.close()
+                self._process.stdin.close()  # type: ignore[union-attr]
+            except (OSError, ValueError):
+                pass
+            try:
+                self._process.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            try:
+                stream.close()  # type: ignore[union-attr]
+            except (OSError, ValueError):
+                continue
+
+    def kill(self) -> None:
+        """End the process and its children at once."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            self._process.kill()
+        self._process.wait()
+
+    def log_tail(self) -> str | None:
+        """The last lines that the process and its native libraries wrote, or None."""
+        try:
+            end = os.lseek(self._log.fileno(), 0, os.SEEK_END)
+            text = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, end - _LOG_TAIL_BYTES)).decode(errors="replace")
+        except (OSError, ValueError):
+            return None
+        return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:]) or None
+
+    def _death(self, command: str, timeout_s: float, error: Exception | None) -> WorkerFailure:
+        """What the end of the process says about its cause."""
+        try:
+            code = self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return WorkerFailure("error", f"the worker closed its pipe during '{command}': {error}.", self.log_tail())
+        tail = self.log_tail()
+        if tail and "Timeout (" in tail and code == 1:
+            return WorkerFailure("timeout", _timeout_text(command, timeout_s), tail)
+        if code < 0:
+            name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
+            if code == -signal.SIGKILL:
+                text = f"the worker was killed (SIGKILL) during '{command}': usually the kernel out of memory."
+                return WorkerFailure("out_of_memory", text, tail)
+            return WorkerFailure("crash", f"the worker crashed ({name}) during '{command}'.", tail)
+        return WorkerFailure("crash", f"the worker ended with exit code {code} during '{command}'.", tail)
+
+
+def _timeout_text(command: str, timeout_s: float) -> str:
+    return f"no answer to '{command}' within {timeout_s:g} s (--time-limit): the worker was ended."
+
+
+class _Pipe(io.RawIOBase):
+    """Both ends of the worker's pipes, blocking in `select` up to a deadline instead of for ever."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        super().__init__()
+        self._read_fd, self._write_fd = read_fd, write_fd
+        os.set_blocking(write_fd, False)
+        self.until = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        ready, _, _ = select.select([self._read_fd], [], [], max(0.0, self.until - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        data = os.read(self._read_fd, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        _, ready, _ = select.select([], [self._write_fd], [], max(0.0, self.until - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        try:
+            return os.write(self._write_fd, data[: 1 << 16])
+        except BlockingIOError:
+            return 0

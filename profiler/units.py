@@ -1,0 +1,69 @@
+"""Numbers for people, in one place. Records carry SI units in their names; only here do they become ms, MB or ¢."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from backends.base import EdgeprofError
+
+_TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` with that many significant digits, without exponent between 1e-6 and 1e9: 0.0803, 12.4, 1,284."""
+    if value == 0:
+        return "0"
+    if not math.isfinite(value):
+        return "unbounded"
+    magnitude = math.floor(math.log10(abs(value)))
+    if not -6 <= magnitude < 9:
+        return f"{value:.{digits - 1}e}"
+    return f"{round(value, digits - 1 - magnitude):,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def seconds(value: float, digits: int = 3) -> str:
+    """A duration with the unit that suits it: 0.128 ms → `128 µs`."""
+    scale, unit = next(((s, u) for s, u in _TIME if abs(value) >= s), _TIME[-1])
+    return f"{significant(value / scale, digits)} {unit}"
+
+
+def size(value: float, digits: int = 3) -> str:
+    """A number of bytes in decimal units: 474,000 → `474 kB`."""
+    scale, unit = next(((s, u) for s, u in _BYTES if abs(value) >= s), _BYTES[-1])
+    return f"{significant(value / scale, digits)} {unit}"
+
+
+def usd(value: float) -> str:
+    """US dollars with two significant decimals below one dollar: `$0.021`, `$4.23`."""
+    return f"${significant(value, 2 if abs(value) < 1 else 3)}"
+
+
+def points(value: float) -> str:
+    """A difference of proportions in percentage points, signed: −0.0012 → `−0.12`."""
+    return f"{value * 100:+.2f}".replace("-", "−")
+
+
+def parse_seconds(text: str) -> float:
+    """`5ms`, `0.5 s`, `800us` → seconds. Raises EdgeprofError for anything else."""
+    return _parse(text, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}, "a time such as 5ms or 0.2s")
+
+
+def parse_bytes(text: str) -> int:
+    """`512MB`, `2 GiB`, `64000` → bytes."""
+    scales = {"": 1.0, "B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    return int(_parse(text, scales, "an amount of memory such as 512MB or 2GiB"))
+
+
+def parse_drop(text: str) -> float:
+    """`1pt`, `0.5 points`, `1%` → proportion (0.01): the largest accuracy loss accepted, absolute."""
+    scales = {"pt": 0.01, "pts": 0.01, "points": 0.01, "%": 0.01, "": 1.0}
+    return _parse(text, scales, "a loss such as 1pt (one percentage point) or 0.01")
+
+
+def _parse(text: str, scales: dict[str, float], expected: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?\d+)?)\s*([A-Za-zµ%]*)\s*", text)
+    if match is None or match[2] not in scales or not math.isfinite(float(match[1])):
+        raise EdgeprofError(f"cannot read '{text}': expected {expected}.")
+    return float(match[1]) * scales[match[2]]

@@ -1,0 +1,86 @@
+"""4-bit weights of matrix products in blocks, each with its own scale; activations stay float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from onnx import ModelProto
+
+from profiler.errors import ModelError, VariantError
+from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset
+from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
+from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, unchanged
+from profiler.variants.running import ensure_loads, short
+
+INT4_OPSET = 21
+"""First opset with int4 tensors, for the standard form."""
+
+
+@dataclass(frozen=True)
+class Int4Weight(Recipe):
+    """Weight-only int4 (round to nearest, no calibration). Made for memory-bound language models; small models rarely gain.
+
+    `format=contrib` writes ONNX Runtime's MatMulNBits, `format=standard` int4 DequantizeLinear + MatMul (opset 21).
+    """
+
+    name: ClassVar[str] = "int4-weight"
+
+    block_size: int = 32
+    symmetric: bool = False
+    format: Literal["contrib", "standard"] = "contrib"
+
+    def __post_init__(self) -> None:
+        """Check the options; raises StudyError."""
+        power = self.block_size >= 16 and self.block_size & (self.block_size - 1) == 0
+        expect(self, "block_size", power and self.block_size <= 1024, "a power of two from 16 to 1024")
+
+    def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
+        """Quantize; calibration rows, when given, are only used to compare outputs."""
+        from onnxruntime.quantization import QuantFormat
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+        from onnxruntime.quantization.onnx_model import ONNXModel
+
+        before = count_ops(model)
+        if not before["MatMul"] + before["Gemm"]:
+            return unchanged(model, "the model has no MatMul or Gemm, and int4 kernels exist for nothing else")
+        work, notes = clone(model), list[str]()
+        if self.format == "standard":
+            try:
+                work, changed, note = upgrade_opset(work, INT4_OPSET)
+            except ModelError as error:
+                raise VariantError(f"{self.text} cannot be made: {error}") from error
+            notes += [note] if changed else []
+        lift_constants(work)
+        name_nodes(work)
+        try:
+            with quiet():
+                wrapped = ONNXModel(work)
+                wrapped.replace_gemm_with_matmul()
+                quantizer = MatMulNBitsQuantizer(
+                    wrapped.model,
+                    block_size=self.block_size,
+                    is_symmetric=self.symmetric,
+                    quant_format=QuantFormat.QOperator if self.format == "contrib" else QuantFormat.QDQ,
+                    op_types_to_quantize=("MatMul",),
+                )
+                quantizer.process()
+        except Exception as error:
+            raise VariantError(f"{self.text} cannot be made: {short(error)}.") from error
+        result: ModelProto = quantizer.model.model
+        after = count_ops(result)
+        done = after["com.microsoft::MatMulNBits"] or after["DequantizeLinear"] - before["DequantizeLinear"]
+        if not done:
+            return unchanged(model, "no MatMul or Gemm has stored two-dimensional weights")
+        ensure_loads(result, self.text)
+        facts: dict[str, Fact] = {
+            "ops_quantized": done,
+            "ops_left_float": after["MatMul"] - (done if self.format == "standard" else 0) + after["Gemm"],
+            "quantized": f"MatMul {done}",
+            "opset": opset_of(result),
+        }
+        convs = after["Conv"] + after["ConvTranspose"]
+        if convs:
+            notes.append(f"{convs} convolutions stay float32: there are no int4 kernels for them.")
+        judged(model, result, calibration, facts, notes)
+        return VariantResult(result, facts, tuple(notes), changed=True)

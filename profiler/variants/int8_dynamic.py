@@ -1,0 +1,116 @@
+"""int8 weights; activations are quantized while the model runs, from each tensor's own extremes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from profiler.errors import VariantError
+from profiler.onnx_io import PROTOBUF_LIMIT_BYTES, count_ops, opset_of, walk_nodes, walk_tensors, write_model
+from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
+from profiler.variants.preparing import judged, prepare, quiet, tally, unchanged
+from profiler.variants.running import ensure_loads, scratch, short
+
+INTEGER_OPS = frozenset(
+    (
+        "MatMulInteger",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "QAttention",
+        "MatMulIntegerToFloat",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Int8Dynamic(Recipe):
+    """Dynamic int8 for the ops where it pays: matrix products, recurrent layers, embedding tables.
+
+    Convolutions are left out by default: ONNX Runtime's ConvInteger was 3 to 20 times slower than fp32 on every
+    convolutional model we tried. `op_types=Conv|MatMul` asks for them anyway.
+    """
+
+    name: ClassVar[str] = "int8-dynamic"
+
+    op_types: tuple[str, ...] = ("Attention", "Gather", "Gemm", "LSTM", "MatMul")
+    per_channel: bool = False
+    reduce_range: bool = False
+
+    def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
+        """Quantize; calibration rows, when given, are only used to compare outputs."""
+        before = count_ops(model)
+        if not any(before[op] for op in self.op_types):
+            return unchanged(model, f"the model has no {', '.join(self.op_types)}{self._about_conv(before['Conv'])}")
+        prepared, notes = prepare(model, calibration)
+        result = self._quantize(prepared, notes)
+        done = [node for node in walk_nodes(result) if node.op_type in INTEGER_OPS or _is_int8_gather(node, result)]
+        if not done:
+            return unchanged(
+                model, f"no {', '.join(self.op_types)} has stored weights{self._about_conv(before['Conv'])}"
+            )
+        ensure_loads(result, self.text)
+        after = count_ops(result)
+        facts: dict[str, Fact] = {
+            "ops_quantized": len(done),
+            "ops_left_float": sum(after[op] for op in self.op_types if op != "Gather"),
+            "quantized": tally(done),
+            "opset": opset_of(result),
+        }
+        if after["ConvInteger"]:
+            notes.append(
+                f"{after['ConvInteger']} Conv became ConvInteger, which ONNX Runtime runs 3 to 20 times slower than fp32."
+            )
+        elif after["Conv"]:
+            notes.append(f"{after['Conv']} Conv stay float32{self._about_conv(after['Conv'])}.")
+        judged(model, result, calibration, facts, notes)
+        return VariantResult(result, facts, tuple(notes), changed=True)
+
+    def _about_conv(self, convs: int) -> str:
+        if not convs or "Conv" in self.op_types:
+            return ""
+        return "; Conv would become ConvInteger, 3 to 20 times slower in ONNX Runtime (op_types=Conv|… asks for it)"
+
+    def _quantize(self, prepared: ModelProto, notes: list[str]) -> ModelProto:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        # ConvInteger has signed-weight kernels on few machines; ONNX Runtime's documentation asks for U8 there.
+        weights = QuantType.QUInt8 if "Conv" in self.op_types else QuantType.QInt8
+        reason: Exception | None = None
+        for subgraphs in (True, False):
+            with scratch() as folder:
+                source, target = write_model(prepared, folder / "in"), folder / "out.onnx"
+                large = sum(file.stat().st_size for file in source.parent.iterdir()) > PROTOBUF_LIMIT_BYTES // 2
+                try:
+                    with quiet():
+                        quantize_dynamic(
+                            str(source),
+                            str(target),
+                            op_types_to_quantize=list(self.op_types),
+                            per_channel=self.per_channel,
+                            reduce_range=self.reduce_range,
+                            weight_type=weights,
+                            use_external_data_format=large,
+                            extra_options={"EnableSubgraph": subgraphs, "MatMulConstBOnly": True},
+                        )
+                    result = onnx.load(str(target))
+                except Exception as error:  # noqa: BLE001 (the quantizer raises many unrelated types)
+                    reason = reason or error
+                    continue
+            if reason is not None:
+                notes.append(f"subgraphs were left out: the quantizer failed inside them ({short(reason, 120)})")
+            return result
+        assert reason is not None
+        raise VariantError(f"{self.text} cannot be made: {short(reason)}.") from reason
+
+
+def _is_int8_gather(node: NodeProto, model: ModelProto) -> bool:
+    if node.op_type != "Gather":
+        return False
+    small = {
+        t.name for t in walk_tensors(model) if t.data_type in (TensorProto.INT8, TensorProto.UINT8) and len(t.dims) > 1
+    }
+    return node.input[0] in small

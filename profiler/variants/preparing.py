@@ -1,0 +1,183 @@
+"""What every quantizing variant does first: opset, shapes, folded constants, names; and how it counts what it did."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import onnx
+from onnx import ModelProto, NodeProto
+
+from profiler.errors import ModelError
+from profiler.onnx_io import PROTOBUF_LIMIT_BYTES, clone, op_name, upgrade_opset, walk_graphs, walk_nodes, write_model
+from profiler.variants.base import NOTHING_QUANTIZED, Calibration, Fact, VariantResult
+from profiler.variants.running import COSINE_WARNING, cosine, probe, scratch, short
+
+QDQ_OPSET = 13
+"""First opset whose QuantizeLinear takes one scale per channel."""
+EQUAL_COSINE = 0.9999
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the converters' prints and log lines away from ours; what matters in them comes back as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def prepare(
+    model: ModelProto, calibration: Calibration | None, *, opset: int = QDQ_OPSET
+) -> tuple[ModelProto, list[str]]:
+    """A copy of `model` that quantizers can work on, and notes on what had to be done for it.
+
+    The opset is raised when it is too old (kept when the upgraded model answers differently), shapes are inferred,
+    constants folded, batch normalization merged into convolutions.
+    """
+    notes: list[str] = []
+    current = model
+    try:
+        upgraded, changed, note = upgrade_opset(model, opset)
+    except ModelError as error:
+        changed, note = False, str(error)
+        notes.append(note)
+    if changed:
+        agree = cosine(model, upgraded, probe(model, calibration))
+        if agree is None:
+            notes.append(f"{note}; its outputs could not be compared with the original's")
+        elif agree < EQUAL_COSINE:
+            notes.append(f"{note} was undone: the upgraded model answers differently (cosine {agree:.4f})")
+        else:
+            notes.append(f"{note}, outputs compared equal")
+        if agree is None or agree >= EQUAL_COSINE:
+            current = upgraded
+    prepared = _pre_process(current, notes)
+    name_nodes(prepared)
+    return prepared, notes
+
+
+def _pre_process(model: ModelProto, notes: list[str]) -> ModelProto:
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    # Symbolic shape inference stops at ops it does not know, on many real models; the rest is still worth having.
+    attempts: tuple[tuple[dict[str, bool], str | None], ...] = (
+        ({}, None),
+        ({"skip_symbolic_shape": True}, "symbolic shape inference failed ({}) and was left out"),
+        (
+            {"skip_symbolic_shape": True, "skip_optimization": True},
+            "symbolic shape inference and optimization failed ({}) and were left out",
+        ),
+    )
+    reason = ""
+    for options, note in attempts:
+        with scratch() as folder:
+            source, target = write_model(model, folder / "in"), folder / "out.onnx"
+            large = sum(file.stat().st_size for file in source.parent.iterdir()) > PROTOBUF_LIMIT_BYTES // 2
+            try:
+                with quiet():
+                    quant_pre_process(str(source), str(target), save_as_external_data=large, **options)
+                prepared = onnx.load(str(target))
+            except Exception as error:  # noqa: BLE001 (sympy, onnx and ONNX Runtime each raise their own)
+                reason = reason or short(error, 120)
+                continue
+        if note:
+            notes.append(note.format(reason))
+        return prepared
+    notes.append(f"preparation for quantization failed ({reason}) and was left out")
+    return clone(model)
+
+
+def name_nodes(model: ModelProto) -> None:
+    """Give every node a name of its own: quantizers select nodes by name, exporters leave names empty or double."""
+    taken: set[str] = set()
+    for index, node in enumerate(walk_nodes(model)):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}_"
+        taken.add(node.name)
+
+
+def lift_constants(model: ModelProto) -> None:
+    """Turn Constant nodes with a tensor into initializers, where weight quantizers look for weights."""
+    for graph in walk_graphs(model):
+        if not isinstance(graph, onnx.GraphProto):
+            continue
+        kept: list[NodeProto] = []
+        lifted = []
+        for node in graph.node:
+            value = (
+                next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+            )
+            if value is None:
+                kept.append(node)
+                continue
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+            lifted.append(tensor)
+        if lifted:
+            copies = [_copy(node) for node in kept]
+            graph.ClearField("node")
+            graph.node.extend(copies)
+            graph.initializer.extend(lifted)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def constant_names(model: ModelProto) -> set[str]:
+    """Names of all stored tensors, in subgraphs too."""
+    names = {node.output[0] for node in walk_nodes(model) if node.op_type == "Constant"}
+    for graph in walk_graphs(model):
+        if isinstance(graph, onnx.GraphProto):
+            names |= {tensor.name for tensor in graph.initializer}
+    return names
+
+
+def dequantized_nodes(model: ModelProto, op_types: Iterable[str]) -> list[NodeProto]:
+    """Nodes of `op_types` whose first two inputs both come from DequantizeLinear, recursively: what runs in int8."""
+    wanted = set(op_types)
+    produced = {name for node in walk_nodes(model) if node.op_type == "DequantizeLinear" for name in node.output}
+    return [
+        node
+        for node in walk_nodes(model)
+        if node.op_type in wanted and len(node.input) >= 2 and {node.input[0], node.input[1]} <= produced
+    ]
+
+
+def tally(nodes: Iterable[NodeProto]) -> str:
+    """`Conv 20, MatMul 3`, most frequent first."""
+    counts = Counter(op_name(node) for node in nodes)
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def unchanged(model: ModelProto, why: str, facts: dict[str, Fact] | None = None) -> VariantResult:
+    """The honest result of a quantizer that found nothing to quantize: the model as it was."""
+    return VariantResult(
+        clone(model), {"ops_quantized": 0, **(facts or {})}, (f"{NOTHING_QUANTIZED}: {why}.",), changed=False
+    )
+
+
+def judged(
+    original: ModelProto, result: ModelProto, calibration: Calibration | None, facts: dict[str, Any], notes: list[str]
+) -> None:
+    """Add the similarity of outputs on a few calibration rows to `facts`, and a note when little is left of the model."""
+    if not calibration:
+        return
+    value = cosine(original, result, probe(original, calibration))
+    facts["calibration_cosine"] = None if value is None else round(value, 6)
+    if value is not None and value < COSINE_WARNING:
+        notes.append(
+            f"outputs on calibration rows differ strongly from fp32 (lowest cosine {value:.3f}): expect a large drop, or "
+            "make a milder variant."
+        )

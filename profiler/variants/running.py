@@ -1,0 +1,146 @@
+"""Running a model while a variant is made: does it load, and does it still answer like before?
+
+Nothing here is timed; the sessions use one thread and are gone when the recipe is done.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from backends.base import TensorInfo, check_feeds
+from profiler.errors import DataError, VariantError
+from profiler.onnx_io import model_inputs, write_model
+from profiler.variants.base import Calibration
+
+Arrays = dict[str, NDArray[Any]]
+
+COSINE_WARNING = 0.95
+"""Below this cosine similarity to fp32 on calibration rows an answer is hardly the model's any more; real int8 variants
+of the models we tried kept above 0.97."""
+SYNTHETIC_SIZE = 64
+"""Size given to a dynamic axis without data; a multiple of 32, as the strides of convolutional models need."""
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder for the files that runtimes and converters insist on."""
+    with tempfile.TemporaryDirectory(prefix="edgeprof.variant.") as folder:
+        yield Path(folder)
+
+
+def session(path: Path, *, optimized_path: Path | None = None) -> Any:
+    """An ONNX Runtime CPU session; with `optimized_path` the basic-level optimized model is written there."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def ensure_loads(model: onnx.ModelProto, what: str) -> None:
+    """Write `model`, load it in ONNX Runtime, and raise VariantError with the runtime's words when it refuses.
+
+    Converters write files that no runtime loads (opset below 13 with per-channel scales, for one); better seen here.
+    """
+    with scratch() as folder:
+        path = write_model(model, folder)
+        try:
+            session(path)
+        except Exception as error:
+            raise VariantError(f"{what} was written, but ONNX Runtime cannot load it: {short(error)}.") from error
+
+
+def outputs(model: onnx.ModelProto, feeds: Arrays) -> list[NDArray[Any]]:
+    """Outputs of one inference, in the model's order. Raises what the runtime raises."""
+    with scratch() as folder:
+        result: list[NDArray[Any]] = session(write_model(model, folder)).run(None, feeds)
+    return result
+
+
+def batches(model: onnx.ModelProto, calibration: Calibration, limit: int) -> Iterator[Arrays]:
+    """At most `limit` calibration rows in the model's own batch size (1 when it is dynamic).
+
+    Raises DataError when there are no rows or fewer than a fixed batch needs, FeedError when they do not fit the model.
+    """
+    inputs = model_inputs(model)
+    rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
+    size = max([1, *(info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int))])
+    count = min(limit, rows) // size
+    if count == 0:
+        raise DataError(f"the calibration data has {rows} rows, the model needs at least {size}: give more rows.")
+    for start in range(0, count * size, size):
+        feeds = {name: array[start : start + size] if array.ndim else array for name, array in calibration.items()}
+        if start == 0:
+            check_feeds(inputs, feeds)
+        yield feeds
+
+
+def probe(model: onnx.ModelProto, calibration: Calibration | None, limit: int = 4) -> list[Arrays]:
+    """A few feeds to compare outputs on: calibration rows, else random ones with a guessed size on dynamic axes."""
+    if calibration:
+        return list(batches(model, calibration, limit))
+    rng = np.random.default_rng(0)
+    inputs = model_inputs(model)
+    return [{info.name: _synthetic(info, rng) for info in inputs}] if inputs else []
+
+
+def _synthetic(info: TensorInfo, rng: np.random.Generator) -> NDArray[Any]:
+    shape = tuple(
+        size if isinstance(size, int) else 1 if axis == 0 else SYNTHETIC_SIZE for axis, size in enumerate(info.shape)
+    )
+    dtype = np.dtype(info.dtype)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return np.ones(shape, dtype)
+
+
+def cosine(before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays]) -> float | None:
+    """Lowest cosine similarity between float outputs of two models over `feeds`; None when they could not be run.
+
+    1 means equal up to scale. An output that became NaN counts as -1, one of another shape too.
+    """
+    try:
+        with scratch() as folder:
+            first = session(write_model(before, folder / "before"))
+            second = session(write_model(after, folder / "after"))
+            pairs = [pair for row in feeds for pair in zip(first.run(None, row), second.run(None, row), strict=True)]
+    except Exception:  # noqa: BLE001 (a guessed shape the model cannot take is no finding about the variant)
+        return None
+    values = [_cosine(np.asarray(a), np.asarray(b)) for a, b in pairs if _is_float(a)]
+    return min(values, default=None)
+
+
+def _is_float(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size > 0
+
+
+def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    if a.shape != b.shape:
+        return -1.0
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    both = np.isfinite(x)
+    x, y = x[both], y[both]
+    if not np.isfinite(y).all():
+        return -1.0
+    if np.array_equal(x, y):
+        return 1.0
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y / norm) if norm > 0 else 0.0
+
+
+def short(error: BaseException, limit: int = 300) -> str:
+    """An error of a library in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text[:limit] + "…" if len(text) > limit else text).rstrip(".")

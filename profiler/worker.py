@@ -1,0 +1,332 @@
+"""The worker: one process that runs one case. It reads commands from stdin and answers on its original stdout.
+
+Imports only the standard library, numpy and (through the adapter) one runtime, because it also starts on devices where
+nothing else is installed. It exits when stdin ends, and when a command passes its deadline, so that it leaves no orphans.
+Start it as `python -P -m profiler.worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import hashlib
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import base, registry
+from profiler import wire
+from profiler.measure import host, loop, memory
+
+PROTOCOL = 1
+_QUIET_SHARE = 0.1
+_QUIET_SLICE_S = 0.005
+_QUIET_LIMIT_S = 0.5
+
+Reply = tuple[dict[str, Any], wire.Arrays]
+
+
+@dataclass
+class State:
+    """What this worker holds between commands."""
+
+    cache: Path
+    session: base.Session | None = None
+    feeds: list[base.Feeds] = field(default_factory=list)
+
+
+def main() -> None:
+    """Serve commands until stdin ends. `EDGEPROF_WORKER_CACHE` names the folder that received artifacts go to."""
+    commands, replies = _take_over_pipes()
+    _apply_memory_limit()
+    state = State(Path(os.environ.get("EDGEPROF_WORKER_CACHE") or "edgeprof-worker-cache"))
+    while (frame := wire.read_frame(commands)) is not None:
+        header, arrays = frame
+        reply, reply_arrays = _answer(state, header, arrays)
+        wire.write_frame(replies, reply, reply_arrays)
+        if header.get("command") == "stop":
+            break
+    if state.session is not None:
+        state.session.close()
+
+
+def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Keep the pipes for the protocol; whatever native libraries print to stdout goes to stderr instead."""
+    commands = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
+    replies = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return commands, replies
+
+
+def _apply_memory_limit() -> None:
+    """`EDGEPROF_WORKER_MEMORY_BYTES` limits the data segment, so that a case too large fails here and not the machine."""
+    limit = os.environ.get("EDGEPROF_WORKER_MEMORY_BYTES")
+    if not limit:
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+
+
+def _answer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """Run one command; every failure becomes an answer, so that only a death of the process ends the conversation."""
+    name = str(header.get("command"))
+    command = _COMMANDS.get(name)
+    if command is None:
+        return _failure("error", f"unknown command '{name}'; this worker knows {', '.join(sorted(_COMMANDS))}."), {}
+    deadline_s = float(header.get("deadline_s") or 0)
+    if deadline_s > 0:
+        # Works in a C thread: it ends the process even when native code hangs and holds the interpreter's lock.
+        faulthandler.dump_traceback_later(deadline_s, exit=True)
+    try:
+        reply, reply_arrays = command(state, header, arrays)
+    except base.ProviderMismatch as error:
+        return _failure("mismatch", str(error)), {}
+    except base.BackendUnavailable as error:
+        return _failure("unavailable", str(error)), {}
+    except MemoryError:
+        return _failure("out_of_memory", "the process ran out of memory (MemoryError)."), {}
+    except base.EdgeprofError as error:
+        return _failure(_kind_of(str(error)), str(error)), {}
+    except Exception as error:  # noqa: BLE001 (the border: a foreign runtime may raise anything)
+        return _failure(_kind_of(str(error)), f"{type(error).__name__}: {error}"), {}
+    finally:
+        if deadline_s > 0:
+            faulthandler.cancel_dump_traceback_later()
+    return {"ok": True, **reply}, reply_arrays
+
+
+_MEMORY_WORDS = (
+    "failed to allocate",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "allocaterawinternal",
+    "cannot allocate memory",
+)
+_UNSUPPORTED_WORDS = (
+    "not implemented", "not_implemented", "unsupported", "no opset import", "is not a registered function", "not supported",
+    "could not find an implementation", "no conversion rule", "cannot convert", "failed to find", "opconversionfailure",
+)  # fmt: skip
+
+
+def _kind_of(text: str) -> str:
+    """The runtimes raise one exception class for everything: the kind can only be read from their words."""
+    lower = text.lower()
+    if any(words in lower for words in _MEMORY_WORDS):
+        return "out_of_memory"
+    return "unsupported" if any(words in lower for words in _UNSUPPORTED_WORDS) else "error"
+
+
+def _failure(kind: str, message: str) -> dict[str, Any]:
+    return {"ok": False, "kind": kind, "message": message[:20_000]}
+
+
+def _hello(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    del state, header, arrays
+    return {"protocol": PROTOCOL, "pid": os.getpid(), "python": sys.version.split()[0], "platform": sys.platform}, {}
+
+
+def _put(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """Receive one chunk of one file of an artifact into `<cache>/<sha256>/<name>`."""
+    path = _cached(state, str(header["sha256"]), str(header["name"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = "r+b" if header["offset"] else "wb"
+    with path.open(mode) as file:
+        file.seek(int(header["offset"]))
+        file.write(np.ascontiguousarray(arrays["chunk"]).data if arrays["chunk"].size else b"")
+    return {}, {}
+
+
+def _have(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """Whether a file of an artifact is here, whole: compared by size and SHA-256."""
+    del arrays
+    path = _cached(state, str(header["sha256"]), str(header["name"]))
+    if not path.is_file() or path.stat().st_size != int(header["size"]):
+        return {"have": False}, {}
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return {"have": digest.hexdigest() == header["file_sha256"]}, {}
+
+
+def _cached(state: State, sha256: str, name: str) -> Path:
+    """The place of a received file; names that would leave the cache are refused."""
+    parts = Path(name).parts
+    if len(sha256) != 64 or not sha256.isalnum() or Path(name).is_absolute() or ".." in parts or not parts:
+        raise wire.WireError(f"artifact file '{name}' of '{sha256[:80]}' is not a plain relative path.")
+    return state.cache / sha256 / name
+
+
+def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """Import the runtime, then load the artifact; the two are timed apart because people can only shorten one of them."""
+    del arrays
+    backend = registry.get(str(header["backend"]))
+    begin = time.perf_counter()
+    for module in getattr(backend, "modules", ()):
+        # A missing runtime gets the adapter's own, better words from load below.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    imported = time.perf_counter()
+    before = memory.read()
+    path = (
+        Path(str(header["path"])) if header.get("path") else _cached(state, str(header["sha256"]), str(header["name"]))
+    )
+    options = base.LoadOptions(
+        device=header.get("device"),
+        threads=int(header["threads"]),
+        batch=int(header["batch"]),
+        sample_shapes={str(k): tuple(int(size) for size in v) for k, v in header.get("sample_shapes", {}).items()},
+        options={str(k): str(v) for k, v in header.get("options", {}).items()},
+        cache_dir=Path(str(header["cache_dir"])) if header.get("cache_dir") else None,
+    )
+    start = time.perf_counter()
+    state.session = backend.load(path, options)
+    loaded = time.perf_counter()
+    return {
+        "import_s": imported - begin,
+        "load_s": loaded - start,
+        "rss_before_load_bytes": before.rss_bytes,
+        "inputs": [asdict(info) for info in state.session.inputs],
+        "outputs": [asdict(info) for info in state.session.outputs],
+    }, {}
+
+
+def _session(state: State) -> base.Session:
+    if state.session is None:
+        raise base.BackendError("no model is loaded: send 'load' first.")
+    return state.session
+
+
+def _facts(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """What really runs. Asked after the measurement, because some runtimes build a second model to tell."""
+    del header, arrays
+    facts = asdict(_session(state).facts)
+    return {"facts": facts}, {}
+
+
+def _feed(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """Receive the inputs that timing runs on: arrays named `<turn>/<input>`, several turns of one batch each."""
+    del header
+    session = _session(state)
+    turns: dict[str, dict[str, NDArray[np.generic]]] = {}
+    for key, array in arrays.items():
+        turn, _, name = key.partition("/")
+        # A copy: frames hand out read-only views, which some runtimes refuse.
+        turns.setdefault(turn, {})[name] = array.copy()
+    for feeds in turns.values():
+        base.check_feeds(session.inputs, feeds)
+    state.feeds = list(turns.values())
+    return {"turns": len(state.feeds)}, {}
+
+
+def _first(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """Time the very first inference, which allocates and sometimes compiles."""
+    del header, arrays
+    session = _session(state)
+    start = time.perf_counter()
+    session.infer(state.feeds[0])
+    return {"first_inference_s": time.perf_counter() - start}, {}
+
+
+def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """One stretch of timed inferences: a block, or a piece of the warm-up."""
+    del arrays
+    session = _session(state)
+    limits = loop.Limits(
+        float(header["min_s"]),
+        int(header["min_samples"]),
+        float(header["max_s"]),
+        int(header.get("max_samples", 1_000_000)),
+    )
+    per_sample = int(header.get("per_sample", 1))
+    with loop.quiet_collector():
+        before = host.read()
+        timing = loop.time_inferences(
+            session.infer, state.feeds, limits, clock=time.perf_counter_ns, per_sample=per_sample
+        )
+        after = host.read()
+    parked_cpu_s = _become_quiet()
+    reply = {
+        "started_s": float(timing.starts_ns[0]) / 1e9,
+        "cpu_s": after.cpu_s - before.cpu_s,
+        "wall_s": after.wall_s - before.wall_s,
+        "labels": host.difference(before, after),
+        "parked_cpu_s": parked_cpu_s,
+    }
+    return reply, {"durations_ns": timing.durations_ns}
+
+
+def _become_quiet() -> float:
+    """Wait until the runtime's own threads sleep, so that a parked worker takes nothing from the one measured next.
+
+    Thread pools spin for a while after their last task. Turning that off would change what is measured; waiting does not.
+    Returns the processor time spent while waiting, seconds.
+    """
+    start = time.process_time()
+    limit = time.perf_counter() + _QUIET_LIMIT_S
+    while time.perf_counter() < limit:
+        cpu, wall = time.process_time(), time.perf_counter()
+        time.sleep(_QUIET_SLICE_S)
+        if time.process_time() - cpu < _QUIET_SHARE * (time.perf_counter() - wall):
+            break
+    return time.process_time() - start
+
+
+def _infer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """Run one batch for its outputs, untimed."""
+    del header
+    session = _session(state)
+    feeds = {name: array.copy() for name, array in arrays.items()}
+    base.check_feeds(session.inputs, feeds)
+    outputs = session.infer(feeds)
+    return {}, {name: np.asarray(array) for name, array in outputs.items()}
+
+
+def _memory(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    del state, header, arrays
+    gc.collect()
+    now = memory.read()
+    return {"rss_bytes": now.rss_bytes, "peak_rss_bytes": now.peak_rss_bytes}, {}
+
+
+def _availability(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    del state, arrays
+    return asdict(registry.get(str(header["backend"])).availability(header.get("device"))), {}
+
+
+def _stop(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    del state, header, arrays
+    return {}, {}
+
+
+_COMMANDS: dict[str, Callable[[State, Mapping[str, Any], wire.Arrays], Reply]] = {
+    "hello": _hello,
+    "availability": _availability,
+    "have": _have,
+    "put": _put,
+    "load": _load,
+    "facts": _facts,
+    "feed": _feed,
+    "first": _first,
+    "time": _time,
+    "infer": _infer,
+    "memory": _memory,
+    "stop": _stop,
+}
+
+if __name__ == "__main__":
+    main()
