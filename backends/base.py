@@ -17,31 +17,31 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.errors import BackendError, BackendUnavailable, EdgeprofError, FeedError, ProviderMismatch
+
+__all__ = [
+    "Availability",
+    "Backend",
+    "BackendError",
+    "BackendUnavailable",
+    "EdgeprofError",
+    "FeedError",
+    "Feeds",
+    "LoadOptions",
+    "Outputs",
+    "ProviderMismatch",
+    "Session",
+    "SessionFacts",
+    "TensorInfo",
+    "check_feeds",
+    "format_shape",
+]
+
 Feeds = Mapping[str, NDArray[np.generic]]
 """Input arrays by input name, batch axis first."""
 
 Outputs = dict[str, NDArray[np.generic]]
 """Output arrays by output name."""
-
-
-class EdgeprofError(Exception):
-    """Base of every error raised on purpose: its text names the thing, what came, what was expected, what to do."""
-
-
-class BackendError(EdgeprofError):
-    """A runtime could not load or run a model."""
-
-
-class BackendUnavailable(BackendError):  # noqa: N818 (reads as the state it reports)
-    """The runtime, its device or its libraries are not on this machine; the text names what to install."""
-
-
-class ProviderMismatch(BackendError):  # noqa: N818
-    """Another execution provider than the one asked for would run the model (ONNX Runtime falls back in silence)."""
-
-
-class FeedError(BackendError):
-    """The inputs do not fit the model: names, dtypes, ranks or fixed sizes."""
 
 
 @dataclass(frozen=True)

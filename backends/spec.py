@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from backends.base import EdgeprofError
+from backends.errors import EdgeprofError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _VALUE = r"[A-Za-z0-9_.+/:|-]+"

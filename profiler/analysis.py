@@ -5,6 +5,7 @@ Nothing here measures or stores. The same run analysed by a later edgeprof profi
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from profiler.cost import detect, prices
 from profiler.cost import model as cost_model
-from profiler.quality import compare
+from profiler.quality import compare, verdict
 from profiler.quality.metrics import Metric, get_metric
 from profiler.records import (
     REFERENCE_VARIANT,
@@ -39,6 +40,7 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT_MEASURED"]
 Status = Literal["measured", "failed", "skipped", "not finished"]
 
 _R = TypeVar("_R")
+_KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
 
 NO_ENERGY = NotMeasured("no energy meter was read in this run")
 LEVEL = 0.95
@@ -239,7 +241,7 @@ def _result(
     processes = evidence.processes.get(case.key, ())
     artifact = evidence.artifacts.get(case.variant)
     failure = evidence.failures.get(case.key) or evidence.failures.get(case.quality_key)
-    status = _status(case, blocks, failure, evidence.run)
+    status = _status(blocks, failure, evidence.run)
     why = _why_not(status, failure)
     own = Case(REFERENCE_VARIANT, case.backend, case.target, case.batch, case.threads)
     throughput = _throughput(blocks, case, why)
@@ -268,7 +270,7 @@ def _result(
     return _checked(result, evidence, metric)
 
 
-def _status(case: Case, blocks: Sequence[BlockRecord], failure: FailureRecord | None, run: RunData) -> Status:
+def _status(blocks: Sequence[BlockRecord], failure: FailureRecord | None, run: RunData) -> Status:
     if failure is not None:
         return "skipped" if failure.kind == "skipped" else "failed"
     effort = run.study.effort
@@ -381,13 +383,13 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if isinstance(result.accuracy_change, NotMeasured):
         if not set(np.unique(record.agreement)) <= {0.0, 1.0}:
             return Check(name, "NOT_MEASURED", result.accuracy_change.reason)
-        bound = compare.label_free_verdict(record.agreement, max_drop, ids=evidence.ids)
-        return Check(name, bound.verdict, bound.text)
+        bound = verdict.label_free_verdict(record.agreement, max_drop, ids=evidence.ids)
+        return Check(name, bound.verdict, bound.reason)
     flips = None
     if result.reference_quality is not None and evidence.ids is None and metric.mean_reduced:
         flips = compare.count_flips(evidence.qualities[result.reference_quality].per_sample, record.per_sample)
-    decided = compare.drop_verdict(result.accuracy_change, max_drop, flips=flips, samples=len(record.per_sample))
-    return Check(name, decided.verdict, decided.text)
+    decided = verdict.drop_verdict(result.accuracy_change, max_drop, flips=flips, samples=len(record.per_sample))
+    return Check(name, decided.verdict, decided.reason)
 
 
 def _check_limit(name: str, figure: Figure, limit: float) -> Check:
@@ -404,9 +406,10 @@ def _overall(result: CaseResult, checks: Sequence[Check]) -> Verdict:
     if result.status != "measured":
         return "NOT_MEASURED"
     verdicts = {check.verdict for check in checks}
-    for verdict in ("FAIL", "NOT_MEASURED", "INCONCLUSIVE"):
-        if verdict in verdicts:
-            return verdict  # type: ignore[return-value]
+    worst: tuple[Verdict, ...] = ("FAIL", "NOT_MEASURED", "INCONCLUSIVE")
+    for one in worst:
+        if one in verdicts:
+            return one
     return "PASS"
 
 
@@ -429,10 +432,10 @@ def _holm_corrected(
     corrected = []
     for result in results:
         ratio = ratios.get(result.number)
-        verdict: str = "inconclusive" if ratio is None else compare_verdict(ratio)
-        if verdict == "differs" and adjusted[result.number] > 1 - LEVEL:
-            verdict = "inconclusive"
-        corrected.append(replace(result, time_ratio_verdict=verdict))
+        decided: str = "inconclusive" if ratio is None else compare_verdict(ratio)
+        if decided == "differs" and adjusted[result.number] > 1 - LEVEL:
+            decided = "inconclusive"
+        corrected.append(replace(result, time_ratio_verdict=decided))
     return corrected
 
 
@@ -496,12 +499,11 @@ def _unplanned(number: int, failure: FailureRecord) -> CaseResult:
 
 def _case_of(key: str) -> Case:
     """The case of a key; a variant's own text stands for a case on no backend."""
-    variant, _, rest = key.partition("@")
-    if not rest:
-        return Case(variant, "—", "local", 1, 1)
-    parts = rest.split("/")
-    batch, threads = int(parts[1][1:]), int(parts[2].partition("@")[0][1:]) if len(parts) > 2 else 1
-    return Case(variant, parts[0], parts[2].partition("@")[2] or "local" if len(parts) > 2 else "local", batch, threads)
+    parsed = _KEY.fullmatch(key)
+    if parsed is None:
+        return Case(key, "—", "local", 1, 1)
+    target, threads = parsed["target"] or "local", int(parsed["threads"] or 1)
+    return Case(parsed["variant"], parsed["backend"], target, int(parsed["batch"]), threads)
 
 
 def _by(records: Sequence[_R], key: Callable[[_R], str]) -> dict[str, list[_R]]:

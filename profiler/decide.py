@@ -161,7 +161,8 @@ def _why_out(case: CaseResult) -> str:
     change = case.accuracy_change
     if isinstance(change, Estimate):
         low = "unbounded" if change.low is None else _change(change.low, change.unit)
-        return f"may lose more than one point (change {_change(change.value, change.unit)}, as low as {low}) and no --max-drop was given"
+        seen = _change(change.value, change.unit)
+        return f"may lose more than one point (change {seen}, as low as {low}) and no --max-drop was given"
     return "over 1 % of its answers differ from the reference, there are no labels, and no --max-drop was given"
 
 

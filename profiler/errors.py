@@ -1,11 +1,11 @@
-"""Errors for people: one base class (it lives in backends.base, the lowest package that raises), few subclasses, good texts."""
+"""Errors for people: one base class (it lives in backends.errors, the lowest package that raises), few subclasses, good texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from backends.base import EdgeprofError
+from backends.errors import EdgeprofError
 
 __all__ = [
     "DataError",

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import quality, wire
+from profiler import wire
 from profiler.data import Dataset
 from profiler.errors import EdgeprofError
 from profiler.job import Job
+from profiler.quality.metrics import Metric, default_metric, get_metric
+from profiler.quality.outputs import agreement as agreement_with
+from profiler.quality.outputs import predictions
 from profiler.records import QualityRecord
 from profiler.study import Case
 from profiler.targets.process import WorkerFailure, WorkerProcess
@@ -33,7 +36,7 @@ def evaluate(job: Job, cases: Sequence[Case]) -> set[str]:
     done = {record.case: record for record in job.store.records(job.run_id, QualityRecord)}
     failed = _failed_before(job, units)
     job.progress.stage("evaluating accuracy", len(units))
-    metric: quality.Metric | None = None
+    metric: Metric | None = None
     reference = _read_reference(job.folder / REFERENCE_OUTPUTS)
     for key, case in sorted(units.items(), key=lambda item: not item[1].is_reference_variant):
         if key not in done and key not in failed:
@@ -69,23 +72,24 @@ def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
     return {failure.case for failure in failures if failure.stage == "quality" and failure.case in units}
 
 
-def _metric(job: Job, data: Dataset, outputs: Outputs) -> quality.Metric:
+def _metric(job: Job, data: Dataset, outputs: Outputs) -> Metric:
     if job.study.metric is not None:
-        return quality.get_metric(job.study.metric)
-    return quality.default_metric(data.labels, outputs)
+        return get_metric(job.study.metric)
+    return default_metric(data.labels, outputs)
 
 
 def _record(
-    key: str, metric: quality.Metric, data: Dataset, outputs: Outputs, reference: Outputs | None, seconds: float
+    key: str, metric: Metric, data: Dataset, outputs: Outputs, reference: Outputs | None, seconds: float
 ) -> QualityRecord:
-    per_sample = metric.per_sample(outputs, data.labels) if metric.name != "agreement" else None
-    agreement = quality.agreement(outputs, reference if reference is not None else outputs)
+    base = reference if reference is not None else outputs
+    agreement = agreement_with(outputs, base)
+    per_sample = metric.per_sample(outputs, data.labels, reference=base)
     notes = () if reference is not None else ("the reference failed: agreement is with this variant itself",)
     return QualityRecord(
         case=key,
         metric=metric.name,
-        per_sample=np.asarray(agreement if per_sample is None else per_sample, dtype=np.float64),
-        predictions=quality.predictions(outputs),
+        per_sample=np.asarray(per_sample, dtype=np.float64),
+        predictions=predictions(outputs),
         agreement=np.asarray(agreement, dtype=np.float64),
         data_sha256=data.sha256,
         seconds=seconds,

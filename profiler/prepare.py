@@ -95,23 +95,26 @@ def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
 
     path = Path(study.model).expanduser()
     factory = FUNCTION.fullmatch(study.model) is not None and not path.exists()
-    sample = export_sample(study) if factory else {}
+    if not factory:
+        return path, ()
     out = folder / "exported" / "model.onnx"
     out.parent.mkdir(parents=True, exist_ok=True)
-    exported = export_model(study.model if factory else str(path), sample, out)
+    exported = export_model(study.model, export_sample(study), out)
     notes = exported.notes
     if exported.parity is not None:
         parity = exported.parity
-        notes = (
+        summary = (
             f"exported by {exported.exporter}; outputs differ from {exported.source_framework} by at most "
-            f"{parity.max_abs_diff:.2g} (relative {parity.max_rel_diff:.2g}) on {parity.rows} rows",
-            *notes,
+            f"{parity.max_abs_diff:.2g} (relative {parity.max_rel_diff:.2g}) on {parity.rows} rows"
         )
+        notes = (summary, *notes)
     return exported.path, notes
 
 
 def export_sample(study: Study) -> Mapping[str, NDArray[np.generic]]:
-    """A few rows to trace the model with, before its inputs are known by name."""
+    """A few rows to trace the model with, before its inputs are known by name; random ones for an `.onnx` without data."""
+    if study.data is None and Path(study.model).is_file():
+        return _random_rows(study, onnx_io.model_inputs(onnx_io.read_model(Path(study.model))))
     if study.data is None:
         raise StudyError(f"exporting {study.model} needs rows to trace it with: give them with --data.")
     path = Path(study.data).expanduser()

@@ -75,8 +75,10 @@ def _execute(run_id: str, study: Study, variants: Sequence[Any], store: Store, o
         progress.step()
         made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
         _check_unchanged(before, prepared, made)
-        for record in (*made, *failures):
-            store.add(run_id, record)
+        for artifact in made:
+            store.add(run_id, artifact)
+        for failure in failures:
+            store.add(run_id, failure)
         cases, left_out = prepare.plan_cases(study, made)
         for skipped in left_out:
             store.add(run_id, skipped)
@@ -105,8 +107,8 @@ def _execute(run_id: str, study: Study, variants: Sequence[Any], store: Store, o
             progress,
         )
         failed = evaluate(job, cases)
-        measured = [case for case in cases if case.quality_key not in failed]
-        campaign.measure(job, _groups(study, measured, made))
+        groups = _groups(study, cases, made)
+        campaign.measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
     store.set_status(run_id, "finished")
 
 

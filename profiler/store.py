@@ -167,7 +167,7 @@ class Store:
         table = _TABLES[BlockRecord]
         columns = (table.c.case, table.c.replicate, table.c.group, table.c.round)
         with self._transaction() as connection:
-            return {tuple(row) for row in connection.execute(sa.select(*columns).where(table.c.run_id == run_id))}  # type: ignore[misc]
+            return {tuple(row) for row in connection.execute(sa.select(*columns).where(table.c.run_id == run_id))}
 
     def last_attempt(self, run_id: str, replicate: int, group: int) -> int:
         """The highest attempt number stored for a replicate, −1 when there is none."""

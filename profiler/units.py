@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from backends.base import EdgeprofError
+from backends.errors import EdgeprofError
 
 _TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))

@@ -71,8 +71,8 @@ def test_a_good_model_is_read_with_its_facts(tmp_path):
     assert (TensorInfo("x", "float32", ("N", 64)),) == onnx_io.model_inputs(model)
     assert (TensorInfo("y", "float32", ("N", 64)),) == onnx_io.model_outputs(model)
     assert onnx_io.opset_of(model) == 17
-    assert {"MatMul": 1, "Add": 1} == dict(onnx_io.count_ops(model))
-    assert 64 * 64 + 64 == onnx_io.weights_count(model)
+    assert dict(onnx_io.count_ops(model)) == {"MatMul": 1, "Add": 1}
+    assert onnx_io.weights_count(model) == 64 * 64 + 64
     assert path.stat().st_size == onnx_io.model_size_bytes(path)
 
 
@@ -81,7 +81,7 @@ def test_inputs_that_an_initializer_supplies_are_not_inputs():
     model = small()
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [64, 64]))
 
-    assert ["x"] == [info.name for info in onnx_io.model_inputs(model)]
+    assert [info.name for info in onnx_io.model_inputs(model)] == ["x"]
 
 
 def test_dimensions_that_exporters_write_as_minus_one_or_question_mark_are_unknown():
@@ -90,7 +90,7 @@ def test_dimensions_that_exporters_write_as_minus_one_or_question_mark_are_unkno
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "?"
 
-    assert (None, None) == onnx_io.model_inputs(model)[0].shape
+    assert onnx_io.model_inputs(model)[0].shape == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_ops_and_weights_inside_branches_are_counted():
     """T3: what is in the bodies of control flow counts."""
     model = with_if()
 
-    assert {"If": 1, "MatMul": 2} == dict(onnx_io.count_ops(model))
+    assert dict(onnx_io.count_ops(model)) == {"If": 1, "MatMul": 2}
     assert onnx_io.weights_count(model) == 8
     assert len(list(onnx_io.walk_graphs(model))) == 3
 
@@ -291,7 +291,7 @@ def test_upgrading_the_opset_says_what_happened():
 
     newer, changed, note = onnx_io.upgrade_opset(model, 18)
 
-    assert (18, True, 17) == (onnx_io.opset_of(newer), changed, onnx_io.opset_of(model))
+    assert (onnx_io.opset_of(newer), changed, onnx_io.opset_of(model)) == (18, True, 17)
     assert note == "opset upgraded from 17 to 18"
 
 

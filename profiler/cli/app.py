@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
-import click
 import typer
 
-from profiler.errors import EdgeprofError
+from profiler.errors import EdgeprofError, unknown
 
 EXIT_OK, EXIT_NO_CASE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-EPILOG = (
+EXIT_CODES = (
     "Exit codes: 0 done; 1 done, but no case meets the constraints; 2 not possible as asked (the message says why); "
     "130 interrupted, what was measured is kept."
 )
@@ -37,93 +35,78 @@ COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
-    """Imports a command's module when the command is used, so that `edgeprof --help` answers at once."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (the base class gives it)
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 (as above)
-        if cmd_name not in COMMANDS:
-            return None
-        return _Deferred(cmd_name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, command.real() if isinstance(command, _Deferred) else command, rest
-
-
-class _Deferred(click.Command):
-    """A command's name and help; the command itself when it is needed."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, help=COMMANDS[name], short_help=COMMANDS[name])
-
-    def real(self) -> click.Command:
-        module = importlib.import_module(f"profiler.cli.{self.name}_command")
-        function: Callable[..., Any] = module.command
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(name=self.name, help=COMMANDS[str(self.name)])(function)
-        return typer.main.get_command(app)
-
-
-def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not context.resilient_parsing:
-        from profiler import __version__
-
-        click.echo(f"edgeprof {__version__}")
-        context.exit()
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
-@click.option("--debug", is_flag=True, help="Show Python's traceback when something goes wrong.")
-def application(debug: bool) -> None:
-    """Measure which variant of a model to deploy, on which runtime and device, what it costs, and how sure that is."""
-    if debug:
-        os.environ["EDGEPROF_DEBUG"] = "1"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    if "--debug" in (arguments if arguments is not None else sys.argv[1:]):
-        arguments = ["--debug", *(a for a in (arguments if arguments is not None else sys.argv[1:]) if a != "--debug")]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    sys.exit(_run([argument for argument in given if argument != "--debug"], debug=debug))
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """Dispatch here rather than in a typer group: a group imports every command in order to print its help."""
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help"):
+        typer.echo(_help())
+        return EXIT_OK
+    if first == "--version":
+        from profiler import __version__
+
+        typer.echo(f"edgeprof {__version__}")
+        return EXIT_OK
     try:
-        code = application.main(args=arguments, prog_name="edgeprof", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = EXIT_ERROR
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what was measured is kept. Go on with: edgeprof run --resume latest", err=True)
-        code = EXIT_INTERRUPTED
+        if first not in COMMANDS:
+            raise unknown("command", first, COMMANDS, hint="`edgeprof --help` explains them.")
+        code = _command(first).main(args=arguments[1:], prog_name=f"edgeprof {first}", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except typer.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted; what was measured is kept. Go on with: edgeprof run --resume latest", err=True)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has seen enough; python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = EXIT_OK
-    except Exception as error:  # noqa: BLE001 (the outermost border: people get a sentence, not a traceback)
-        code = _told(error)
-    sys.exit(code if isinstance(code, int) else EXIT_OK)
+        return EXIT_OK
+    except Exception as error:
+        if debug:
+            raise
+        return _told(error)
+
+
+def _command(name: str) -> Any:
+    module = importlib.import_module(f"profiler.cli.{name}_command")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(help=COMMANDS[name], context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)(
+        module.command
+    )
+    return typer.main.get_command(app)
+
+
+def _help() -> str:
+    lines = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: edgeprof [--debug] COMMAND …    (edgeprof COMMAND --help: its options)\n\n"
+        "Measure which variant of a model to deploy, on which runtime and device, what it costs, and how sure that is.\n\n"
+        f"{lines}\n\n  --version  Show the version.\n"
+        "  --debug    Show Python's traceback when something goes wrong.\n\n"
+        f"{EXIT_CODES}"
+    )
 
 
 def _told(error: Exception) -> int:
-    """An error as one message; the traceback only with --debug."""
-    if os.environ.get("EDGEPROF_DEBUG"):
-        raise error
-    if isinstance(error, EdgeprofError):
-        click.echo(f"edgeprof: {error}", err=True)
+    """An error as one message for people; usage errors of the option parser show themselves."""
+    show = getattr(error, "show", None)
+    if show is not None:
+        show()
+    elif isinstance(error, EdgeprofError):
+        typer.echo(f"edgeprof: {error}", err=True)
     elif isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
-        click.echo(f"edgeprof: {error.strerror}{place}.", err=True)
+        typer.echo(f"edgeprof: {error.strerror}{place}.", err=True)
     elif isinstance(error, MemoryError):
-        click.echo(
-            "edgeprof: this machine has not enough free memory for that; use --limit or a smaller batch.", err=True
-        )
+        typer.echo("edgeprof: not enough free memory for that; use --limit or a smaller batch.", err=True)
     else:
-        click.echo(
+        typer.echo(
             f"edgeprof: unexpected {type(error).__name__}: {str(error)[:500]}. This is a bug in edgeprof; "
             "please report it with the output of the same command and --debug.",
             err=True,

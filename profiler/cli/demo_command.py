@@ -27,8 +27,8 @@ def command(out: o.Out = Path("runs"), json: o.Json = False, machine: o.Machine 
     with tempfile.TemporaryDirectory(prefix="edgeprof-demo-") as folder:
         # As a user would hand them over: two .npz files beside a model.
         data, calibration = Path(folder, "evaluation.npz"), Path(folder, "calibration.npz")
-        np.savez(data, **demo.evaluation())
-        np.savez(calibration, **demo.calibration())
+        np.savez(data, allow_pickle=False, **demo.evaluation())
+        np.savez(calibration, allow_pickle=False, **demo.calibration())
         study = make_study(
             model=str(demo.model_path()), data=str(data), calibration=str(calibration), variants=VARIANTS, effort="quick",
             constraints={"max_drop": 0.01}, cost={"machine": machine},

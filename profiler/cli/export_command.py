@@ -29,8 +29,7 @@ def command(
     from profiler.prepare import export_sample
     from profiler.study import make_study
 
-    sample = {} if Path(model).exists() else export_sample(make_study(model=model, data=data))
-    exported = export_model(model, sample, output, opset=opset)
+    exported = export_model(model, export_sample(make_study(model=model, data=data)), output, opset=opset)
     if json:
         content = asdict(exported) | {"path": str(exported.path), "files": [str(file) for file in exported.files]}
         console.print_raw(json_module.dumps(content, indent=2))

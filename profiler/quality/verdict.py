@@ -145,9 +145,9 @@ def _needed(
         while (
             estimate < 10_000_000
             and estimate * psi < _EXACT_POWER_FLIPS
-            and ni_power(estimate, psi, max_drop, drop=drop, alpha=alpha) < POWER
+            and ni_power(estimate, psi, max_drop, drop=drop, alpha=alpha) < POWER - 0.01
         ):
-            estimate = math.ceil(estimate * 1.15)
+            estimate = math.ceil(estimate * 1.1)
     else:
         # Half-widths shrink with the square root of n; 80 % power puts the limit further away than the test does.
         half = change.value - low if gap > 0 else high - change.value

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, walk_nodes, walk_tensors, weights_count
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
-from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet
+from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, sort_nodes
 from profiler.variants.running import ensure_loads, short
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -104,42 +104,6 @@ def _too_large_for(model: ModelProto) -> list[onnx.NodeProto]:
         if tensor.data_type == TensorProto.FLOAT and (np.abs(numpy_helper.to_array(tensor)) > LARGEST).any()
     }
     return [node for node in walk_nodes(model) if large & {*node.input}]
-
-
-def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put the main graph's nodes in topological order, stable otherwise: the converter appends its casts at the end."""
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
-    made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    needs = [{made[name] for name in _reads(node) if name in made} - {index} for index, node in enumerate(nodes)]
-    order: list[int] = []
-    done: set[int] = set()
-    for start in range(len(nodes)):
-        stack = [start]
-        while stack:
-            index = stack[-1]
-            open_needs = sorted(needs[index] - done)
-            if index in done or not open_needs:
-                stack.pop()
-                if index not in done:
-                    done.add(index)
-                    order.append(index)
-            elif len(stack) > len(nodes):
-                raise VariantError("the converted graph has a cycle.")
-            else:
-                stack.append(open_needs[0])
-    graph.ClearField("node")
-    graph.node.extend(nodes[index] for index in order)
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Names a node reads, also from inside its branches."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
-            for inner in graph.node:
-                names |= _reads(inner)
-            names |= {value.name for value in graph.output}
-    return names
 
 
 def _size(tensor: TensorProto) -> int:

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from profiler.errors import ModelError, VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
-from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, unchanged
+from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, sort_nodes, unchanged
 from profiler.variants.running import ensure_loads, short
 
 INT4_OPSET = 21
@@ -68,6 +68,7 @@ class Int4Weight(Recipe):
         except Exception as error:
             raise VariantError(f"{self.text} cannot be made: {short(error)}.") from error
         result: ModelProto = quantizer.model.model
+        sort_nodes(result.graph)
         after = count_ops(result)
         done = after["com.microsoft::MatMulNBits"] or after["DequantizeLinear"] - before["DequantizeLinear"]
         if not done:

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from profiler.errors import VariantError
 from profiler.onnx_io import PROTOBUF_LIMIT_BYTES, count_ops, opset_of, walk_nodes, walk_tensors, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
-from profiler.variants.preparing import judged, prepare, quiet, tally, unchanged
+from profiler.variants.preparing import judged, prepare, quiet, sort_nodes, tally, unchanged
 from profiler.variants.running import ensure_loads, scratch, short
 
 INTEGER_OPS = frozenset(
@@ -79,6 +79,10 @@ class Int8Dynamic(Recipe):
 
         # ConvInteger has signed-weight kernels on few machines; ONNX Runtime's documentation asks for U8 there.
         weights = QuantType.QUInt8 if "Conv" in self.op_types else QuantType.QInt8
+        # The quantizer rewrites Gemm to MatMul + Add before it looks at types.
+        split = "Gemm" in self.op_types and "MatMul" not in self.op_types
+        types = [*self.op_types, *(["MatMul"] if split else [])]
+        excluded = [node.name for node in walk_nodes(prepared) if split and node.op_type == "MatMul"]
         reason: Exception | None = None
         for subgraphs in (True, False):
             with scratch() as folder:
@@ -89,7 +93,8 @@ class Int8Dynamic(Recipe):
                         quantize_dynamic(
                             str(source),
                             str(target),
-                            op_types_to_quantize=list(self.op_types),
+                            op_types_to_quantize=types,
+                            nodes_to_exclude=excluded,
                             per_channel=self.per_channel,
                             reduce_range=self.reduce_range,
                             weight_type=weights,
@@ -97,6 +102,7 @@ class Int8Dynamic(Recipe):
                             extra_options={"EnableSubgraph": subgraphs, "MatMulConstBOnly": True},
                         )
                     result = onnx.load(str(target))
+                    sort_nodes(result.graph)
                 except Exception as error:  # noqa: BLE001 (the quantizer raises many unrelated types)
                     reason = reason or error
                     continue

@@ -21,6 +21,7 @@ from profiler.variants.preparing import (
     judged,
     prepare,
     quiet,
+    sort_nodes,
     tally,
     unchanged,
 )
@@ -196,6 +197,7 @@ class Int8Static(Recipe):
             )
             quantizer.quantize_model()
         result: ModelProto = quantizer.model.model
+        sort_nodes(result.graph)
         return result
 
     @staticmethod

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 
-from profiler.errors import ModelError
+from profiler.errors import ModelError, VariantError
 from profiler.onnx_io import PROTOBUF_LIMIT_BYTES, clone, op_name, upgrade_opset, walk_graphs, walk_nodes, write_model
 from profiler.variants.base import NOTHING_QUANTIZED, Calibration, Fact, VariantResult
 from profiler.variants.running import COSINE_WARNING, cosine, probe, scratch, short
@@ -107,7 +107,7 @@ def name_nodes(model: ModelProto) -> None:
 def lift_constants(model: ModelProto) -> None:
     """Turn Constant nodes with a tensor into initializers, where weight quantizers look for weights."""
     for graph in walk_graphs(model):
-        if not isinstance(graph, onnx.GraphProto):
+        if not isinstance(graph, GraphProto):
             continue
         kept: list[NodeProto] = []
         lifted = []
@@ -135,11 +135,47 @@ def _copy(node: NodeProto) -> NodeProto:
     return copy
 
 
+def sort_nodes(graph: GraphProto) -> None:
+    """Put the main graph's nodes in topological order, stable otherwise: converters append nodes at the end."""
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    needs = [{made[name] for name in _reads(node) if name in made} - {index} for index, node in enumerate(nodes)]
+    order: list[int] = []
+    done: set[int] = set()
+    for start in range(len(nodes)):
+        stack = [start]
+        while stack:
+            index = stack[-1]
+            open_needs = sorted(needs[index] - done)
+            if index in done or not open_needs:
+                stack.pop()
+                if index not in done:
+                    done.add(index)
+                    order.append(index)
+            elif len(stack) > len(nodes):
+                raise VariantError("the converted graph has a cycle.")
+            else:
+                stack.append(open_needs[0])
+    graph.ClearField("node")
+    graph.node.extend(nodes[index] for index in order)
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """Names a node reads, also from inside its branches."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
+            for inner in graph.node:
+                names |= _reads(inner)
+            names |= {value.name for value in graph.output}
+    return names
+
+
 def constant_names(model: ModelProto) -> set[str]:
     """Names of all stored tensors, in subgraphs too."""
     names = {node.output[0] for node in walk_nodes(model) if node.op_type == "Constant"}
     for graph in walk_graphs(model):
-        if isinstance(graph, onnx.GraphProto):
+        if isinstance(graph, GraphProto):
             names |= {tensor.name for tensor in graph.initializer}
     return names
 

@@ -70,14 +70,14 @@ def outputs(model: onnx.ModelProto, feeds: Arrays) -> list[NDArray[Any]]:
 
 
 def batches(model: onnx.ModelProto, calibration: Calibration, limit: int) -> Iterator[Arrays]:
-    """At most `limit` calibration rows in the model's own batch size (1 when it is dynamic).
+    """About `limit` calibration rows, at least one batch, in the model's own batch size (1 when it is dynamic).
 
     Raises DataError when there are no rows or fewer than a fixed batch needs, FeedError when they do not fit the model.
     """
     inputs = model_inputs(model)
     rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
     size = max([1, *(info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int))])
-    count = min(limit, rows) // size
+    count = min(max(1, limit // size), rows // size)
     if count == 0:
         raise DataError(f"the calibration data has {rows} rows, the model needs at least {size}: give more rows.")
     for start in range(0, count * size, size):

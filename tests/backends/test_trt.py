@@ -14,7 +14,7 @@ from backends.trt_cuda import CudaError, Gpus
 from backends.trt_find import Found
 
 sys.path.append(str(Path(__file__).parent))
-from trt_fake import FakeDevice, fake_trt  # noqa: E402
+from trt_fake import FakeDevice, fake_trt
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto as T  # noqa: E402
@@ -68,7 +68,7 @@ def test_inference_copies_in_runs_copies_out_and_waits_in_this_order(double):
     session = rig.load(double)
     rig.trt.journal.clear()
     answer = session.infer({"x": X})
-    assert ["to_device", "execute", "to_host", "synchronize"] == rig.trt.journal
+    assert rig.trt.journal == ["to_device", "execute", "to_host", "synchronize"]
     np.testing.assert_array_equal(X * 2, answer["y"])
 
 
@@ -77,7 +77,7 @@ def test_every_address_and_shape_is_set_once_at_load(double):
     rig = Rig()
     rig.load(double)
     set_up = [entry for entry in rig.trt.journal if isinstance(entry, tuple) and entry[0].startswith("set_")]
-    assert [("set_input_shape", "x", (4, 8)), ("set_tensor_address", "x"), ("set_tensor_address", "y")] == set_up[-3:]
+    assert set_up[-3:] == [("set_input_shape", "x", (4, 8)), ("set_tensor_address", "x"), ("set_tensor_address", "y")]
 
 
 def test_gpu_is_opened_before_the_runtime_is_touched(double):
@@ -93,7 +93,9 @@ def test_no_gpu_is_unavailable_and_imports_nothing(double):
     def refuse(ordinal):
         raise BackendUnavailable("no NVIDIA driver")
 
-    backend = TrtBackend(lambda flavour: Found("tensorrt", "trt", "11.4.0", None), lambda found: 1 / 0, open_device=refuse)
+    backend = TrtBackend(
+        lambda flavour: Found("tensorrt", "trt", "11.4.0", None), lambda found: 1 / 0, open_device=refuse
+    )
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
         backend.load(double, LoadOptions())
 
@@ -132,7 +134,7 @@ def test_without_sample_shapes_other_rows_are_taken(double):
     live = len(rig.devices[0].live)
     np.testing.assert_array_equal(X * 2, session.infer({"x": X})["y"])
     assert live == len(rig.devices[0].live)
-    assert (4, 8) == session.inputs[0].shape
+    assert session.inputs[0].shape == (4, 8)
 
 
 def test_rows_beyond_the_engine_s_range_close_the_session(double):
@@ -143,14 +145,14 @@ def test_rows_beyond_the_engine_s_range_close_the_session(double):
         session.infer({"x": np.ones((400, 8), np.float32)})
     with pytest.raises(BackendError, match="is closed"):
         session.infer({"x": X[:1]})
-    assert {} == rig.devices[0].live
+    assert rig.devices[0].live == {}
 
 
 def test_integer_input_and_several_outputs(tmp_path):
     """Two outputs of different types from an int64 input."""
     path = save(tmp_path, [("x", T.INT64, ["N", 8])], [("a", T.FLOAT, ["N", 8]), ("b", T.INT64, ["N", 8])])
     answer = Rig().load(path).infer({"x": X.astype(np.int64)})
-    assert ["float32", "int64"] == [answer[name].dtype.name for name in ("a", "b")]
+    assert [answer[name].dtype.name for name in ("a", "b")] == ["float32", "int64"]
     np.testing.assert_array_equal(X.astype(np.int64) * 2, answer["b"])
 
 
@@ -159,11 +161,11 @@ def test_output_whose_size_depends_on_the_data_follows_each_run(tmp_path):
     path = save(tmp_path, [("x", T.FLOAT, ["N", 8])], [("found", T.FLOAT, ["found"])])
     rig = Rig()
     session = rig.load(path)
-    assert (None,) == session.outputs[0].shape
+    assert session.outputs[0].shape == (None,)
     for values in (X, X - 100, np.abs(X) + 1, X):
         np.testing.assert_array_equal(values[values > 0], session.infer({"x": values})["found"])
     session.close()
-    assert {} == rig.devices[0].live
+    assert rig.devices[0].live == {}
 
 
 def test_full_gpu_during_a_run_is_an_error_not_a_crash(tmp_path):
@@ -172,14 +174,14 @@ def test_full_gpu_during_a_run_is_an_error_not_a_crash(tmp_path):
     rig = Rig()
     session = rig.load(path)
     rig.devices[0].limit_bytes = 0
-    with pytest.raises(BackendError, match="could not run 'model.onnx'"):
+    with pytest.raises(BackendError, match=r"could not run 'model\.onnx'"):
         session.infer({"x": X})
 
 
 def test_type_that_numpy_lacks_is_named(tmp_path):
     """bfloat16 at the border of the model."""
     path = save(tmp_path, [("x", T.FLOAT, ["N", 8])], [("y", T.BFLOAT16, ["N", 8])])
-    with pytest.raises(BackendError, match="tensor 'y' of 'model.onnx' has type BF16"):
+    with pytest.raises(BackendError, match=r"tensor 'y' of 'model\.onnx' has type BF16"):
         Rig().load(path)
 
 
@@ -200,7 +202,7 @@ def test_every_none_and_false_is_an_error_and_frees_the_gpu(double, behave, word
     rig.trt.behave |= behave
     with pytest.raises(BackendError, match=words):
         rig.load(double)
-    assert ({}, 1) == (rig.devices[0].live, rig.devices[0].closed)
+    assert (rig.devices[0].live, rig.devices[0].closed) == ({}, 1)
 
 
 def test_false_from_the_run_quotes_the_log(double):
@@ -208,7 +210,7 @@ def test_false_from_the_run_quotes_the_log(double):
     rig = Rig()
     session = rig.load(double)
     rig.trt.behave |= {"execute": False, "run_log": [("ERROR", "illegal memory access")]}
-    with pytest.raises(BackendError, match="could not run 'model.onnx': illegal memory access"):
+    with pytest.raises(BackendError, match=r"could not run 'model\.onnx': illegal memory access"):
         session.infer({"x": X})
 
 
@@ -232,8 +234,8 @@ def test_second_load_takes_the_engine_from_the_cache(double, tmp_path):
     """Same model, machine, shapes and options: one build, and the facts tell."""
     rig, cache = Rig(), tmp_path / "engines"
     first, second = rig.load(double, cache_dir=cache), rig.load(double, cache_dir=cache)
-    assert 1 == rig.builds
-    assert ["built", "cache"] == [session.facts.details["engine"] for session in (first, second)]
+    assert rig.builds == 1
+    assert [session.facts.details["engine"] for session in (first, second)] == ["built", "cache"]
     np.testing.assert_array_equal(X * 2, second.infer({"x": X})["y"])
 
 
@@ -253,16 +255,20 @@ def test_other_machine_or_runtime_builds_its_own_engine(double, tmp_path, change
     Rig().load(double, cache_dir=cache)
     other = Rig(**change)
     other.load(double, cache_dir=cache)
-    assert 1 == other.builds
+    assert other.builds == 1
 
 
-@pytest.mark.parametrize("change", [{"sample_shapes": {"x": (2, 8)}}, {"options": {"tf32": "true"}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"sample_shapes": {"x": (2, 8)}}, {"options": {"tf32": "true"}}, {"batch": 2}],
+    ids=["shape", "option", "batch"],
+)
 def test_other_shape_or_option_builds_its_own_engine(double, tmp_path, change):
     """What is compiled for is in the key."""
     rig, cache = Rig(), tmp_path / "engines"
     rig.load(double, cache_dir=cache)
     rig.load(double, cache_dir=cache, **change)
-    assert 2 == rig.builds
+    assert rig.builds == 2
 
 
 def test_damaged_engine_is_built_again(double, tmp_path):
@@ -273,7 +279,7 @@ def test_damaged_engine_is_built_again(double, tmp_path):
     engine.write_bytes(engine.read_bytes()[:-3])
     rig.load(double, cache_dir=cache)
     rig.load(double, cache_dir=cache)
-    assert 2 == rig.builds
+    assert rig.builds == 2
 
 
 def test_facts_tell_what_runs(double):
@@ -281,15 +287,15 @@ def test_facts_tell_what_runs(double):
     rig = Rig("trt", "10.13.2")
     rig.trt.behave["build_log"] = [("WARNING", "subnormal weights")]
     facts = rig.load(double, options={"precision": "fp16"}).facts
-    assert ("TensorRT", "10.13.2", "NVIDIA Fake", None) == (
+    assert (
         facts.runtime,
         facts.runtime_version,
         facts.provider,
         facts.threads,
-    )
-    assert {"conversion": 1, "i8": 1, "f16": 1, "f32": 1} == facts.precision
-    assert "weak, fp16 allowed" == facts.details["typing"]
-    assert "subnormal weights" == facts.details["warnings"]
+    ) == ("TensorRT", "10.13.2", "NVIDIA Fake", None)
+    assert facts.precision == {"conversion": 1, "i8": 1, "f16": 1, "f32": 1}
+    assert facts.details["typing"] == "weak, fp16 allowed"
+    assert facts.details["warnings"] == "subnormal weights"
 
 
 def test_facts_without_inspector_data_give_a_reason(double):
@@ -297,7 +303,7 @@ def test_facts_without_inspector_data_give_a_reason(double):
     rig = Rig()
     rig.trt.behave["layers"] = '{"Layers": ["a", "b"]}'
     facts = rig.load(double).facts
-    assert (None, "the inspector tells no layer types for this engine") == (facts.precision, facts.precision_reason)
+    assert (facts.precision, facts.precision_reason) == (None, "the inspector tells no layer types for this engine")
 
 
 def test_close_frees_everything_and_twice_is_harmless(double):
@@ -306,7 +312,7 @@ def test_close_frees_everything_and_twice_is_harmless(double):
     session = rig.load(double)
     session.close()
     session.close()
-    assert ({}, 1) == (rig.devices[0].live, rig.devices[0].closed)
+    assert (rig.devices[0].live, rig.devices[0].closed) == ({}, 1)
     with pytest.raises(BackendError, match="closed"):
         session.infer({"x": X})
     with pytest.raises(BackendError, match="closed"):
@@ -350,7 +356,7 @@ def test_availability_without_a_binding_gives_reason_and_install():
         raise BackendUnavailable("no TensorRT binding: none is there")
 
     answer = TrtBackend(missing, probe=lambda: Gpus(1)).availability()
-    assert (False, "no TensorRT binding: none is there") == (answer.available, answer.reason)
+    assert (answer.available, answer.reason) == (False, "no TensorRT binding: none is there")
     assert "pip install tensorrt" in (answer.install or "")
 
 

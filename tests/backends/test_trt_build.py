@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from backends.trt_find import Found
 from backends.trt_io import layer_precisions
 
 sys.path.append(str(Path(__file__).parent))
-from trt_fake import fake_trt  # noqa: E402
+from trt_fake import fake_trt
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 
 TEN, ELEVEN, RTX = ("trt", "10.13.2"), ("trt", "11.4.0"), ("rtx", "1.7.1")
 ALL = pytest.mark.parametrize("which", [TEN, ELEVEN, RTX], ids=["10", "11", "rtx"])
@@ -97,14 +98,17 @@ def test_shape_inputs_are_refused_by_name(mlp_file):
     """Values that decide shapes would need values at build time."""
     trt = fake_trt()
     trt.behave["shape_tensors"] = ("x",)
-    with pytest.raises(BackendError, match="input 'x' of 'model.onnx' is a shape"):
+    with pytest.raises(BackendError, match=r"input 'x' of 'model\.onnx' is a shape"):
         run(trt, mlp_file)
 
 
 def test_refused_nodes_are_listed_with_op_code_and_reason(mlp_file):
     """Each node's own reason, and the way out; a check that says only "false" is named by its function."""
     trt = fake_trt()
-    trt.behave["parse_errors"] = [(3, "det0", "Det", "UNSUPPORTED_NODE", "false"), (5, "", "Foo", "INVALID_NODE", "Plugin not found")]
+    trt.behave["parse_errors"] = [
+        (3, "det0", "Det", "UNSUPPORTED_NODE", "false"),
+        (5, "", "Foo", "INVALID_NODE", "Plugin not found"),
+    ]
     with pytest.raises(ModelRefused) as caught:
         run(trt, mlp_file)
     assert (
@@ -118,24 +122,36 @@ def test_many_refused_nodes_are_counted_not_all_printed(mlp_file):
     """A model of one unknown op repeated 100 times still gives a readable message."""
     trt = fake_trt()
     trt.behave["parse_errors"] = [(i, f"n{i}", "Foo", "INVALID_NODE", "no") for i in range(100)]
-    with pytest.raises(ModelRefused, match="(?s)100 node.*and 80 more") as caught:
+    with pytest.raises(ModelRefused, match=r"(?s)100 node.*and 80 more") as caught:
         run(trt, mlp_file)
-    assert 100 == len(caught.value.nodes)
+    assert len(caught.value.nodes) == 100
 
 
 def test_refusal_without_node_errors_quotes_the_log(mlp_file):
     """The parser can say no and name nothing."""
     trt = fake_trt()
     trt.behave |= {"parse": False, "parse_log": [("ERROR", "Failed to parse ONNX model")]}
-    with pytest.raises(ModelRefused, match="could not load 'model.onnx': Failed to parse ONNX model"):
+    with pytest.raises(ModelRefused, match=r"could not load 'model\.onnx': Failed to parse ONNX model"):
         run(trt, mlp_file)
+
+
+def test_external_data_outside_the_folder_never_reaches_the_parser(tmp_path):
+    """TensorRT's parser opens whatever file a model names."""
+    weights = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], bytes(4), raw=True)
+    onnx.external_data_helper.set_external_data(weights, "../secret.bin")
+    graph = onnx.helper.make_graph([], "g", [], [], [weights])
+    (tmp_path / "model.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    trt = fake_trt()
+    trt.behave["parse_errors"] = [(0, "n", "Op", "INVALID_NODE", "the parser was asked")]
+    with pytest.raises(BackendError, match="outside its folder"):
+        run(trt, tmp_path / "model.onnx")
 
 
 def test_none_from_the_build_is_a_failure_with_the_log(mlp_file):
     """TensorRT doesn't raise; the errors it logged are the reason, and warnings are not."""
     trt = fake_trt()
     trt.behave |= {"build": None, "build_log": [("WARNING", "slow"), ("ERROR", "Cannot compile 'fc' for SM75")]}
-    with pytest.raises(BackendError, match="could not build 'model.onnx': Cannot compile 'fc' for SM75$"):
+    with pytest.raises(BackendError, match=r"could not build 'model\.onnx': Cannot compile 'fc' for SM75$"):
         run(trt, mlp_file)
 
 
@@ -154,7 +170,9 @@ def test_builder_that_cannot_start_is_unavailable(mlp_file):
         "builder": TypeError("pybind11::init(): factory function returned nullptr"),
         "builder_log": [("ERROR", "CUDA initialization failure with error: 35")],
     }
-    with pytest.raises(BackendUnavailable, match="could not start its builder: CUDA initialization failure with error: 35"):
+    with pytest.raises(
+        BackendUnavailable, match="could not start its builder: CUDA initialization failure with error: 35"
+    ):
         run(trt, mlp_file)
 
 
@@ -170,8 +188,9 @@ def test_rtx_builds_for_the_named_generations(mlp_file):
     """Ahead of time and without a GPU, one engine for several generations."""
     trt = fake_trt(*RTX)
     run(trt, mlp_file, RTX, targets=("SM86", "SM120"))
-    assert [("set_compute_capability", "SM86", 0), ("set_compute_capability", "SM120", 1)] == [
-        entry for entry in trt.journal if entry[0] == "set_compute_capability"
+    assert [entry for entry in trt.journal if entry[0] == "set_compute_capability"] == [
+        ("set_compute_capability", "SM86", 0),
+        ("set_compute_capability", "SM120", 1),
     ]
 
 
@@ -190,24 +209,24 @@ def test_full_tensorrt_builds_for_the_present_gpu_only(mlp_file):
 def test_target_is_the_gpu_s_own_where_the_binding_lists_it():
     """A GPU it doesn't list is left to TensorRT-RTX's judgement; full TensorRT takes no target."""
     rtx = fake_trt(*RTX)
-    assert (("SM86",), ("CURRENT",), ()) == (
+    assert (
         target_names(rtx, 8, 6),
         target_names(rtx, 9, 0),
         target_names(fake_trt(), 9, 0),
-    )
+    ) == (("SM86",), ("CURRENT",), ())
 
 
 def test_timing_cache_is_used_and_returned_on_full_tensorrt(mlp_file):
     """The second build of a family doesn't time the same kernels again."""
     trt = fake_trt()
-    assert b"old+" == run(trt, mlp_file, timing=b"old").timing_cache
+    assert run(trt, mlp_file, timing=b"old").timing_cache == b"old+"
 
 
 def test_unusable_timing_cache_is_replaced_by_an_empty_one(mlp_file):
     """Another TensorRT's cache gives None."""
     trt = fake_trt()
     trt.behave["bad_timing_caches"] = (b"old",)
-    assert b"+" == run(trt, mlp_file, timing=b"old").timing_cache
+    assert run(trt, mlp_file, timing=b"old").timing_cache == b"+"
 
 
 def test_rtx_gets_no_timing_cache(mlp_file):
@@ -222,7 +241,7 @@ def test_workspace_and_level_reach_the_config(mlp_file):
     trt = fake_trt()
     run(trt, mlp_file, options={"workspace_mib": "256", "level": "5"})
     assert ("set_memory_pool_limit", "WORKSPACE", 256 * 2**20) in trt.journal
-    assert 5 == trt.last_config.builder_optimization_level
+    assert trt.last_config.builder_optimization_level == 5
     plain = fake_trt()
     run(plain, mlp_file)
     assert "set_memory_pool_limit" not in {entry[0] for entry in plain.journal}
@@ -250,7 +269,7 @@ def test_log_keeps_errors_and_drops_chatter():
     logger = make_logger(trt, log)
     for severity, text in [("VERBOSE", "v"), ("INFO", "i"), ("WARNING", "w"), ("ERROR", "e"), ("ERROR", "e")]:
         logger.log(trt.ILogger.Severity[severity], text)
-    assert ("e", 3) == (log.quote(), len(log.lines))
+    assert (log.quote(), len(log.lines)) == ("e", 3)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +288,7 @@ def test_log_keeps_errors_and_drops_chatter():
 )
 def test_inspector_s_words_for_a_type_are_understood(words, kind):
     """Both ways TensorRT writes types."""
-    text = '{"Layers": [{"LayerType": "gemm", "Inputs": [{"Format/Datatype": "%s"}]}]}' % words
+    text = json.dumps({"Layers": [{"LayerType": "gemm", "Inputs": [{"Format/Datatype": words}]}]})
     assert ({kind: 1}, None) == layer_precisions(text)
 
 

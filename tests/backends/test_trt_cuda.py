@@ -13,7 +13,7 @@ from backends.base import BackendUnavailable
 from backends.trt_cuda import CudaDevice, CudaError, Driver, probe
 
 sys.path.append(str(Path(__file__).parent))
-import trt_stubs  # noqa: E402
+import trt_stubs
 
 
 def build(folder: Path, *flags: str) -> str:
@@ -31,7 +31,7 @@ def library(tmp_path_factory) -> str:
 def test_bytes_survive_the_way_to_the_device_and_back(library):
     """64-bit addresses and sizes pass through ctypes undamaged, and everything is freed."""
     device = CudaDevice(1, lambda: Driver(library))
-    assert ("Stub GPU 1", (12, 1), "13.2") == (device.name, device.compute_capability, device.cuda_version)
+    assert (device.name, device.compute_capability, device.cuda_version) == ("Stub GPU 1", (12, 1), "13.2")
     stream, sent, got, memory = device.create_stream(), device.pin(64), device.pin(64), device.allocate(64)
     sent.array.view(np.float64)[...] = np.arange(8) / 3
     device.to_device(memory, sent.address, 64, stream)
@@ -43,14 +43,14 @@ def test_bytes_survive_the_way_to_the_device_and_back(library):
     device.free(memory)
     device.destroy_stream(stream)
     device.close()
-    assert 0 == ctypes.CDLL(library).stub_live()
+    assert ctypes.CDLL(library).stub_live() == 0
 
 
 def test_empty_tensors_get_valid_memory(library):
     """A tensor of zero elements still needs an address."""
     device = CudaDevice(0, lambda: Driver(library))
     pinned, memory = device.pin(0), device.allocate(0)
-    assert (0, True) == (pinned.array.nbytes, memory != 0)
+    assert (pinned.array.nbytes, memory != 0) == (0, True)
     device.unpin(pinned)
     device.free(memory)
 
@@ -58,7 +58,9 @@ def test_empty_tensors_get_valid_memory(library):
 def test_failed_call_names_the_call_and_the_driver_s_words(library):
     """Out of memory reads as out of memory."""
     device = CudaDevice(0, lambda: Driver(library))
-    with pytest.raises(CudaError, match=r"cuMemAlloc_v2 failed with error 2 CUDA_ERROR_OUT_OF_MEMORY \(out of memory\)"):
+    with pytest.raises(
+        CudaError, match=r"cuMemAlloc_v2 failed with error 2 CUDA_ERROR_OUT_OF_MEMORY \(out of memory\)"
+    ):
         device.allocate(1 << 30)
 
 
@@ -76,7 +78,7 @@ def test_gpu_that_is_not_there_names_the_range(library):
 
 def test_driver_without_a_gpu_is_unavailable_not_an_error(tmp_path):
     """The driver is installed, the card is not."""
-    with pytest.raises(BackendUnavailable, match="no usable GPU.*CUDA_ERROR_NO_DEVICE"):
+    with pytest.raises(BackendUnavailable, match=r"no usable GPU.*CUDA_ERROR_NO_DEVICE"):
         Driver(build(tmp_path, "-DNO_DEVICE"))
 
 

@@ -20,15 +20,15 @@ def package(folder: Path, name: str, text: str = '__version__ = "10.13.2"\n') ->
 def test_auto_prefers_full_tensorrt_over_rtx(tmp_path):
     """With both installed, the one that runs on every NVIDIA GPU is taken."""
     package(package(tmp_path, "tensorrt_rtx"), "tensorrt")
-    assert ("trt", "tensorrt") == (find("auto", {}, [str(tmp_path)]).flavour, find("auto", {}, [str(tmp_path)]).module)
-    assert "tensorrt_rtx" == find("rtx", {}, [str(tmp_path)]).module
+    assert (find("auto", {}, [str(tmp_path)]).flavour, find("auto", {}, [str(tmp_path)]).module) == ("trt", "tensorrt")
+    assert find("rtx", {}, [str(tmp_path)]).module == "tensorrt_rtx"
 
 
 def test_version_is_read_from_the_bindings_behind_the_thin_package(tmp_path):
     """NVIDIA's `tensorrt` package imports its version; it is told without importing."""
     package(tmp_path, "tensorrt", "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n")
     package(tmp_path, "tensorrt_bindings", '__version__ = "11.4.0.106"\nraise RuntimeError("imported")\n')
-    assert "11.4.0.106" == find("auto", {}, [str(tmp_path)]).version
+    assert find("auto", {}, [str(tmp_path)]).version == "11.4.0.106"
 
 
 @pytest.mark.parametrize("module", ["tensorrt_rtx_bindings", "tensorrt_bindings"])
@@ -56,7 +56,7 @@ def test_system_binding_outside_the_environment_is_pointed_at(tmp_path):
     hint = system_hint(tmp_path)
     assert f"{PATH_VARIABLE}={tmp_path}/usr/lib/python3.99/dist-packages" in hint
     assert "Python 3.99" in hint
-    assert "" == system_hint(tmp_path / "empty")
+    assert system_hint(tmp_path / "empty") == ""
 
 
 def test_binding_without_its_libraries_is_unavailable_with_the_loader_s_words(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_path_is_on_sys_path_only_during_the_import(tmp_path, monkeypatch):
     package(tmp_path, "tensorrt")
     module = load(find("trt", {PATH_VARIABLE: str(tmp_path)}))
     monkeypatch.delitem(sys.modules, "tensorrt")
-    assert "10.13.2" == module.__version__
+    assert module.__version__ == "10.13.2"
     assert str(tmp_path) not in sys.path
 
 

@@ -17,11 +17,23 @@ import numpy as np
 from backends.trt_cuda import Pinned
 
 DTYPES = {1: "FLOAT", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "HALF", 16: "BF16"}
-NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
+NUMPY = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
 LAYERS = {
     "Layers": [
         {"Name": "q", "LayerType": "Quantize", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
-        {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]},
+        {
+            "Name": "conv",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+        },
         {"Name": "fc", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Half"}]},
         {"Name": "sm", "LayerType": "kgen", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
     ]
@@ -107,12 +119,14 @@ def contract(trt: Any) -> set[str]:
 
 def everything() -> set[str]:
     """The names of all versions together; what one version's fake lacks of them its real binding must lack too."""
-    return set().union(*(contract(fake_trt(*which)) for which in (("trt", "10.13.2"), ("trt", "11.4.0"), ("rtx", "1.7.1"))))
+    return set().union(
+        *(contract(fake_trt(*which)) for which in (("trt", "10.13.2"), ("trt", "11.4.0"), ("rtx", "1.7.1")))
+    )
 
 
-def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:
+def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:  # noqa: C901 (a module, written as a function)
     """A module-like object. `journal` records calls; `plans` are bytes; `behave` changes what calls answer."""
-    major = int(version.split(".")[0])
+    major = int(version.split(".", maxsplit=1)[0])
     rtx, ten = flavour == "rtx", flavour == "trt" and major == 10
     journal: list[Any] = []
     behave: dict[str, Any] = {}
@@ -278,7 +292,10 @@ def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:
             if self.num_errors or behave.get("parse") is False:
                 return False
             graph = onnx.load(path).graph
-            self._network._graph = {"inputs": [entry(v) for v in graph.input], "outputs": [entry(v) for v in graph.output]}
+            self._network._graph = {
+                "inputs": [entry(v) for v in graph.input],
+                "outputs": [entry(v) for v in graph.output],
+            }
             self._network.num_inputs = len(graph.input)
             return True
 
@@ -287,7 +304,9 @@ def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:
 
     def entry(value: Any) -> dict[str, Any]:
         kind = value.type.tensor_type
-        sizes = [d.dim_value if d.HasField("dim_value") else (-2 if d.dim_param == "found" else -1) for d in kind.shape.dim]
+        sizes = [
+            d.dim_value if d.HasField("dim_value") else (-2 if d.dim_param == "found" else -1) for d in kind.shape.dim
+        ]
         return {"name": value.name, "shape": sizes, "dtype": DTYPES[kind.elem_type]}
 
     class IOutputAllocator(Strict):
@@ -379,6 +398,11 @@ def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:
                 journal.append(("kernels", runtime_config.dynamic_shapes_kernel_specialization_strategy.name))
             return None if behave.get("context", 0) is None else IExecutionContext(self)
 
+    class IRuntimeConfig(Strict):
+        pass
+
+    ICudaEngine.create_runtime_config = lambda self: IRuntimeConfig()
+
     class Runtime(Strict):
         def __init__(self, logger: Any) -> None:
             journal.append("runtime")
@@ -400,15 +424,11 @@ def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:
         class DynamicShapesKernelSpecializationStrategy(IntEnum):
             LAZY, EAGER, NONE = range(3)
 
-        class IRuntimeConfig(Strict):
-            dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
-
+        IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
         Runtime.get_engine_validity = lambda self, plan: (0, behave.get("diagnostics", 0))
-        ICudaEngine.create_runtime_config = lambda self: IRuntimeConfig()
         classes |= {
             "EngineInvalidityDiagnostics": EngineInvalidityDiagnostics,
             "DynamicShapesKernelSpecializationStrategy": DynamicShapesKernelSpecializationStrategy,
-            "IRuntimeConfig": IRuntimeConfig,
         }
     trt = SimpleNamespace(__version__=version, journal=journal, behave=behave, **classes)
     return trt

@@ -117,7 +117,9 @@ def names_in_binding(folder: Path, module: str, names: set[str], libraries: Path
     if libraries is not None:
         environ["LD_LIBRARY_PATH"] = str(libraries)
     command = [sys.executable, "-c", _NAMES, module]
-    done = subprocess.run(command, input=json.dumps(sorted(names)), env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(sorted(names)), env=environ, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise AssertionError(f"{module} in {folder.name} ended with {done.returncode}: {done.stderr[-2000:]}")
     answer = json.loads(done.stdout)
@@ -152,8 +154,10 @@ int cuStreamDestroy_v2(void *s) { free(s); live--; return 0; }
 int cuStreamSynchronize(void *s) { return s ? 0 : 400; }
 int cuMemcpyHtoDAsync_v2(P d, void *h, size_t n, void *s) { memcpy((void *)(uintptr_t)d, h, n); return 0; }
 int cuMemcpyDtoHAsync_v2(void *h, P d, size_t n, void *s) { memcpy(h, (void *)(uintptr_t)d, n); return 0; }
-int cuGetErrorName(int e, const char **s) { *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 100 ? "CUDA_ERROR_NO_DEVICE" : 0; return *s ? 0 : 1; }
-int cuGetErrorString(int e, const char **s) { *s = e == 2 ? "out of memory" : e == 100 ? "no CUDA-capable device is detected" : 0; return *s ? 0 : 1; }
+int cuGetErrorName(int e, const char **s) {
+    *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 100 ? "CUDA_ERROR_NO_DEVICE" : 0; return *s ? 0 : 1; }
+int cuGetErrorString(int e, const char **s) {
+    *s = e == 2 ? "out of memory" : e == 100 ? "no CUDA-capable device is detected" : 0; return *s ? 0 : 1; }
 int stub_live(void) { return live; }
 """
 

@@ -35,7 +35,7 @@ def test_a_random_forest_gives_arrays_and_the_same_answers(tmp_path, cancer):
     from sklearn.ensemble import RandomForestClassifier
 
     features, labels = cancer
-    forest = RandomForestClassifier(20, random_state=0).fit(features[:400], labels[:400])
+    forest = RandomForestClassifier(21, random_state=0).fit(features[:400], labels[:400])
 
     exported = export_model(forest, {"X": features[400:]}, tmp_path / "m.onnx")
 
@@ -49,6 +49,28 @@ def test_a_random_forest_gives_arrays_and_the_same_answers(tmp_path, cancer):
         np.testing.assert_allclose(
             forest.predict_proba(features[400 : 400 + batch]), results["probabilities"], atol=1e-5
         )
+
+
+def test_ties_between_classes_are_told_from_wrong_answers():
+    """Two rows differ; the one at 0.5 to 0.5 is a tie, the one at 0.9 to 0.1 is wrong."""
+    from profiler.export.base import Parity
+    from profiler.export.sklearn import _disagreements
+
+    probabilities = np.array([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]])
+    before = {"label": np.array([0, 0, 1]), "probabilities": probabilities}
+    features = np.zeros((3, 2), np.float32)
+    parity = Parity(0.0, 0.0, 3, 1e-3, ok=True)
+
+    def answer(labels):
+        after = {"label": np.array(labels), "probabilities": probabilities}
+        return _disagreements(lambda _: before, lambda _: after, "X", features, features, parity)
+
+    assert answer([0, 0, 1])[0] == 0
+    wrong, notes = answer([1, 0, 1])
+    assert (wrong, notes[0]) == (0, "labels differ on 1 of 3 sample rows.")
+    assert notes[1].startswith("1 of these rows are ties")
+    wrong, notes = answer([1, 1, 1])
+    assert (wrong, notes[0]) == (1, "PARITY FAILED: labels differ on 2 of 3 sample rows.")
 
 
 def test_a_pipeline_with_text_labels_keeps_them(tmp_path, cancer):
@@ -104,7 +126,7 @@ def test_an_estimator_that_was_not_fitted_is_refused(tmp_path):
     """The message says what to do about it."""
     from sklearn.linear_model import LogisticRegression
 
-    with pytest.raises(ModelError, match="NotFittedError.*Fit it in the factory"):
+    with pytest.raises(ModelError, match=r"NotFittedError.*Fit it in the factory"):
         export_model(LogisticRegression(), {"X": np.ones((3, 2), np.float32)}, tmp_path / "m.onnx")
 
 

@@ -14,7 +14,10 @@ def tensor(name, array):
 
 def model_of(nodes, inputs, outputs, initializers, opset=17, **imports):
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(k.replace("_", "."), v) for k, v in imports.items())]
+    opsets = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(k.replace("_", "."), v) for k, v in imports.items()),
+    ]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     onnx.checker.check_model(model)
     return model
@@ -126,7 +129,13 @@ def elementwise():
 @pytest.fixture
 def builders():
     """The functions behind the fixtures, for tests that need another opset or seed."""
-    return {"cnn": build_cnn, "mlp": build_mlp, "image_rows": image_rows, "vector_rows": vector_rows, "model_of": model_of}
+    return {
+        "cnn": build_cnn,
+        "mlp": build_mlp,
+        "image_rows": image_rows,
+        "vector_rows": vector_rows,
+        "model_of": model_of,
+    }
 
 
 @pytest.fixture

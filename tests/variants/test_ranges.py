@@ -23,7 +23,7 @@ def quantized_error(values, span):
 
 def test_minmax_gives_the_extremes_over_all_rows():
     """The extremes may lie in different rows."""
-    assert (-3.0, 5.0) == ranges_of([np.array([-3.0, 1.0]), np.array([0.0, 5.0])], "minmax")
+    assert ranges_of([np.array([-3.0, 1.0]), np.array([0.0, 5.0])], "minmax") == (-3.0, 5.0)
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
@@ -39,8 +39,8 @@ def test_values_that_are_not_finite_are_left_out(method):
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_a_tensor_that_is_constant_or_zero_gets_its_own_value_as_range(method):
     """Dead channels neither fail nor widen."""
-    assert (0.0, 0.0) == ranges_of([np.zeros(10)], method)
-    assert (2.0, 2.0) == ranges_of([np.full(10, 2.0)], method)
+    assert ranges_of([np.zeros(10)], method) == (0.0, 0.0)
+    assert ranges_of([np.full(10, 2.0)], method) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize("method", ["entropy", "percentile"])
@@ -89,7 +89,7 @@ def test_entropy_keeps_all_of_a_uniform_distribution():
 
     low, high = ranges_of([values], "entropy")
 
-    assert (-1.0, 1.0) == pytest.approx((low, high), abs=0.02)
+    assert pytest.approx((low, high), abs=0.02) == (-1.0, 1.0)
 
 
 def test_zeros_after_a_relu_do_not_decide_the_threshold():
@@ -131,10 +131,9 @@ def test_memory_stays_bounded_when_the_first_row_is_nearly_zero():
 
 
 def test_the_pure_parts_take_histograms():
-    """Counts in, range out: all mass in the first tenth of the bins, one stray count at the end."""
-    counts = np.zeros(BINS, np.int64)
-    counts[: BINS // 10] = 1000
+    """Counts in, range out: a bell over the first bins, one stray count at the end."""
+    counts = (1e6 * np.exp(-((np.arange(BINS) / 100) ** 2))).astype(np.int64)
     counts[-1] = 1
 
-    assert entropy_range(counts, (0.0, 10.0))[1] < 2.0
+    assert entropy_range(counts, (0.0, 10.0))[1] < 4.0
     assert percentile_range(counts, (0.0, 10.0), 99.9)[1] < 2.0

@@ -33,7 +33,7 @@ def test_default_variants_are_canonical_and_start_with_the_reference(effort):
     """What a study without variants gets parses, prints as itself, and holds no variant twice."""
     texts = registry.default_variants(effort)
 
-    assert "fp32" == texts[0]
+    assert texts[0] == "fp32"
     assert len(set(texts)) == len(texts)
     assert list(texts) == [registry.make(text).text for text in texts]
 
@@ -107,8 +107,8 @@ def test_only_bf16_is_tied_to_a_backend():
     """A recipe that only one backend can run says so before anything is made."""
     tied = {name: registry.make(name).only_backends for name in registry.names() if name != "prune-magnitude"}
 
-    assert {"bf16": ("ov",)} == {name: only for name, only in tied.items() if only}
-    assert {"ov": {"precision": "bf16"}} == registry.make("bf16").backend_options
+    assert {name: only for name, only in tied.items() if only} == {"bf16": ("ov",)}
+    assert registry.make("bf16").backend_options == {"ov": {"precision": "bf16"}}
 
 
 def test_asking_the_registry_imports_no_runtime_and_no_torch():
@@ -122,4 +122,4 @@ def test_asking_the_registry_imports_no_runtime_and_no_torch():
 
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
 
-    assert "[]" == result.stdout.strip()
+    assert result.stdout.strip() == "[]"

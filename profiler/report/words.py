@@ -1,0 +1,356 @@
+"""Words and numbers that every renderer shares, so that a figure reads the same on the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from profiler import units
+from profiler.analysis import Analysis, CaseResult
+from profiler.decide import FrontierView, Recommendation, recommend, view
+from profiler.records import REFERENCE_VARIANT, Estimate, Figure, NotMeasured
+
+UNBOUNDED = "?"
+UNBOUNDED_MEANING = "? = this many samples don't bound that side"
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def clean(text: str) -> str:
+    """Text from models, runtimes and logs without what could steer a terminal or reorder a line; tabs become spaces."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.expandtabs(4).replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """The same on one line."""
+    return " ".join(clean(text).split())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text: the number with its unit or word, and its interval."""
+
+    value: str
+    interval: str = ""
+    missing: bool = False
+    """Whether `value` stands for something that was not measured."""
+    title: str = ""
+    """What a person should know about it: the reason it is missing, its note, its source."""
+
+    def __str__(self) -> str:
+        """Both on one line."""
+        return f"{self.value} {self.interval}".strip()
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a run is told with: the analysis, the frontier over two axes, and the decision."""
+
+    analysis: Analysis
+    view: FrontierView
+    recommendation: Recommendation
+
+    @classmethod
+    def of(cls, analysis: Analysis, x: str = "latency_p50", y: str = "accuracy") -> Story:
+        """Raises StudyError for unknown axes."""
+        found = view(analysis, x, y)
+        return cls(analysis, found, recommend(analysis, found))
+
+    @property
+    def reference(self) -> CaseResult | None:
+        """The case that the others are compared with."""
+        return next((case for case in self.analysis.cases if case.key == self.analysis.reference), None)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy is known, and not only agreement with the reference."""
+        return any(isinstance(case.accuracy, Estimate) for case in self.analysis.measured)
+
+    def standing(self, case: CaseResult) -> str:
+        """`frontier`, `tied`, `dominated`, `not placed`, or what happened to a case that was not measured."""
+        if case.status != "measured":
+            return case.status
+        keys = {item.key for item in self.view.members}
+        if case.key in keys:
+            return "frontier"
+        if case.key in {item.key for item in self.view.tied}:
+            return "tied"
+        return "dominated" if case.key in {item.key for item, _ in self.view.dominated} else "not placed"
+
+    def is_reference(self, case: CaseResult) -> bool:
+        """Whether other cases (of its batch and threads) are compared with this one."""
+        return case.key == self.analysis.reference or (
+            case.case.variant == REFERENCE_VARIANT
+            and isinstance(case.time_ratio, Estimate)
+            and case.time_ratio.note == "the reference itself"
+        )
+
+    def tags(self, case: CaseResult) -> str:
+        """Words that belong to a case: reference, tied, pruned."""
+        words = ["reference"] if self.is_reference(case) else []
+        words += ["tied"] if self.standing(case) == "tied" else []
+        return ", ".join(words)
+
+    def place(self, case: CaseResult) -> str:
+        """Backend, batch, and what else differs between the cases of this run."""
+        asked = case.case
+        parts = [one_line(asked.backend), f"b{asked.batch}", f"t{asked.threads}"]
+        return " ".join([*parts, *([f"@{one_line(asked.target)}"] if asked.target != "local" else [])])
+
+    def name(self, case: CaseResult) -> str:
+        """Variant and place on one line."""
+        return f"{one_line(case.case.variant)} · {self.place(case)}"
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with so many decimals and a true minus sign."""
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def decimals_for(estimate: Estimate, scale: float = 1.0, *, digits: int = 3) -> int:
+    """Decimals that show `digits` digits of the value, and up to two more when the interval would vanish otherwise."""
+    value = abs(estimate.value / scale)
+    places = digits - 1 - (math.floor(math.log10(value)) if value > 0 else 0)
+    places = min(max(places, 0), 9)
+    for extra in range(3):
+        ends = {round(end / scale, places + extra) for end in (estimate.low, estimate.high) if end is not None}
+        if len(ends) > 1 or estimate.low == estimate.high:
+            return places + (extra if extra else 0)
+    return places
+
+
+def spread(
+    estimate: Estimate, show: Callable[[float], str], *, scale: float = 1.0
+) -> str:
+    """`[low, high]`, a `?` for a side that the data don't bound, nothing for exact figures."""
+    if estimate.low is not None and estimate.low == estimate.high:
+        return ""
+    ends = [UNBOUNDED if end is None or not math.isfinite(end) else show(end / scale) for end in (estimate.low, estimate.high)]
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def _missing(figure: NotMeasured) -> Cell:
+    return Cell("—", missing=True, title=one_line(figure.reason))
+
+
+def _cell(estimate: Estimate, value: str, interval: str) -> Cell:
+    if estimate.source != "measured here":
+        value = f"{value} ({estimate.source})"
+    notes = [f"{estimate.level:.0%} interval"] if interval and estimate.level < 1 and "range" not in (estimate.note or "") else []
+    return Cell(value, interval, title=one_line("; ".join([*notes, *([estimate.note] if estimate.note else [])])))
+
+
+def scaled(figure: Figure, scales: Sequence[tuple[float, str]]) -> Cell:
+    """A quantity in the unit that suits its size: 0.08 ms [0.079, 0.081]."""
+    if isinstance(figure, NotMeasured):
+        return _missing(figure)
+    scale, unit = next(((s, u) for s, u in scales if abs(figure.value) >= s), scales[-1])
+    places = decimals_for(figure, scale)
+
+    def show(value: float) -> str:
+        return number(value, places)
+
+    return _cell(figure, f"{show(figure.value / scale)} {unit}", spread(figure, show, scale=scale))
+
+
+_TIME = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_PLAIN = ((1.0, ""),)
+
+
+def seconds(figure: Figure) -> Cell:
+    """A duration."""
+    return scaled(figure, _TIME)
+
+
+def size(figure: Figure) -> Cell:
+    """An amount of memory or disk."""
+    return scaled(figure, _BYTES)
+
+
+def rate(figure: Figure) -> Cell:
+    """Samples per second."""
+    return scaled(figure, ((1.0, "samples/s"),))
+
+
+def energy(figure: Figure) -> Cell:
+    """Energy of an inference."""
+    return scaled(figure, ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")))
+
+
+def usd(figure: Figure) -> Cell:
+    """US dollars per million inferences."""
+    if isinstance(figure, NotMeasured):
+        return _missing(figure)
+    places = decimals_for(figure, digits=3 if abs(figure.value) >= 1 else 2)
+    return _cell(
+        figure, f"${number(figure.value, places)}", spread(figure, lambda value: number(value, places))
+    )
+
+
+def quality(figure: Figure) -> Cell:
+    """Accuracy or agreement: per cent for proportions, else the metric's own number."""
+    if isinstance(figure, NotMeasured):
+        return _missing(figure)
+    if figure.unit != "proportion":
+        return scaled(figure, _PLAIN)
+    return _cell(figure, f"{number(figure.value * 100, 2)} %", spread(figure, lambda value: number(value * 100, 2)))
+
+
+def signed(value: float, decimals: int) -> str:
+    """A change: its sign is always there, except on a zero."""
+    text = f"{value:+,.{decimals}f}".replace("-", "−")
+    return text[1:] if not any(digit in text for digit in "123456789") else text
+
+
+def change(figure: Figure) -> Cell:
+    """A change against the reference, in percentage points for proportions; negative is worse."""
+    if isinstance(figure, NotMeasured):
+        return _missing(figure)
+    if figure.unit == "proportion":
+        return _cell(
+            figure, f"{signed(figure.value * 100, 2)} points", spread(figure, lambda value: signed(value * 100, 2))
+        )
+    ends = [abs(end) for end in (figure.value, figure.low, figure.high) if end]
+    places = decimals_for(Estimate(max(ends, default=0.0), None, None, ""))
+    return _cell(figure, signed(figure.value, places), spread(figure, lambda value: signed(value, places)))
+
+
+def comparison(case: CaseResult) -> str:
+    """faster, slower, equivalent or undecided: what the corrected test says about the time ratio."""
+    ratio = case.time_ratio
+    if isinstance(ratio, NotMeasured):
+        return "not compared"
+    if ratio.note == "the reference itself":
+        return "reference"
+    if case.time_ratio_verdict == "differs":
+        return "faster" if ratio.value < 1 else "slower"
+    return "equivalent" if case.time_ratio_verdict == "equivalent" else "undecided"
+
+
+def versus(case: CaseResult) -> Cell:
+    """`1.58× faster [1.55, 1.61]`: how many times, at p50. Above 1 means faster except beside the word slower."""
+    ratio, word = case.time_ratio, comparison(case)
+    if isinstance(ratio, NotMeasured):
+        return _missing(ratio)
+    if word == "reference":
+        return Cell("reference", title="the others at the same batch and threads are compared with it")
+    value, low, high = ratio.value, ratio.low, ratio.high
+    if word != "slower":
+        value, low, high = 1 / value, None if not high else 1 / high, None if not low else 1 / low
+    turned = Estimate(value, low, high, "×", ratio.level, ratio.source, ratio.note)
+    places = 2 if value < 100 else 0
+    return _cell(turned, f"{number(value, places)}× {word}", spread(turned, lambda end: number(end, places)))
+
+
+def figure_cell(case: CaseResult, axis: str) -> Cell:
+    """The cell of an axis of the frontier."""
+    figure = case.figure(axis)
+    shown: dict[str, Callable[[Figure], Cell]] = {
+        "latency_p50": seconds, "latency_p99": seconds, "usd_per_million": usd, "energy": energy, "peak_rss": size,
+        "size": size, "accuracy": quality, "agreement": quality,
+    }  # fmt: skip
+    return shown.get(axis, lambda item: scaled(item, _PLAIN))(figure)
+
+
+def quality_cell(story: Story, case: CaseResult) -> Cell:
+    """What a case does to accuracy: the change; for the reference its accuracy; agreement where there are no labels."""
+    if not story.labelled:
+        return quality(case.agreement)
+    if isinstance(case.accuracy_change, Estimate) and case.accuracy_change.note == "the reference itself":
+        return quality(case.accuracy)
+    return change(case.accuracy_change)
+
+
+def quality_title(story: Story) -> str:
+    """Heading of that column."""
+    if not story.labelled:
+        return "agreement with fp32"
+    return "accuracy change"
+
+
+def metric_name(analysis: Analysis) -> str:
+    """The metric in words."""
+    return "not measured" if analysis.metric is None else one_line(analysis.metric.name)
+
+
+def reason(case: CaseResult) -> str:
+    """Why a case has no figures, on one line."""
+    if case.failure is not None:
+        lines = [line for line in clean(case.failure.message).splitlines() if line.strip()]
+        return f"{case.failure.kind.replace('_', ' ')} in stage {case.failure.stage}: {lines[0].strip() if lines else 'no message'}"
+    return "the run was not finished"
+
+
+def processor(analysis: Analysis) -> str:
+    """The machine on one line: cores, processor, instruction sets, hypervisor, memory."""
+    machine = analysis.run.environment
+    cores = f"{machine.usable_cores} of {machine.logical_cores} cores" if machine.usable_cores != machine.logical_cores else f"{machine.logical_cores} cores"
+    parts = [
+        cores,
+        one_line(machine.cpu_model or "processor unknown"),
+        " ".join(one_line(name) for name in machine.cpu_isa) or "instruction sets unknown",
+        f"{units.size(machine.memory_bytes)} memory",
+        f"virtual machine ({one_line(machine.hypervisor)})" if machine.hypervisor else "no hypervisor seen",
+        *[one_line(gpu) for gpu in machine.gpus],
+    ]
+    return " · ".join(parts)
+
+
+def effort_line(analysis: Analysis) -> str:
+    """How much was measured."""
+    effort = analysis.run.study.effort
+    counts = [case.samples for case in analysis.measured]
+    rows = analysis.run.plan.get("data_rows")
+    samples = f"{min(counts):,}–{max(counts):,} timings per case" if counts else "no timings"
+    data = f"{rows:,} samples for {metric_name(analysis)}" if isinstance(rows, int) and rows else "no accuracy data"
+    return f"{effort.processes} processes × {effort.rounds} rounds · {samples} · {data}"
+
+
+def counts_line(story: Story) -> str:
+    """How many cases there are of each kind."""
+    cases = story.analysis.cases
+    parts = [("frontier", len(story.view.members)), ("tied", len(story.view.tied)), ("dominated", len(story.view.dominated))]
+    parts += [("not placed", len(story.view.unplaced))]
+    parts += [(status, sum(case.status == status for case in cases)) for status in ("failed", "skipped", "not finished")]
+    return " · ".join(f"{name} {count}" for name, count in parts if count) or "no cases"
+
+
+def unfinished(analysis: Analysis) -> str | None:
+    """A sentence when the run did not come to its end."""
+    if analysis.run.status == "finished":
+        return None
+    return f"This run is {analysis.run.status}: what stands here rests on a part of it. Go on: edgeprof run --resume {analysis.run.id}"
+
+
+def not_measured(analysis: Analysis) -> list[tuple[str, str]]:
+    """Figures that no measured case has, each with its reason: (what, why)."""
+    named = (
+        ("accuracy", "accuracy"), ("agreement with the reference", "agreement"), ("USD per million inferences", "usd_per_million"),
+        ("energy per inference", "energy_j"), ("peak RSS", "peak_rss_bytes"), ("time against the reference", "time_ratio"),
+    )  # fmt: skip
+    found = []
+    for title, name in named:
+        figures = [getattr(case, name) for case in analysis.measured]
+        reasons = dict.fromkeys(one_line(figure.reason) for figure in figures if isinstance(figure, NotMeasured))
+        if figures and len(reasons) and all(isinstance(figure, NotMeasured) for figure in figures):
+            found.append((title, "; ".join(reasons)))
+    return found
+
+
+def by_reason(story: Story) -> list[tuple[str, list[CaseResult]]]:
+    """Cases without figures, grouped by what happened to them."""
+    grouped: dict[str, list[CaseResult]] = {}
+    for case in story.analysis.cases:
+        if case.status != "measured":
+            grouped.setdefault(f"{case.status}: {reason(case)}", []).append(case)
+    return list(grouped.items())
+
+
+NOT_IN_THIS_VERSION = (
+    ("latency under load", "timings are service times, back to back: no queue stands in front of them"),
+    ("corrupted inputs, subgroups, drift", "only the evaluation data as given was run"),
+)
+"""What no run measures yet, said in every report."""
