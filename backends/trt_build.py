@@ -199,7 +199,7 @@ def parse(trt: Any, found: Found, network: Any, logger: Any, log: Log, model: Pa
     if len(nodes) > NODES_SHOWN:
         lines.append(f"  and {len(nodes) - NODES_SHOWN} more")
     raise ModelRefused(
-        f"{found.title} refuses '{model.name}', {len(nodes)} node(s):\n" + "\n".join(lines) + "\n"
+        f"{found.title} refuses '{model.name}', {len(nodes)} node(s) not supported:\n" + "\n".join(lines) + "\n"
         "Replace these ops in the model, or use a backend that runs them (ort, ov).",
         nodes,
     )

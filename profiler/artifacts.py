@@ -59,6 +59,10 @@ class ArtifactStore:
 
     def put(self, model: ModelProto | Path) -> str:
         """Store a model, or a model file with its external data as they are, and return its sha256."""
+        return self._store(model)[0]
+
+    def _store(self, model: ModelProto | Path) -> tuple[str, int, int | None]:
+        """Sha256, size and compressed size, all taken before anybody else can touch the files."""
         with _full_disk(self.folder), self._scratch() as made:
             if isinstance(model, Path):
                 for file in (model, *external_files(model)):
@@ -67,10 +71,12 @@ class ArtifactStore:
                     _copy(file, target)
             else:
                 write_model(model, made, MODEL_NAME)
-            digest = content_sha256(made)
+            digest, files = content_sha256(made), _files(made)
+            size = sum(file.stat().st_size for file in files)
+            compressed = compressed_bytes(files) if size <= COMPRESS_UP_TO_BYTES else None
             made.chmod(0o755)  # mkdtemp makes folders for this user only
             self._publish(made, digest)
-        return digest
+        return digest, size, compressed
 
     def path(self, sha256: str) -> Path:
         """The model file of an artifact; unverified. Raises StoreError when it is not here."""
@@ -132,14 +138,12 @@ class ArtifactStore:
             raise VariantError(
                 f"{variant.text} could not be made from '{source}': {type(error).__name__}: {text}. Leave it out of the study."
             ) from error
-        sha256 = self.put(result.model)
-        files = list(self.files(sha256).values())
-        size = sum(file.stat().st_size for file in files)
+        sha256, size, compressed = self._store(result.model)
         return ArtifactRecord(
             variant=variant.text,
             sha256=sha256,
             size_bytes=size,
-            compressed_bytes=compressed_bytes(files) if size <= COMPRESS_UP_TO_BYTES else None,
+            compressed_bytes=compressed,
             changed=result.changed,
             facts={**result.facts, **_loading_facts(variant)},
             notes=result.notes,

@@ -158,7 +158,7 @@ def _disagreements(
         if ties:
             notes.append(
                 f"{ties} of these rows are ties: the two largest probabilities are equal within {parity.tolerance:g}, and "
-                "rounding decides between them, differently with another number of threads."
+                "rounding decides between them, perhaps otherwise with another number of threads."
             )
     if (wrong or not parity.ok) and narrow.dtype != features.dtype:
         rounded = original({name: narrow[: parity.rows]})

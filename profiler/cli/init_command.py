@@ -1,0 +1,98 @@
+"""`edgeprof init`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiler.cli import options as o
+from profiler.errors import StudyError
+
+
+def command(
+    model: o.Model,
+    data: o.Data = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The study file to write.")] = Path("study.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
+) -> None:
+    """Write a commented study file for a model."""
+    from backends.base import format_shape
+    from profiler import onnx_io
+    from profiler.cli import console
+    from profiler.variants.registry import default_variants
+
+    if output.exists() and not force:
+        raise StudyError(f"{output} exists: choose another name with -o, or write over it with --force.")
+    if not output.parent.is_dir():
+        raise StudyError(f"the folder {output.parent} does not exist: make it, or choose another file with -o.")
+    path = Path(model)
+    inputs = []
+    if path.suffix == ".onnx" or path.exists():
+        inputs = [f"{i.name}: {i.dtype} {format_shape(i.shape)}" for i in onnx_io.model_inputs(onnx_io.read_model(path))]
+        model = _from(output.parent, path)
+    if data is not None and Path(data).exists():
+        data = _from(output.parent, Path(data))
+    output.write_text(_text(model, data, inputs, default_variants("default")), encoding="utf-8")
+    console.out.print(f"{output} written; next: edgeprof run {output}", markup=False, soft_wrap=True)
+
+
+def _from(folder: Path, path: Path) -> str:
+    """`path` as the study file will read it: relative to its own folder where possible."""
+    try:
+        return str(path.resolve().relative_to(folder.resolve()))
+    except ValueError:
+        return str(path.resolve())
+
+
+def _text(model: str, data: str | None, inputs: list[str], variants: tuple[str, ...]) -> str:
+    listed = "".join(f"#   {line}\n" for line in inputs)
+    quoted = ",\n".join(f"  {json.dumps(variant)}" for variant in variants)
+    data_line = f"data = {json.dumps(data)}" if data else '# data = "test.npz"'
+    return f"""# A study for edgeprof: which variant of this model to deploy, on what, at what cost.
+# Run it with: edgeprof run {{this file}}     Lines that start with # are off; the values shown are the defaults.
+
+model = {json.dumps(model)}
+{"# Its inputs are:" + chr(10) + listed if inputs else ""}
+# An .npz with one array per input (batch axis first) and `labels`, optionally `groups` and `ids`;
+# or a folder of images with one subfolder per class; or "package.module:function" yielding batches.
+{data_line}
+# Rows for calibration. Without it, calibration_samples rows are cut from data and not evaluated on.
+# calibration = "calibration.npz"
+# calibration_samples = 256
+# limit = 1000                  # use at most so many rows of data, drawn at random
+
+variants = [
+{quoted},
+]
+backends = ["ort", "ov"]        # also ort:cuda, ort:tensorrt, ov:GPU, ov:NPU, trt; `edgeprof backends` tells what works here
+batches = [1]
+threads = [1]
+# metric = "top1"               # top1, top5, f1, auc, rmse, mae, cosine, or "package.module:function"
+effort = "default"              # quick, default or thorough: the same method with fewer or more repetitions
+seed = 0
+# time_limit_s = 300            # longest that one step of a case may take before it counts as hung
+# memory_limit_bytes = 4_000_000_000
+
+# What a deployment must keep to. The recommendation is the fastest case that is shown to keep to all of it.
+[constraints]
+max_drop = 0.01                 # one percentage point of accuracy, against the unmodified model on the same rows
+# slo_p99_s = 0.005
+# max_memory_bytes = 512_000_000
+# max_usd_per_million = 0.05
+
+# What this machine is priced as. Costs are given only for the machine that was measured, never for another one.
+[cost]
+# machine = "aws:c7i.large"     # or "device:raspberry-pi-5-8gb"; `edgeprof devices [--prices]` lists them
+utilisation = 0.6
+
+# Only for a folder of images: how they become arrays.
+# [preprocessing]
+# resize = 256
+# crop = 224
+# scale = 0.00392156862745098
+# mean = [0.485, 0.456, 0.406]
+# std = [0.229, 0.224, 0.225]
+"""

@@ -1,0 +1,221 @@
+"""The terminal: the decision, why, the frontier, and what was not done. The same words with and without colour."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from profiler.analysis import AXES, Analysis, CaseResult
+from profiler.decide import FrontierView
+from profiler.records import NotMeasured
+from profiler.report import words
+from profiler.report.details import case_details
+from profiler.report.layout import Column, Page
+from profiler.report.words import Cell, Story
+
+__all__ = ["case_details", "cases_table", "frontier_table", "render", "text"]
+
+DEFAULT_WIDTH = 120
+MAX_DOMINATED = 8
+
+_VERDICT_STYLE = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "NOT_MEASURED": "yellow"}
+_MARKS = {"frontier": "●", "tied": "◐", "dominated": "○", "not placed": "○"}
+
+
+def text(analysis: Analysis, *, width: int | None = None, unicode: bool = True) -> str:
+    """The terminal's output as plain text, `width` columns wide (120 when None)."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="utf-8" if unicode else "ascii", newline="\n")
+    console = Console(file=stream, width=width or DEFAULT_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    render(analysis, console)
+    stream.flush()
+    lines = raw.getvalue().decode("utf-8").splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def render(analysis: Analysis, console: Console, *, x: str = "latency_p50", y: str = "accuracy") -> None:
+    """Everything about a run that a person needs to decide. Raises StudyError for unknown axes."""
+    story = Story.of(analysis, x, y)
+    page = Page(console)
+    _decision(page, story)
+    _frontier(page, story)
+    _not_done(page, story)
+    _how(page, story)
+
+
+def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> None:
+    """The frontier over the axes of `view`, without the decision."""
+    from profiler.decide import recommend
+
+    story = Story(analysis, view, recommend(analysis, view))
+    page = Page(console)
+    page.line(f"Which cases are worth their {AXES[view.x].title}? By {AXES[view.y].title}:", style="bold")
+    _frontier(page, story)
+    _not_done(page, story)
+
+
+def cases_table(analysis: Analysis, console: Console) -> None:
+    """A line for each case of the plan, failed ones too."""
+    story = Story.of(analysis)
+    page = Page(console)
+    if not analysis.cases:
+        page.line("This run has no cases: it ended before they were planned.")
+        return
+    columns = [Column("#", [(str(case.number), "") for case in analysis.cases], right=True)]
+    columns += _columns(story, analysis.cases)[1:]
+    columns.insert(2, Column("standing", [(story.standing(case), "") for case in analysis.cases]))
+    _grid_or_cards(page, story, analysis.cases, columns, numbered=True)
+    _not_done(page, story)
+
+
+def _decision(page: Page, story: Story) -> None:
+    chosen = story.recommendation
+    page.line(f"▸ {words.clean(chosen.headline)}", style="bold green" if chosen.case else "bold yellow", hanging=2)
+    for sentence in chosen.sentences:
+        page.line(words.one_line(sentence), indent=2, hanging=2)
+    if chosen.case is None:
+        for case, why in chosen.ruled_out[:MAX_DOMINATED]:
+            page.line(f"{story.name(case)}: {words.one_line(why)}", indent=2, hanging=2)
+    warning = words.unfinished(story.analysis)
+    if warning is not None:
+        page.line(warning, style="yellow", indent=2, hanging=2)
+
+
+def _frontier(page: Page, story: Story) -> None:
+    view = story.view
+    shown = [*view.members, *view.tied]
+    reference = story.reference
+    if reference is not None and reference.status == "measured" and reference not in shown:
+        shown.append(reference)
+    page.blank()
+    if not shown:
+        why = view.unplaced[0][1] if view.unplaced else "nothing was measured"
+        page.line(f"no frontier: {words.one_line(why)}")
+    else:
+        _grid_or_cards(page, story, shown, _columns(story, shown))
+        _footnotes(page, story, shown)
+    hidden = [(case, by) for case, by in view.dominated if case not in shown]
+    for case, by in hidden[:MAX_DOMINATED]:
+        page.line(f"○ {_short(story, case)}; {words.one_line(by)} is better", hanging=4, style="dim")
+    if len(hidden) > MAX_DOMINATED:
+        rest = len(hidden) - MAX_DOMINATED
+        page.line(f"… and {rest} more dominated: edgeprof show {story.analysis.run.id}", style="dim", hanging=4)
+    for case, why in view.unplaced:
+        page.line(f"○ {_short(story, case)}; not placed: {words.one_line(why)}", hanging=4, style="dim")
+
+
+def _short(story: Story, case: CaseResult) -> str:
+    """A dominated case in a line: its figures on both axes, and its verdict."""
+    cells = [words.figure_cell(case, story.view.x)]
+    cells += [words.quality_cell(story, case)] if story.view.y == "accuracy" else [words.figure_cell(case, story.view.y)]
+    figures = ", ".join(str(cell) for cell in cells if not cell.missing)
+    verdict = f", {_verdict(case)}" if case.checks else ""
+    return f"{story.name(case)}: dominated, {figures}{verdict}" if story.standing(case) == "dominated" else f"{story.name(case)}: {figures or 'no figures'}{verdict}"
+
+
+def _verdict(case: CaseResult) -> str:
+    return case.verdict.replace("_", " ") if case.checks else ""
+
+
+def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
+    def column(title: str, cell: Callable[[CaseResult], Cell]) -> Column:
+        cells = [cell(case) for case in cases]
+        return Column(title, [(item.value, item.interval) for item in cells])
+
+    marks = ["■" if story.is_reference(case) and story.standing(case) not in ("frontier", "tied") else _MARKS.get(story.standing(case), "·") for case in cases]
+    columns = [
+        Column("", [(mark, "") for mark in marks]),
+        Column(
+            "case", [(words.one_line(case.case.variant), _below(story, case)) for case in cases],
+            styles=["bold" if story.standing(case) == "frontier" else "" for case in cases],
+        ),
+        *[column(title, cell) for title, cell in _extra_axes(story)],
+        column("p50", lambda case: words.seconds(case.latency_p50_s)),
+        column("p99", lambda case: words.seconds(case.latency_p99_s)),
+        column("vs reference", words.versus),
+        column(words.quality_title(story), lambda case: words.quality_cell(story, case)),
+        column("peak RSS", lambda case: words.size(case.peak_rss_bytes)),
+        column("size", lambda case: words.size(case.size_bytes)),
+    ]  # fmt: skip
+    if not all(isinstance(case.usd_per_million, NotMeasured) for case in cases):
+        columns.append(column("$/1M", lambda case: words.usd(case.usd_per_million)))
+    if any(case.checks for case in cases):
+        styles = [_VERDICT_STYLE[case.verdict] for case in cases]
+        columns.append(Column("verdict", [(_verdict(case), "") for case in cases], styles=styles))
+    return columns
+
+
+def _below(story: Story, case: CaseResult) -> str:
+    tags = story.tags(case)
+    return f"{story.place(case)}{f' · {tags}' if tags else ''}"
+
+
+def _extra_axes(story: Story) -> list[tuple[str, Callable[[CaseResult], Cell]]]:
+    """Axes of the view that no usual column shows."""
+    usual = {"latency_p50", "latency_p99", "peak_rss", "size", "usd_per_million", "accuracy"}
+    usual |= set() if story.labelled else {"agreement"}
+    extra = [axis for axis in (story.view.x, story.view.y) if axis not in usual]
+    return [(axis, _axis_cell(axis)) for axis in extra]
+
+
+def _axis_cell(axis: str) -> Callable[[CaseResult], Cell]:
+    return lambda case: words.figure_cell(case, axis)
+
+
+def _grid_or_cards(
+    page: Page, story: Story, cases: Sequence[CaseResult], columns: Sequence[Column], *, numbered: bool = False
+) -> None:
+    """The widest form that fits: one line a case, two lines a case, or a few sentences a case."""
+    smaller = [column for column in columns if column.title != "size"]
+    for chosen, lines in ((columns, 1), (columns, 2), (smaller, 2)):
+        if page.fits(chosen, lines=lines):
+            page.grid(chosen, lines=lines)
+            return
+    for index, case in enumerate(cases):
+        mark = f"{case.number:>2}" if numbered else columns[0].cells[index][0]
+        tags = [item for item in (story.standing(case), story.tags(case).replace("tied", "").strip(", "), _verdict(case)) if item]
+        page.line(f"{mark} {story.name(case)}: {', '.join(tags)}", style="bold", hanging=4)
+        figures = [
+            f"{column.title} {' '.join(part for part in column.cells[index] if part)}"
+            for column in columns
+            if column.title not in ("", "#", "case", "standing", "verdict")
+        ]
+        page.line("; ".join(figures), indent=4)
+
+
+def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult]) -> None:
+    """What the columns mean, and once for all why a column is empty."""
+    figures = [
+        figure for case in shown
+        for figure in (case.latency_p50_s, case.latency_p99_s, case.time_ratio, case.accuracy_change, case.usd_per_million)
+    ]  # fmt: skip
+    notes = ["[ ] are 95 % intervals (memory: range over processes)"]
+    if any(not isinstance(figure, NotMeasured) and (figure.low is None or figure.high is None) for figure in figures):
+        notes.append(words.UNBOUNDED_MEANING)
+    if any(story.is_reference(case) for case in shown) and story.labelled:
+        notes.append(f"the reference shows its own {words.metric_name(story.analysis)}")
+    if not any(case.checks for case in shown):
+        notes.append("no limits were set, so there are no verdicts (--max-drop, --slo-p99, --max-memory, --max-cost)")
+    page.line("; ".join(notes), style="dim", hanging=2)
+    for title, why in words.not_measured(story.analysis):
+        label = "$/1M" if title.startswith("USD") else title
+        page.line(f"— {label} not measured: {why}", style="dim", hanging=2)
+
+
+def _not_done(page: Page, story: Story) -> None:
+    page.blank()
+    page.line(words.counts_line(story))
+    for why, cases in words.by_reason(story):
+        names = ", ".join(story.name(case) if case.case.backend != "—" else words.one_line(case.case.variant) for case in cases)
+        page.line(f"{names}: {words.one_line(why)}", indent=2, hanging=2)
+
+
+def _how(page: Page, story: Story) -> None:
+    analysis = story.analysis
+    page.blank()
+    page.line(f"machine: {words.processor(analysis)}", style="dim", hanging=2)
+    page.line(f"measured here: {words.effort_line(analysis)}", style="dim", hanging=2)
+    for note in analysis.notes:
+        page.line(f"note: {words.one_line(note)}", style="dim", hanging=2)
