@@ -52,6 +52,15 @@ class TrtBackend:
         """Costs nothing; nothing is looked for yet."""
         self._find, self._load, self._probe, self._open_device = find, load, probe, open_device
 
+    @property
+    def modules(self) -> Sequence[str]:
+        """What a worker imports before `load`, to time the two apart. None when the binding is outside sys.path."""
+        try:
+            found = self._find("auto")
+        except BackendUnavailable:
+            return ()
+        return () if found.folder else (found.module,)
+
     def devices(self) -> Sequence[str]:
         """`gpu` is the first one; `gpu.N` the N-th, counted from 0."""
         return ("gpu",)

@@ -64,6 +64,7 @@ def parse_drop(text: str) -> float:
 
 def _parse(text: str, scales: dict[str, float], expected: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?\d+)?)\s*([A-Za-zµ%]*)\s*", text)
-    if match is None or match[2] not in scales or not math.isfinite(float(match[1])):
+    value = float(match[1]) * scales.get(match[2], math.inf) if match is not None else math.inf
+    if not math.isfinite(value):
         raise EdgeprofError(f"cannot read '{text}': expected {expected}.")
-    return float(match[1]) * scales[match[2]]
+    return value

@@ -85,7 +85,8 @@ def read_frame(stream: Reader, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES) ->
         header = json.loads(_must_read(stream, length))
         listed = header.pop("arrays")
         specs = [(str(a["name"]), np.dtype(a["dtype"]), tuple(int(size) for size in a["shape"])) for a in listed]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        # RecursionError: JSON of a hundred thousand opening brackets; OverflowError: an infinite size.
         raise WireError(f"frame header is not what a worker or its parent writes: {error}.") from error
     arrays: Arrays = {}
     total = 0
@@ -96,7 +97,11 @@ def read_frame(stream: Reader, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES) ->
             raise WireError(
                 f"array '{name}' of {dtype} {shape} is not accepted (numeric, at most {max_payload_bytes} bytes)."
             )
-        arrays[name] = np.frombuffer(_must_read(stream, size), dtype=dtype).reshape(shape)
+        data = _must_read(stream, size)
+        try:
+            arrays[name] = np.frombuffer(data, dtype=dtype).reshape(shape)
+        except ValueError as error:
+            raise WireError(f"array '{name}' of {dtype} cannot have the shape {shape}: {error}.") from error
     return header, arrays
 
 
@@ -109,7 +114,10 @@ def pack(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
 
 def unpack(data: bytes) -> Arrays:
     """The arrays of `pack`."""
-    frame = read_frame(io.BytesIO(zlib.decompress(data)))
+    try:
+        frame = read_frame(io.BytesIO(zlib.decompress(data)))
+    except zlib.error as error:
+        raise WireError(f"the stored arrays are damaged: {error}.") from error
     if frame is None:
         raise WireError("the stored arrays are empty.")
     return frame[1]

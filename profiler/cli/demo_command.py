@@ -22,7 +22,7 @@ def command(out: o.Out = Path("runs"), json: o.Json = False, machine: o.Machine 
     from profiler import api, demo
     from profiler.cli.console import bars, show_result
     from profiler.run import execute
-    from profiler.study import make_study
+    from profiler.study import EFFORTS, make_study
 
     with tempfile.TemporaryDirectory(prefix="edgeprof-demo-") as folder:
         # As a user would hand them over: two .npz files beside a model.
@@ -30,7 +30,8 @@ def command(out: o.Out = Path("runs"), json: o.Json = False, machine: o.Machine 
         np.savez(data, allow_pickle=False, **demo.evaluation())
         np.savez(calibration, allow_pickle=False, **demo.calibration())
         study = make_study(
-            model=str(demo.model_path()), data=str(data), calibration=str(calibration), variants=VARIANTS, effort="quick",
+            model=str(demo.model_path()), data=str(data), calibration=str(calibration), variants=VARIANTS,
+            effort=EFFORTS["quick"].model_copy(update={"processes": 4}),
             constraints={"max_drop": 0.01}, cost={"machine": machine},
         )  # fmt: skip
         with bars() as progress:

@@ -31,7 +31,9 @@ def command(
     path = Path(model)
     inputs = []
     if path.suffix == ".onnx" or path.exists():
-        inputs = [f"{i.name}: {i.dtype} {format_shape(i.shape)}" for i in onnx_io.model_inputs(onnx_io.read_model(path))]
+        inputs = [
+            f"{i.name}: {i.dtype} {format_shape(i.shape)}" for i in onnx_io.model_inputs(onnx_io.read_model(path))
+        ]
         model = _from(output.parent, path)
     if data is not None and Path(data).exists():
         data = _from(output.parent, Path(data))

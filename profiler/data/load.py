@@ -133,12 +133,11 @@ def _check_shared_dimensions(name: str, inputs: Sequence[TensorInfo], feeds: Map
 
 def _converted(name: str, key: str, array: Array, wanted: str) -> tuple[Array, tuple[str, ...]]:
     """The array in the model's dtype where nothing but float precision can be lost; otherwise as it is, for check_feeds."""
-    try:
-        target = np.dtype(wanted)
-    except TypeError as error:
+    target = _numpy_dtype(wanted)
+    if target is None:
         raise DataError(
             f"input '{key}' of the model takes {wanted}, which numpy data cannot hold: choose another model input type."
-        ) from error
+        )
     if array.dtype == target:
         return array, ()
     kinds = array.dtype.kind + target.kind
@@ -151,7 +150,7 @@ def _converted(name: str, key: str, array: Array, wanted: str) -> tuple[Array, t
                 f"input '{key}' of data '{name}' has {lost} values too large for {wanted}: the model expects {wanted}."
             )
     elif kinds in ("ii", "uu", "iu", "ui") and array.size:
-        limits = np.iinfo(target)
+        limits = np.iinfo(target.name)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise DataError(
                 f"input '{key}' of data '{name}' has values from {array.min()} to {array.max()}, {wanted} cannot hold them."
@@ -165,3 +164,12 @@ def _converted(name: str, key: str, array: Array, wanted: str) -> tuple[Array, t
     else:
         return array, ()
     return converted, (f"input '{key}' was converted from {array.dtype.name} to {wanted}",)
+
+
+def _numpy_dtype(name: str) -> np.dtype[np.generic] | None:
+    """numpy's own type of that name; types that other packages add (bfloat16) cannot be saved in an .npz."""
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return None
+    return dtype if dtype.isbuiltin == 1 else None

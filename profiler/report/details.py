@@ -22,12 +22,18 @@ def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None
     story = Story.of(analysis)
     page = Page(console)
     page.line(f"{case.number} · {story.name(case)}", style="bold", hanging=2)
-    tags = story.tags(case)
-    page.line(f"{story.standing(case)}{f', {tags}' if tags else ''}; key {words.one_line(case.key)}", indent=2, hanging=2)
+    tags = ", ".join(dict.fromkeys(filter(None, (story.standing(case), *story.tags(case).split(", ")))))
+    page.line(f"{tags}; key {words.one_line(case.key)}", indent=2, hanging=2)
     _failure(page, case)
     page.heading("figures")
-    page.facts([(title, _told(cell)) for title, cell in figures(case)])
-    page.facts([("against the reference", words.comparison(case)), ("timings", f"{case.samples:,} in {case.blocks} blocks")])
+    page.facts(
+        [
+            *[(title, _told(cell)) for title, cell in figures(case)],
+            ("against the reference", words.comparison(case)),
+            ("timings", f"{case.samples:,} in {case.blocks} blocks"),
+        ]
+    )
+    page.line(f"[ ] are 95 % intervals unless a range is named; {words.UNBOUNDED_MEANING}", style="dim", indent=2, hanging=2)
     if case.checks:
         page.heading(f"limits: {case.verdict.replace('_', ' ')}")
         page.facts([(check.name, f"{check.verdict.replace('_', ' ')}: {words.one_line(check.text)}") for check in case.checks])

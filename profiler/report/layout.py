@@ -10,10 +10,13 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+_GLUE = "\u00a0"
+"""A space at which no line is broken; it leaves as an ordinary space."""
+
 _ASCII = str.maketrans({
     "▸": ">", "●": "*", "◐": "o", "○": ".", "■": "#", "×": "x", "−": "-", "–": "-", "—": "-", "·": "|", "µ": "u", "…": "...",
     "→": "->", "≥": ">=", "≤": "<=", "±": "+-", "’": "'", "“": '"', "”": '"', "✓": "v", "✗": "x", "⌊": "", "⌋": "",
-    "\N{REPLACEMENT CHARACTER}": "?",
+    "\N{REPLACEMENT CHARACTER}": "?", _GLUE: " ",
 })  # fmt: skip
 
 _GAP = "  "
@@ -48,12 +51,14 @@ class Page:
 
     def line(self, text: str, *, style: str = "", indent: int = 0, hanging: int = 0) -> None:
         """A paragraph, wrapped; lines after the first are indented by `hanging` more."""
+        if self._ascii:
+            text = self.plain(text.replace(_GLUE, "\0")).replace("\0", _GLUE)
         wrapped = textwrap.wrap(
-            self.plain(text), self.width - 1, initial_indent=" " * indent, subsequent_indent=" " * (indent + hanging),
+            text.replace(" %", f"{_GLUE}%"), self.width - 1, initial_indent=" " * indent, subsequent_indent=" " * (indent + hanging),
             break_on_hyphens=False,
         )  # fmt: skip
         for part in wrapped or [""]:
-            self._put(Text(part, style=style))
+            self._put(Text(part.replace(_GLUE, " "), style=style))
 
     def heading(self, text: str) -> None:
         """A title with space above."""
@@ -71,7 +76,7 @@ class Page:
         """Names and values; on narrow terminals the value goes below its name."""
         if not rows:
             return
-        left = min(max(cell_len(self.plain(name)) for name, _ in rows), 26)
+        left = min(max(cell_len(self.plain(name)) for name, _ in rows), 30)
         for name, value in rows:
             if self.width < 70:
                 self.line(f"{name}: {value}", indent=indent, hanging=2)

@@ -108,9 +108,10 @@ def _frontier(page: Page, story: Story) -> None:
 
 def _short(story: Story, case: CaseResult) -> str:
     """A dominated case in a line: its figures on both axes, and its verdict."""
-    cells = [words.figure_cell(case, story.view.x)]
+    unit = words.time_unit(story.analysis.measured)
+    cells = [words.figure_cell(case, story.view.x, unit)]
     cells += [words.quality_cell(story, case)] if story.view.y == "accuracy" else [words.figure_cell(case, story.view.y)]
-    figures = ", ".join(str(cell) for cell in cells if not cell.missing)
+    figures = ", ".join(cell.glued for cell in cells if not cell.missing)
     verdict = f", {_verdict(case)}" if case.checks else ""
     return f"{story.name(case)}: dominated, {figures}{verdict}" if story.standing(case) == "dominated" else f"{story.name(case)}: {figures or 'no figures'}{verdict}"
 
@@ -124,6 +125,7 @@ def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
         cells = [cell(case) for case in cases]
         return Column(title, [(item.value, item.interval) for item in cells])
 
+    unit = words.time_unit(story.analysis.measured)
     marks = ["■" if story.is_reference(case) and story.standing(case) not in ("frontier", "tied") else _MARKS.get(story.standing(case), "·") for case in cases]
     columns = [
         Column("", [(mark, "") for mark in marks]),
@@ -132,8 +134,8 @@ def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
             styles=["bold" if story.standing(case) == "frontier" else "" for case in cases],
         ),
         *[column(title, cell) for title, cell in _extra_axes(story)],
-        column("p50", lambda case: words.seconds(case.latency_p50_s)),
-        column("p99", lambda case: words.seconds(case.latency_p99_s)),
+        column("p50", lambda case: words.seconds(case.latency_p50_s, unit)),
+        column("p99", lambda case: words.seconds(case.latency_p99_s, unit)),
         column("vs reference", words.versus),
         column(words.quality_title(story), lambda case: words.quality_cell(story, case)),
         column("peak RSS", lambda case: words.size(case.peak_rss_bytes)),
@@ -178,9 +180,9 @@ def _grid_or_cards(
         tags = [item for item in (story.standing(case), story.tags(case).replace("tied", "").strip(", "), _verdict(case)) if item]
         page.line(f"{mark} {story.name(case)}: {', '.join(tags)}", style="bold", hanging=4)
         figures = [
-            f"{column.title} {' '.join(part for part in column.cells[index] if part)}"
+            f"{column.title} {Cell(*column.cells[index]).glued}"
             for column in columns
-            if column.title not in ("", "#", "case", "standing", "verdict")
+            if column.title not in ("", "#", "case", "standing", "verdict") and column.cells[index][0] != "reference"
         ]
         page.line("; ".join(figures), indent=4)
 
@@ -194,6 +196,8 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult]) -> None:
     notes = ["[ ] are 95 % intervals (memory: range over processes)"]
     if any(not isinstance(figure, NotMeasured) and (figure.low is None or figure.high is None) for figure in figures):
         notes.append(words.UNBOUNDED_MEANING)
+    if any(words.corrected(case) for case in shown):
+        notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:
         notes.append(f"the reference shows its own {words.metric_name(story.analysis)}")
     if not any(case.checks for case in shown):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from profiler import units
-from profiler.analysis import Analysis, CaseResult
+from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.records import REFERENCE_VARIANT, Estimate, Figure, NotMeasured
 
@@ -42,6 +42,11 @@ class Cell:
     def __str__(self) -> str:
         """Both on one line."""
         return f"{self.value} {self.interval}".strip()
+
+    @property
+    def glued(self) -> str:
+        """The same with spaces that no line breaks at."""
+        return str(self).replace(" ", "\u00a0")
 
 
 @dataclass(frozen=True)
@@ -109,15 +114,15 @@ def number(value: float, decimals: int) -> str:
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
-def decimals_for(estimate: Estimate, scale: float = 1.0, *, digits: int = 3) -> int:
-    """Decimals that show `digits` digits of the value, and up to two more when the interval would vanish otherwise."""
+def decimals_for(estimate: Estimate, scale: float = 1.0, *, digits: int = 3, more: int = 2) -> int:
+    """Decimals that show `digits` digits of the value, and up to `more` more when the interval would vanish otherwise."""
     value = abs(estimate.value / scale)
     places = digits - 1 - (math.floor(math.log10(value)) if value > 0 else 0)
     places = min(max(places, 0), 9)
-    for extra in range(3):
+    for extra in range(more + 1):
         ends = {round(end / scale, places + extra) for end in (estimate.low, estimate.high) if end is not None}
         if len(ends) > 1 or estimate.low == estimate.high:
-            return places + (extra if extra else 0)
+            return places + extra
     return places
 
 
@@ -138,16 +143,15 @@ def _missing(figure: NotMeasured) -> Cell:
 def _cell(estimate: Estimate, value: str, interval: str) -> Cell:
     if estimate.source != "measured here":
         value = f"{value} ({estimate.source})"
-    notes = [f"{estimate.level:.0%} interval"] if interval and estimate.level < 1 and "range" not in (estimate.note or "") else []
-    return Cell(value, interval, title=one_line("; ".join([*notes, *([estimate.note] if estimate.note else [])])))
+    return Cell(value, interval, title=one_line(estimate.note or ""))
 
 
-def scaled(figure: Figure, scales: Sequence[tuple[float, str]]) -> Cell:
+def scaled(figure: Figure, scales: Sequence[tuple[float, str]], *, more: int = 2) -> Cell:
     """A quantity in the unit that suits its size: 0.08 ms [0.079, 0.081]."""
     if isinstance(figure, NotMeasured):
         return _missing(figure)
     scale, unit = next(((s, u) for s, u in scales if abs(figure.value) >= s), scales[-1])
-    places = decimals_for(figure, scale)
+    places = decimals_for(figure, scale, more=more)
 
     def show(value: float) -> str:
         return number(value, places)
@@ -160,14 +164,27 @@ _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _PLAIN = ((1.0, ""),)
 
 
-def seconds(figure: Figure) -> Cell:
-    """A duration."""
-    return scaled(figure, _TIME)
+Unit = tuple[float, str]
+
+
+def time_unit(cases: Sequence[CaseResult]) -> Unit | None:
+    """One unit for all latencies of a table, so that they compare at a glance; None when they lie too far apart."""
+    figures = [figure for case in cases for figure in (case.latency_p50_s, case.latency_p99_s)]
+    values = [figure.value for figure in figures if isinstance(figure, Estimate) and figure.value > 0]
+    if not values:
+        return None
+    unit = next(((scale, name) for scale, name in _TIME if min(values) >= scale), _TIME[-1])
+    return unit if max(values) / unit[0] < 1e5 else None
+
+
+def seconds(figure: Figure, unit: Unit | None = None) -> Cell:
+    """A duration, in `unit` or in the one that suits it."""
+    return scaled(figure, _TIME if unit is None else (unit,))
 
 
 def size(figure: Figure) -> Cell:
     """An amount of memory or disk."""
-    return scaled(figure, _BYTES)
+    return scaled(figure, _BYTES, more=0)
 
 
 def rate(figure: Figure) -> Cell:
@@ -245,12 +262,29 @@ def versus(case: CaseResult) -> Cell:
     return _cell(turned, f"{number(value, places)}× {word}", spread(turned, lambda end: number(end, places)))
 
 
-def figure_cell(case: CaseResult, axis: str) -> Cell:
+def corrected(case: CaseResult) -> bool:
+    """Whether a comparison is undecided only because many were made: its own interval leaves out 1."""
+    ratio = case.time_ratio
+    return (
+        comparison(case) == "undecided"
+        and isinstance(ratio, Estimate)
+        and ratio.low is not None
+        and ratio.high is not None
+        and not ratio.low <= 1 <= ratio.high
+    )
+
+
+CORRECTED_MEANING = "undecided although the interval leaves out 1: so many comparisons were made that one like it can be chance (Holm)"
+
+
+def figure_cell(case: CaseResult, axis: str, unit: Unit | None = None) -> Cell:
     """The cell of an axis of the frontier."""
     figure = case.figure(axis)
+    if AXES[axis].field.startswith("latency"):
+        return seconds(figure, unit)
     shown: dict[str, Callable[[Figure], Cell]] = {
-        "latency_p50": seconds, "latency_p99": seconds, "usd_per_million": usd, "energy": energy, "peak_rss": size,
-        "size": size, "accuracy": quality, "agreement": quality,
+        "usd_per_million": usd, "energy": energy, "peak_rss": size, "size": size, "accuracy": quality,
+        "agreement": quality,
     }  # fmt: skip
     return shown.get(axis, lambda item: scaled(item, _PLAIN))(figure)
 
@@ -280,6 +314,8 @@ def reason(case: CaseResult) -> str:
     """Why a case has no figures, on one line."""
     if case.failure is not None:
         lines = [line for line in clean(case.failure.message).splitlines() if line.strip()]
+        if case.failure.kind == "skipped" and lines:
+            return lines[0].strip()
         return f"{case.failure.kind.replace('_', ' ')} in stage {case.failure.stage}: {lines[0].strip() if lines else 'no message'}"
     return "the run was not finished"
 

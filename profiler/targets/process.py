@@ -125,17 +125,18 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process: its stdin ends, and after a moment of grace it is killed."""
-        if self._process.poll() is None:
+        # The writer first, and whether or not the process lives: bytes that it could not send stay in its buffer, and
+        # flushed later they would land in whatever file has got the pipe's number by then.
+        for stream in (self._writer, self._process.stdin):
             try:
-                self._writer.close()
-                self._process.stdin.close()  # type: ignore[union-attr]
+                stream.close()  # type: ignore[union-attr]
             except (OSError, ValueError):
-                pass
-            try:
-                self._process.wait(_GRACE_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
+                continue
+        try:
+            self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        for stream in (self._process.stdout, self._log):
             try:
                 stream.close()  # type: ignore[union-attr]
             except (OSError, ValueError):
@@ -182,7 +183,7 @@ def _timeout_text(command: str, timeout_s: float) -> str:
 
 
 class _Pipe(io.RawIOBase):
-    """Both ends of the worker's pipes, blocking in `select` up to a deadline instead of for ever."""
+    """Both ends of the worker's pipes, blocking in `poll` up to a deadline instead of for ever."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         super().__init__()
@@ -197,18 +198,21 @@ class _Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        ready, _, _ = select.select([self._read_fd], [], [], max(0.0, self.until - time.monotonic()))
-        if not ready:
-            raise TimeoutError
+        self._wait(self._read_fd, select.POLLIN)
         data = os.read(self._read_fd, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def write(self, data: Any) -> int:
-        _, ready, _ = select.select([], [self._write_fd], [], max(0.0, self.until - time.monotonic()))
-        if not ready:
-            raise TimeoutError
+        self._wait(self._write_fd, select.POLLOUT)
         try:
             return os.write(self._write_fd, data[: 1 << 16])
         except BlockingIOError:
             return 0
+
+    def _wait(self, descriptor: int, event: int) -> None:
+        # Not select.select, which refuses descriptors from 1024 on: a notebook may have that many open.
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if not poll.poll(max(0.0, self.until - time.monotonic()) * 1000):
+            raise TimeoutError

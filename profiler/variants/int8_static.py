@@ -18,6 +18,7 @@ from profiler.variants.preparing import (
     QDQ_OPSET,
     constant_names,
     dequantized_nodes,
+    flatten_biases,
     judged,
     prepare,
     quiet,
@@ -75,6 +76,7 @@ class Int8Static(Recipe):
                 f"{self.text} needs opset {QDQ_OPSET}, the model has {opset_of(prepared)}: {notes[0]}. "
                 "Export the model again with a newer opset, or use per_channel=false."
             )
+        flatten_biases(prepared)
         chosen = self._choose(prepared)
         if not any(node.op_type in self.op_types for node in chosen):
             return unchanged(model, f"no {', '.join(self.op_types)} of the main graph has stored weights")
@@ -160,8 +162,8 @@ class Int8Static(Recipe):
         try:
             return self._run_quantizer(prepared, chosen, ranges, options)
         except ValueError as error:
-            # https://github.com/microsoft/onnxruntime/issues/24815: per channel, adjusting MatMul/Gemm weights to a tiny
-            # bias scale fails. Without the adjustment it works; it is not the default because dead channels need it.
+            # https://github.com/microsoft/onnxruntime/issues/24815: adjusting weights to a tiny bias scale fails for biases
+            # of unusual shape. Without the adjustment it works; it is not the default because dead channels need it.
             notes.append(
                 f"weights were not adjusted to bias scales, which ONNX Runtime failed at ({short(error, 120)})"
             )

@@ -180,6 +180,22 @@ def constant_names(model: ModelProto) -> set[str]:
     return names
 
 
+def flatten_biases(model: ModelProto) -> None:
+    """Make stored Gemm biases of shape [1, N] plain [N], in place.
+
+    Fusing MatMul + Add leaves such biases. ONNX Runtime's per-channel quantizer then raises ValueError
+    (microsoft/onnxruntime#24815), and with its adjustment of weights switched off writes scales along an axis of length 1,
+    which OpenVINO refuses.
+    """
+    readers: dict[str, list[bool]] = {}
+    for node in walk_nodes(model):
+        for index, name in enumerate(node.input):
+            readers.setdefault(name, []).append(node.op_type == "Gemm" and index == 2)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 2 and tensor.dims[0] == 1 and all(readers.get(tensor.name, [False])):
+            del tensor.dims[0]
+
+
 def dequantized_nodes(model: ModelProto, op_types: Iterable[str]) -> list[NodeProto]:
     """Nodes of `op_types` whose first two inputs both come from DequantizeLinear, recursively: what runs in int8."""
     wanted = set(op_types)

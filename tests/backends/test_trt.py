@@ -349,6 +349,13 @@ def test_unknown_device_and_missing_file_are_named(double, tmp_path):
         Rig().load(tmp_path / "absent.onnx")
 
 
+def test_modules_name_the_binding_that_can_be_imported_first():
+    """The worker times import and load apart; a binding outside sys.path it can't import."""
+    inside, outside = (Found("tensorrt", "trt", "11.4.0", folder) for folder in (None, "/somewhere"))
+    assert TrtBackend(lambda flavour: inside).modules == ("tensorrt",)
+    assert TrtBackend(lambda flavour: outside).modules == ()
+
+
 def test_availability_without_a_binding_gives_reason_and_install():
     """The plain case on most machines."""
 
