@@ -2,7 +2,7 @@
 
 Options: `opt=all|extended|basic|off` (graph optimisation), `spin=true|false` (whether idle pool threads spin),
 `cpu_ops=allow|refuse` (whether single ops may run on the CPU while the device runs the rest), `fp16=true|false`
-(TensorRT provider only: whether it may lower float32 to float16).
+(TensorRT provider only: whether it may lower float32 to float16), `tf32=true|false` (CUDA: products in TF32; off).
 
 ONNX Runtime falls back to the CPU with no more than a line on stderr, when a session is made and once more when a run fails.
 Here the first is a ProviderMismatch and the second is switched off.
@@ -85,7 +85,7 @@ class OrtBackend:
     def load(self, artifact: Path, options: LoadOptions) -> OrtSession:
         """Make a session on exactly the asked provider. See `Backend.load` for the errors."""
         kind, index = _device(options.device)
-        require_known(self.name, options.options, ("opt", "spin", "cpu_ops", "fp16"))
+        require_known(self.name, options.options, ("opt", "spin", "cpu_ops", "fp16", "tf32"))
         if not artifact.is_file():
             raise BackendError(f"ort: model file '{artifact}' is not there; make the artifact first.")
         try:
@@ -235,6 +235,9 @@ def _providers(kind: str, index: int, options: LoadOptions) -> list[Any]:
     if kind == "cpu":
         return list(_PROVIDERS[kind])
     settings: dict[str, dict[str, str]] = {name: {"device_id": str(index)} for name in _PROVIDERS[kind][:-1]}
+    # ONNX Runtime's own default lets float32 products lose 13 bits on Ampere and later; the reference must not change.
+    tf32 = choice("ort", options.options, "tf32", ("true", "false"), "false")
+    settings["CUDAExecutionProvider"]["use_tf32"] = "1" if tf32 == "true" else "0"
     if kind == "tensorrt":
         fp16 = choice("ort", options.options, "fp16", ("true", "false"), "false")
         settings["TensorrtExecutionProvider"]["trt_fp16_enable"] = "1" if fp16 == "true" else "0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from profiler import __version__, campaign, prepare
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.cost.detect import detect_machine
 from profiler.environment import describe
-from profiler.errors import StoreError, StudyError
+from profiler.errors import DataError, ModelError, StoreError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
 from profiler.progress import Progress, Silent
@@ -55,8 +55,19 @@ def execute(
                 run_id = store.create_run(study, describe(), version=__version__)
             try:
                 _execute(run_id, study, variants, store, out, progress)
-            except KeyboardInterrupt:
-                store.set_status(run_id, "interrupted")
+            except (StudyError, ModelError, DataError):
+                if not store.run(run_id).plan:
+                    # Not possible as asked, and nothing was measured: `latest` should stay a run with results.
+                    store.discard(run_id)
+                    with suppress(OSError):
+                        (out / run_id).rmdir()
+                else:
+                    store.set_status(run_id, "interrupted")
+                raise
+            except BaseException:
+                # A full disk may refuse this too; what is to be told is the first error.
+                with suppress(StoreError):
+                    store.set_status(run_id, "interrupted")
                 raise
         finally:
             store.close()

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from profiler import wire
-from profiler.errors import StoreError
+from profiler.errors import EdgeprofError, StoreError
 from profiler.records import (
     ArtifactRecord,
     BlockRecord,
@@ -130,7 +130,7 @@ class Store:
         now = datetime.now(timezone.utc)
         run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         row = {
-            "id": run_id, "created_at": now.isoformat(timespec="seconds"), "status": "running", "edgeprof_version": version,
+            "id": run_id, "created_at": now.isoformat(timespec="microseconds"), "status": "running", "edgeprof_version": version,
             "study": study.to_json(), "environment": json.dumps(asdict(environment)), "notes": json.dumps(list(notes)),
         }  # fmt: skip
         with self._transaction() as connection:
@@ -158,9 +158,21 @@ class Store:
         try:
             with self._transaction() as connection:
                 connection.execute(table.insert().values(row))
-        except _DuplicateError:
-            return False
+        except _ConstraintError:
+            found = sa.select(table.c.id).where(table.c.run_id == run_id, *(table.c[name] == key[name] for name in key))
+            with self._transaction() as connection:
+                if connection.execute(found).first() is not None:
+                    return False
+            # Some other rule of the database: nothing was stored, and nobody may believe it was.
+            raise
         return True
+
+    def discard(self, run_id: str) -> None:
+        """Forget a run that never came to measuring anything, so that `latest` stays a run with results."""
+        with self._transaction() as connection:
+            for table in _TABLES.values():
+                connection.execute(table.delete().where(table.c.run_id == run_id))
+            connection.execute(_runs.delete().where(_runs.c.id == run_id))
 
     def done_blocks(self, run_id: str) -> set[tuple[str, int, int, int]]:
         """(case, replicate, group, round) of every stored block."""
@@ -193,12 +205,15 @@ class Store:
             row = connection.execute(sa.select(_runs).where(_runs.c.id == run_id)).mappings().one_or_none()
         if row is None:
             raise StoreError(f"no run '{run_id}' in {self.place}. `edgeprof runs` lists them.")
-        environment = json.loads(row["environment"])
+        try:
+            study = make_study(**json.loads(row["study"]))
+            environment = _adapter(Environment).validate_python(json.loads(row["environment"]))
+            notes, plan = tuple(json.loads(row["notes"])), json.loads(row["plan"] or "{}")
+        except (ValidationError, ValueError, TypeError, EdgeprofError) as error:
+            raise StoreError(f"run {run_id} in {self.place} is damaged: {error}.") from error
         return RunData(
             id=row["id"], created_at=row["created_at"], status=row["status"], edgeprof_version=row["edgeprof_version"],
-            study=make_study(**json.loads(row["study"])),
-            environment=_adapter(Environment).validate_python(environment),
-            notes=tuple(json.loads(row["notes"])), plan=json.loads(row["plan"] or "{}"),
+            study=study, environment=environment, notes=notes, plan=plan,
             artifacts=self.records(run_id, ArtifactRecord), processes=self.records(run_id, ProcessRecord),
             blocks=self.records(run_id, BlockRecord), qualities=self.records(run_id, QualityRecord),
             failures=self.records(run_id, FailureRecord),
@@ -245,12 +260,12 @@ class Store:
             with self._engine.begin() as connection:
                 yield connection
         except IntegrityError as error:
-            raise _DuplicateError(str(error.orig)) from error
+            raise _ConstraintError(f"the run database {self.place} refuses a record: {error.orig}.") from error
         except SQLAlchemyError as error:
             raise _storage_error(self.place, error) from error
 
 
-class _DuplicateError(StoreError):
+class _ConstraintError(StoreError):
     pass
 
 
@@ -290,15 +305,22 @@ def _engine(url: str) -> sa.Engine:
         raise StoreError(f"cannot use the database address '{url.rpartition('@')[2]}': {error}.") from None
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _sqlite_settings)
+        sa.event.listen(engine, "begin", _sqlite_begin)
     return engine
 
 
 def _sqlite_settings(connection: Any, _: object) -> None:
     """Write-ahead log with full synchronisation: a committed record survives the process and the power."""
+    # The driver's own idea of a transaction leaves out CREATE TABLE: killed between two of them, half a schema stays.
+    connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _sqlite_begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
 
 
 def _prepare(connection: sa.Connection, place: str) -> None:
@@ -359,13 +381,13 @@ def _encode(record: Record) -> tuple[dict[str, Any], wire.Arrays]:
 
 
 def _decode(kind: type[R], text: str, packed: bytes | None) -> R:
-    arrays = wire.unpack(packed) if packed else {}
     try:
+        arrays = wire.unpack(packed) if packed else {}
         content = json.loads(text)
         content.update({name: arrays[name] for name in kind.__dataclass_fields__ if name in arrays})
         if content.get("warmup") is not None:
             content["warmup"]["samples_s"] = arrays["warmup.samples_s"]
         record: R = _adapter(kind).validate_python(content)
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError, wire.WireError) as error:
         raise StoreError(f"a {kind.__name__} in the run database is damaged: {error}.") from error
     return record

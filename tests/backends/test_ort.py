@@ -101,13 +101,13 @@ def test_silent_fallback_to_the_cpu_is_a_mismatch(monkeypatch, mlp_file, device)
         BACKEND.load(mlp_file, LoadOptions(device=device))
 
 
-def test_the_device_index_reaches_the_provider(monkeypatch, mlp_file):
-    """`cuda.1` is the second GPU."""
+def test_the_device_index_reaches_the_provider_and_tf32_is_off(monkeypatch, mlp_file):
+    """`cuda.1` is the second GPU; float32 stays float32 unless `tf32=true` is asked for."""
     made = pretend(monkeypatch, FallenBack())
     with pytest.raises(ProviderMismatch):
         BACKEND.load(mlp_file, LoadOptions(device="cuda.1"))
 
-    assert made[0][2] == [("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]
+    assert made[0][2] == [("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"}), "CPUExecutionProvider"]
 
 
 @pytest.mark.runtime
