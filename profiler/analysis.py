@@ -177,6 +177,7 @@ class _Evidence:
 
 def analyse(run: RunData, *, today: date) -> Analysis:
     """Everything that the records of a run support. `today` only decides whether prices are called stale."""
+    run = _in_order(run)
     evidence = _Evidence(
         run,
         _by(run.blocks, lambda block: block.case),
@@ -200,6 +201,18 @@ def analyse(run: RunData, *, today: date) -> Analysis:
         _unplanned(number, failure) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
     ]
     return Analysis(run, metric, first, (*results, *skipped), pricing.machine, (*run.notes, *pricing.notes))
+
+
+def _in_order(run: RunData) -> RunData:
+    """The run with its records in one order, whatever order a database gave them in: qualities in that of the plan."""
+    plan = {Case(**fields).quality_key: place for place, fields in reversed(list(enumerate(run.plan.get("cases", []))))}
+    return replace(
+        run,
+        processes=tuple(sorted(run.processes, key=lambda r: (r.case, r.replicate, r.attempt, r.group))),
+        blocks=tuple(sorted(run.blocks, key=lambda r: (r.case, r.replicate, r.attempt, r.group, r.round))),
+        qualities=tuple(sorted(run.qualities, key=lambda r: (plan.get(r.case, len(plan)), r.case))),
+        failures=tuple(sorted(run.failures, key=lambda r: (r.case, r.stage))),
+    )
 
 
 def paired_ratio(blocks: Sequence[BlockRecord], reference: Sequence[BlockRecord]) -> RatioEstimate | None:
@@ -355,7 +368,7 @@ def _quality(
 
 
 def _reference_quality(evidence: _Evidence) -> str | None:
-    """The first evaluation of the unmodified model that was stored: the one that agreement was computed with."""
+    """The first evaluation of the unmodified model in the order of the plan: the one that agreement was computed with."""
     return next((key for key in evidence.qualities if key.startswith(f"{REFERENCE_VARIANT}@")), None)
 
 
@@ -387,7 +400,11 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
         return Check(name, bound.verdict, bound.reason)
     flips = None
     if result.reference_quality is not None and evidence.ids is None and metric.mean_reduced:
-        flips = compare.count_flips(evidence.qualities[result.reference_quality].per_sample, record.per_sample)
+        flips = compare.count_flips(
+            evidence.qualities[result.reference_quality].per_sample,
+            record.per_sample,
+            higher_is_better=metric.higher_is_better,
+        )
     decided = verdict.drop_verdict(result.accuracy_change, max_drop, flips=flips, samples=len(record.per_sample))
     return Check(name, decided.verdict, decided.reason)
 
@@ -492,8 +509,8 @@ def _unplanned(number: int, failure: FailureRecord) -> CaseResult:
         latency_p50_s=absent, latency_p90_s=absent, latency_p99_s=absent, throughput_per_s=absent, time_ratio=absent,
         time_ratio_verdict="inconclusive", time_ratio_own=absent, import_s=absent, load_s=absent, first_inference_s=absent,
         peak_rss_bytes=absent, size_bytes=absent, compressed_bytes=absent, energy_j=absent, accuracy=absent,
-        accuracy_change=absent, agreement=absent, reference_quality=None, usd_per_million=absent, checks=(), verdict="NOT_MEASURED", blocks=0,
-        samples=0, process=None, warmup_labels=(), notes=(),
+        accuracy_change=absent, agreement=absent, reference_quality=None, usd_per_million=absent, checks=(),
+        verdict="NOT_MEASURED", blocks=0, samples=0, process=None, warmup_labels=(), notes=(),
     )  # fmt: skip
 
 

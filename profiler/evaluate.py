@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +42,8 @@ def evaluate(job: Job, cases: Sequence[Case]) -> set[str]:
         if key in done and reference is None and case.is_reference_variant:
             # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
             # evaluated would be compared with themselves.
-            with suppress(WorkerFailure):
-                reference = _outputs(job, case, data)
-                _write_reference(job.folder / REFERENCE_OUTPUTS, reference)
+            reference = _outputs(job, case, data)
+            _write_reference(job.folder / REFERENCE_OUTPUTS, reference)
         if key not in done and key not in failed:
             start = time.perf_counter()
             try:

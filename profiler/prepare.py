@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backends import registry as backend_registry
 from backends import spec
-from backends.base import TensorInfo
+from backends.base import TensorInfo, format_shape
 from profiler import artifacts, onnx_io
 from profiler.artifacts import ArtifactStore
 from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
@@ -20,8 +20,10 @@ from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
 from profiler.errors import DataError, EdgeprofError, StudyError, unknown
 from profiler.progress import Progress
+from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
 from profiler.study import Case, Study, expand
+from profiler.targets.base import get as get_target
 from profiler.variants import registry as variant_registry
 from profiler.variants.base import Variant
 
@@ -55,6 +57,10 @@ def check_names(study: Study) -> tuple[Variant, ...]:
         family = (backend.device or "").split(".")[0]
         if backend.device and family.lower() not in {device.lower() for device in devices} and not family.isdigit():
             raise unknown(f"device of backend '{backend.name}'", backend.device, devices)
+    for name in study.targets:
+        get_target(name)
+    if study.metric is not None:
+        get_metric(study.metric)
     texts = study.variants or variant_registry.default_variants("default")
     return tuple(variant_registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *texts)))
 
@@ -153,11 +159,22 @@ def _check_batches(study: Study, inputs: tuple[TensorInfo, ...]) -> None:
 
 
 def _random_rows(study: Study, inputs: tuple[TensorInfo, ...]) -> Mapping[str, NDArray[np.generic]]:
+    strangers = study.input_shapes.keys() - {info.name for info in inputs}
+    if strangers:
+        raise unknown("input in --shape", min(strangers), [info.name for info in inputs])
     random = np.random.default_rng(study.seed)
     rows: dict[str, NDArray[np.generic]] = {}
     for info in inputs:
         given = study.input_shapes.get(info.name)
         shape = given if given is not None else info.shape[1:]
+        if given is not None and (
+            len(given) != len(info.shape) - 1
+            or any(isinstance(own, int) and own != size for own, size in zip(info.shape[1:], given, strict=True))
+        ):
+            raise StudyError(
+                f"--shape {info.name}={','.join(map(str, given))} does not fit the model, whose input '{info.name}' is "
+                f"{format_shape(info.shape)}: give its sizes without the batch axis."
+            )
         open_axes = [size for size in shape if not isinstance(size, int)]
         if open_axes:
             raise StudyError(

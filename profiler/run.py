@@ -56,7 +56,7 @@ def execute(
             try:
                 _execute(run_id, study, variants, store, out, progress)
             except (StudyError, ModelError, DataError):
-                if not store.run(run_id).plan:
+                if resume is None and not store.run(run_id).plan:
                     # Not possible as asked, and nothing was measured: `latest` should stay a run with results.
                     store.discard(run_id)
                     with suppress(OSError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ MAX_STUDY_BYTES = 1 << 20
 MAX_BATCH = 65_536
 MAX_THREADS = 1024
 MAX_CASES = 2000
+MAX_ROW_ELEMENTS = 1 << 28
 
 
 class _Frozen(BaseModel):
@@ -131,6 +134,14 @@ class Study(_Frozen):
             raise ValueError(f"{max(value)} threads are more than {MAX_THREADS}")
         return value
 
+    @field_validator("input_shapes")
+    @classmethod
+    def _sensible_shapes(cls, value: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+        for name, shape in value.items():
+            if any(size < 1 for size in shape) or math.prod(shape) > MAX_ROW_ELEMENTS:
+                raise ValueError(f"shape {shape} of '{name}' is not possible: sizes from 1, at most 2^28 numbers a row")
+        return value
+
     @field_validator("variants", "backends")
     @classmethod
     def _canonical(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -159,11 +170,18 @@ def make_study(**fields: Any) -> Study:
             place = ".".join(str(part) for part in item["loc"]) or "study"
             text = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
-                known = ", ".join(sorted(Study.model_fields))
-                text = f"no such setting; the settings are: {known}"
+                text = _no_such_setting(item["loc"])
             came = f" (got {item['input']!r})" if item["loc"] and item["type"] != "extra_forbidden" else ""
             lines.append(f"{place}: {text}{came}"[:500])
         raise StudyError("the study is not possible: " + "; ".join(lines)) from None
+
+
+def _no_such_setting(place: tuple[int | str, ...]) -> str:
+    parts: Mapping[object, type[BaseModel]] = {"constraints": Constraints, "cost": CostOptions, "effort": Effort}
+    known = sorted(parts.get(place[0], Study).model_fields if len(place) > 1 else Study.model_fields)
+    near = get_close_matches(str(place[-1]), known, n=3, cutoff=0.5)
+    suggestion = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"no such setting.{suggestion} The settings are: {', '.join(known)}"
 
 
 def read_study(path: Path) -> Study:
@@ -191,7 +209,8 @@ def _beside(folder: Path, text: str) -> str:
     """A path relative to the study file; `package.module:name` stays what it is."""
     if ":" in text and not (folder / text).exists():
         return text
-    return str((folder / text).resolve()) if not Path(text).is_absolute() else text
+    path = Path(text).expanduser()
+    return str((folder / path).resolve()) if not path.is_absolute() else str(path)
 
 
 @dataclass(frozen=True, order=True)

@@ -20,7 +20,10 @@ def significant(value: float, digits: int = 3) -> str:
     magnitude = math.floor(math.log10(abs(value)))
     if not -6 <= magnitude < 9:
         return f"{value:.{digits - 1}e}"
-    return f"{round(value, digits - 1 - magnitude):,.{max(0, digits - 1 - magnitude)}f}"
+    rounded = round(value, digits - 1 - magnitude)
+    # Rounding up may gain a place: 9.996 is 10.0, not 10.00.
+    magnitude = math.floor(math.log10(abs(rounded)))
+    return f"{rounded:,.{max(0, digits - 1 - magnitude)}f}"
 
 
 def seconds(value: float, digits: int = 3) -> str:

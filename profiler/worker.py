@@ -56,7 +56,9 @@ def main() -> None:
             wire.write_frame(replies, reply, reply_arrays)
         except (TypeError, ValueError, wire.WireError) as error:
             # Raised before a byte is written: a model's text outputs, a foreign adapter's facts that are no JSON.
-            wire.write_frame(replies, _failure("error", f"the answer to '{header.get('command')}' cannot travel: {error}"))
+            wire.write_frame(
+                replies, _failure("error", f"the answer to '{header.get('command')}' cannot travel: {error}")
+            )
         if header.get("command") == "stop":
             break
     if state.session is not None:

@@ -33,10 +33,14 @@ def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None
             ("timings", f"{case.samples:,} in {case.blocks} blocks"),
         ]
     )
-    page.line(f"[ ] are 95 % intervals unless a range is named; {words.UNBOUNDED_MEANING}", style="dim", indent=2, hanging=2)
+    page.line(
+        f"[ ] are 95 % intervals unless a range is named; {words.UNBOUNDED_MEANING}", style="dim", indent=2, hanging=2
+    )
     if case.checks:
         page.heading(f"limits: {case.verdict.replace('_', ' ')}")
-        page.facts([(check.name, f"{check.verdict.replace('_', ' ')}: {words.one_line(check.text)}") for check in case.checks])
+        page.facts(
+            [(check.name, f"{check.verdict.replace('_', ' ')}: {words.one_line(check.text)}") for check in case.checks]
+        )
     if case.process is not None:
         page.heading("what really ran")
         page.facts(ran(case.process))
@@ -148,14 +152,14 @@ def _processes(page: Page, analysis: Analysis, case: CaseResult) -> None:
         return
     page.heading(f"processes ({len(processes)})")
     rows = [process_row(record) for record in processes]
-    columns = [
-        Column(title, [(row[index], "") for row in rows]) for index, title in enumerate(PROCESS_TITLES)
-    ]
+    columns = [Column(title, [(row[index], "") for row in rows]) for index, title in enumerate(PROCESS_TITLES)]
     if page.fits(columns, lines=1):
         page.grid(columns, lines=1)
         return
     for row in rows:
-        page.line("; ".join(f"{title} {value}" for title, value in zip(PROCESS_TITLES, row, strict=True)), indent=2, hanging=2)
+        page.line(
+            "; ".join(f"{title} {value}" for title, value in zip(PROCESS_TITLES, row, strict=True)), indent=2, hanging=2
+        )
 
 
 PROCESS_TITLES = ("replicate", "attempt", "load", "first inference", "peak RSS", "warm-up", "steady after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ MAX_PANELS = 8
 MAX_BLOCKS = 300
 """What is drawn at most of points, rows, small panels, and blocks a panel; a figure that leaves something out says so."""
 
+_SNIPPET = "window.vegaEmbed=vegaEmbed;"
+_ROW_PX = 40
+_MAX_SUBTITLE = 8
 _LOG_FROM = 10.0
 _FAR = 3.0
 
@@ -57,7 +61,9 @@ def page_figures(story: Story) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
-def frontier_png(analysis: Analysis, path: Path, *, x: str = "latency_p50", y: str = "accuracy", scale: float = 2.0) -> None:
+def frontier_png(
+    analysis: Analysis, path: Path, *, x: str = "latency_p50", y: str = "accuracy", scale: float = 2.0
+) -> None:
     """Write the frontier as a PNG; a run without points gives a picture that says so. Raises OSError."""
     path.write_bytes(_png(Story.of(analysis, x, y), scale))
 
@@ -78,7 +84,19 @@ def _png(story: Story, scale: float) -> bytes:
         title = "No frontier"
     else:
         spec, title = figure.spec, figure.title
-    wrapped = {"text": title, "subtitle": _wrapped(figure.caption, 110) if figure else "", "anchor": "start", "fontSize": 16}
+    named = [
+        f"#{case.number} {story.name(case)} ({', '.join(dict.fromkeys(filter(None, (story.standing(case), story.tags(case)))))})"
+        for case in {
+            case.key: case for case in (*story.view.members, *story.view.tied, *filter(None, (story.reference,)))
+        }.values()
+    ]
+    below = f"{figure.caption} {'; '.join(named)}." if figure else ""
+    wrapped = {
+        "text": title,
+        "subtitle": textwrap.wrap(below, 105, break_on_hyphens=False)[:_MAX_SUBTITLE],
+        "anchor": "start",
+        "fontSize": 16,
+    }
     spec = {**spec, "width": 720, "title": wrapped, "background": "white", "padding": 16}
     png: bytes = vl_convert.vegalite_to_png(spec, vl_version=vegalite_version(), scale=scale)
     return png
@@ -95,7 +113,7 @@ def bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script that needs no network; it sets `window.vegaEmbed`."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle(vl_version=vegalite_version())
+    script: str = vl_convert.javascript_bundle(_SNIPPET, vl_version=vegalite_version())
     return script
 
 
@@ -114,13 +132,14 @@ def frontier_figure(story: Story) -> Figure | None:
     rest = max(0, len(points) - MAX_POINTS)
     points = points[:MAX_POINTS]
     members = [point for point in points if point["standing"] == "frontier"]
-    values = alt.Data(values=_labelled(points))
+    labelled = _labelled(points)
+    values = alt.Data(values=labelled)
     log = _log(points)
-    x = alt.X("x:Q", title=x_title, scale=alt.Scale(type="log" if log else "linear", zero=False, nice=not log, padding=24))
+    x = alt.X("x:Q", title=x_title, scale=_x_scale(log, padding=24))
     y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False, padding=18))
     kinds = [kind for kind in _LOOK if any(point["kind"] == kind for point in points)]
-    colour = alt.Color("kind:N", title=None, scale=_colours(kinds, _LOOK), legend=alt.Legend(orient="top", columns=3))
-    shape = alt.Shape("kind:N", title=None, scale=_shapes(kinds, _LOOK), legend=alt.Legend(orient="top", columns=3))
+    colour = alt.Color("kind:N", title=None, scale=_colours(kinds, _LOOK), legend=alt.Legend(orient="top", columns=4))
+    shape = alt.Shape("kind:N", title=None, scale=_shapes(kinds, _LOOK), legend=alt.Legend(orient="top", columns=4))
     base = alt.Chart(values)
     layers = [
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(x=x, x2="xh:Q", y=y, color=colour).transform_calculate(x="datum.xl"),
@@ -129,13 +148,23 @@ def frontier_figure(story: Story) -> Figure | None:
     ]  # fmt: skip
     if len(members) > 1:
         steps = alt.Chart(alt.Data(values=[{"x": point["x"], "y": point["y"]} for point in members]))
-        layers.insert(0, steps.mark_line(interpolate="step-after", color="#2a9d55", strokeDash=[5, 3], opacity=0.8).encode(x=x, y=y))
-    for place, (dx, dy, align) in enumerate(_PLACES):
+        layers.insert(
+            0,
+            steps.mark_line(interpolate="step-after", color="#2a9d55", strokeDash=[5, 3], opacity=0.8).encode(x=x, y=y),
+        )
+    for place in sorted({point["place"] for point in labelled if point["place"] >= 0}):
+        dx, dy, align = _PLACES[place]
         text = base.transform_filter(f"datum.place == {place}").mark_text(
             dx=dx, dy=dy, align=align, text=alt.expr("width < 480 ? datum.tag : datum.label"), fontSize=11
         )
-        layers.append(text.encode(x=x, y=y, color=alt.Color("kind:N", scale=_colours(kinds, _LOOK), legend=None)))
-    caption = "Bars are 95 % intervals; one that ends at its point is unbounded on that side. Numbers are those of the table."
+        layers.append(text.encode(x=x, y=y, color=colour))
+    caption = (
+        "Bars are 95 % intervals; one that ends at its point is unbounded on that side. Numbers are those of the table."
+    )
+    if view.y == "accuracy":
+        caption += (
+            " All cases saw the same samples, so the table's accuracy changes tell them apart better than these bars."
+        )
     if rest:
         caption += f" {rest} dominated cases are not drawn; the table has them."
     if left_out:
@@ -143,7 +172,9 @@ def frontier_figure(story: Story) -> Figure | None:
     chart = alt.layer(*layers).properties(width="container", height=360)
     question = f"Which variants are worth their {AXES[view.x].title}?"
     named = ", ".join(story.name(case) for case in view.members)
-    return Figure("frontier", question, caption, chart.to_dict(), f"{y_title} over {x_title}. On the frontier: {named}.")
+    return Figure(
+        "frontier", question, caption, chart.to_dict(), f"{y_title} over {x_title}. On the frontier: {named}."
+    )
 
 
 def forest_figure(story: Story) -> Figure | None:
@@ -164,16 +195,18 @@ def forest_figure(story: Story) -> Figure | None:
     high = max(1.0, *(row["high"] for row in rows)) * 1.08
     ticks = [tick for tick in _TICKS if low <= tick <= high]
     x = alt.X(
-        "value:Q", title="time / reference time (left of 1 is faster)", scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        "value:Q",
+        title="time / reference time (left of 1 is faster)",
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
         axis=alt.Axis(values=ticks, format="~g"),
-    )  # fmt: skip
+    )
     kinds = [kind for kind in _WORDS if any(row["word"] == kind for row in rows)]
     chart = _rows_chart(rows, x, "word", kinds, _WORDS)
     line = alt.Chart(alt.Data(values=[{"value": 1}])).mark_rule(strokeDash=[4, 3], color="#858585").encode(x=x)
-    layered = alt.layer(line, *chart).properties(width="container", height=alt.Step(40))
+    layered = alt.layer(line, *chart).properties(width="container", height=_ROW_PX * len({row["row"] for row in rows}))
     caption = (
-        "Median over process pairs at p50, same batch and threads, with 95 % intervals; the words are corrected for the number of "
-        f"comparisons (Holm). The line at 1 is the reference.{note}"
+        "Median over process pairs at p50, same batch and threads, with 95 % intervals; the words are corrected for "
+        f"the number of comparisons (Holm). The line at 1 is the reference.{note}"
     )
     alt_text = "; ".join(f"{row['name']}: {row['figure']}" for row in rows)
     return Figure("forest", "Is each case faster than the unmodified model?", caption, layered.to_dict(), alt_text)
@@ -191,7 +224,9 @@ def latency_figure(story: Story) -> Figure | None:
         for name, figure in found.items():
             if isinstance(figure, Estimate):
                 value, low, high = _ends(figure, 1 / unit[0])
-                rows.append({"value": value, "low": low, "high": high, "percentile": name, **_row_words(story, case, told)})
+                rows.append(
+                    {"value": value, "low": low, "high": high, "percentile": name, **_row_words(story, case, told)}
+                )
     if not rows:
         return None
     order = {row["row"]: row["value"] for row in reversed(rows) if row["percentile"] == "p50"}
@@ -200,12 +235,14 @@ def latency_figure(story: Story) -> Figure | None:
     note = f" Drawn: the {MAX_ROWS} fastest of {len(kept)} cases; the table has all." if len(kept) > MAX_ROWS else ""
     rows = [row for row in rows if row["row"] in kept[:MAX_ROWS]]
     log = max(row["value"] for row in rows) > _LOG_FROM * min(row["value"] for row in rows)
-    x = alt.X("value:Q", title=f"latency of a batch, {unit[1]}", scale=alt.Scale(type="log" if log else "linear", zero=False, padding=8))
+    x = alt.X("value:Q", title=f"latency of a batch, {unit[1]}", scale=_x_scale(log, padding=12))
     chart = _rows_chart(rows, x, "percentile", list(_PERCENTILES), _PERCENTILES)
-    layered = alt.layer(*chart).properties(width="container", height=alt.Step(40))
+    layered = alt.layer(*chart).properties(width="container", height=_ROW_PX * len({row["row"] for row in rows}))
     caption = f"Service time, back to back, no queue; bars are 95 % intervals.{' The axis is logarithmic.' if log else ''}{note}"
     alt_text = "; ".join(dict.fromkeys(f"{row['name']}: {row['figure']}" for row in rows))
-    return Figure("latency", "How long does an inference take, usually and at worst?", caption, layered.to_dict(), alt_text)
+    return Figure(
+        "latency", "How long does an inference take, usually and at worst?", caption, layered.to_dict(), alt_text
+    )
 
 
 def stability_figures(story: Story) -> list[Figure]:
@@ -220,7 +257,8 @@ def stability_figures(story: Story) -> list[Figure]:
     figures = []
     for case in shown[:MAX_PANELS]:
         blocks = sorted(
-            (block for block in story.analysis.run.blocks if block.case == case.key), key=lambda b: (b.replicate, b.group, b.round)
+            (block for block in story.analysis.run.blocks if block.case == case.key),
+            key=lambda b: (b.replicate, b.group, b.round),
         )
         step = -(-len(blocks) // MAX_BLOCKS)
         values = [
@@ -245,11 +283,26 @@ def stability_figures(story: Story) -> list[Figure]:
             .properties(width="container", height=110)
         )
         thinned = f"every {step}th block" if step > 1 else ""
-        figures.append(Figure(f"stability-{case.number}", f"#{case.number} {story.name(case)}", thinned, chart.to_dict(), f"p50 of {len(blocks)} blocks of {story.name(case)} in time order."))
+        figures.append(
+            Figure(
+                f"stability-{case.number}",
+                f"#{case.number} {story.name(case)}",
+                thinned,
+                chart.to_dict(),
+                f"p50 of {len(blocks)} blocks of {story.name(case)} in time order.",
+            )
+        )
     return figures
 
 
-_PLACES = ((9, -9, "left"), (9, 12, "left"), (-9, -9, "right"), (-9, 12, "right"), (0, -16, "center"), (0, 20, "center"))
+_PLACES = (
+    (9, -9, "left"),
+    (9, 12, "left"),
+    (-9, -9, "right"),
+    (-9, 12, "right"),
+    (0, -16, "center"),
+    (0, 20, "center"),
+)
 """Where a label may stand beside its point: dx, dy, alignment."""
 
 
@@ -313,12 +366,17 @@ def _labelled(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Names beside the points that matter, numbers beside the others, each where it covers nothing, or nowhere."""
     log = _log(points)
 
-    def scaled(values: Sequence[float], size: float) -> list[float]:
-        kept = [math.log(value) if log and size > 400 else value for value in values]
-        low, high = min(kept), max(kept)
-        return [(value - low) / ((high - low) or 1) * size for value in kept]
+    def placed_on(name: str, size: float, *, logarithmic: bool) -> list[float]:
+        def at(key: str) -> list[float]:
+            return [math.log(point[key]) if logarithmic else point[key] for point in points]
 
-    xs, ys = scaled([point["x"] for point in points], 600.0), scaled([-point["y"] for point in points], 290.0)
+        low, high = min(at(f"{name}l")), max(at(f"{name}h"))
+        return [(value - low) / ((high - low) or 1) * size for value in at(name)]
+
+    # As wide and as high as the drawing area is on a screen; the intervals span the axes.
+    points = sorted(points, key=lambda point: point["kind"].startswith("dominated"))
+    xs = placed_on("x", 600.0, logarithmic=log)
+    ys = [300.0 - y for y in placed_on("y", 300.0, logarithmic=False)]
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in zip(xs, ys, strict=True)]
     placed = []
     for point, x, y in zip(points, xs, ys, strict=True):
@@ -327,16 +385,21 @@ def _labelled(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         spot = _spot(choices, x, y, taken)
         label, place = spot if spot is not None else ("", -1)
         placed.append({**point, "label": label, "place": place})
-    return placed
+    # Drawn in this order: what matters lies on top.
+    return placed[::-1]
 
 
-def _spot(choices: Sequence[str], x: float, y: float, taken: list[tuple[float, float, float, float]]) -> tuple[str, int] | None:
+def _spot(
+    choices: Sequence[str], x: float, y: float, taken: list[tuple[float, float, float, float]]
+) -> tuple[str, int] | None:
     for label in choices:
         width = 6.2 * len(label)
         for place, (dx, dy, align) in enumerate(_PLACES):
             left = x + dx - {"left": 0.0, "right": width, "center": width / 2}[align]
             box = (left, y + dy - 7, left + width, y + dy + 7)
-            free = all(box[2] < other[0] or box[0] > other[2] or box[3] < other[1] or box[1] > other[3] for other in taken)
+            free = all(
+                box[2] < other[0] or box[0] > other[2] or box[3] < other[1] or box[1] > other[3] for other in taken
+            )
             if free and box[0] > -30 and box[2] < 640:
                 taken.append(box)
                 return label, place
@@ -355,15 +418,30 @@ def _shapes(kinds: Sequence[str], looks: dict[str, tuple[str, str]]) -> Any:
     return alt.Scale(domain=list(kinds), range=[looks[kind][1] for kind in kinds])
 
 
+def _x_scale(log: bool, *, padding: int) -> Any:
+    import altair as alt
+
+    return (
+        alt.Scale(type="log", nice=False, padding=padding)
+        if log
+        else alt.Scale(zero=False, nice=False, padding=padding)
+    )
+
+
 def _tooltip(x: str, y: str) -> list[Any]:
     import altair as alt
 
-    return [alt.Tooltip("name:N", title="case"), alt.Tooltip("kind:N", title="standing"), alt.Tooltip(f"{x}_told:N", title=x), alt.Tooltip(f"{y}_told:N", title=y)]
+    return [
+        alt.Tooltip("name:N", title="case"),
+        alt.Tooltip("kind:N", title="standing"),
+        alt.Tooltip(f"{x}_told:N", title=x),
+        alt.Tooltip(f"{y}_told:N", title=y),
+    ]
 
 
 def _row_words(story: Story, case: CaseResult, figure: str) -> dict[str, str]:
     name = f"#{case.number} {story.name(case)}"
-    return {"row": case.key, "name": name, "figure": figure, "long": f"{name}   {figure}"}
+    return {"row": case.key, "name": name, "figure": figure, "long": f"{name}: {figure}"}
 
 
 def _thinned(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
@@ -372,7 +450,9 @@ def _thinned(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     return rows[:MAX_ROWS], f" Drawn: the {MAX_ROWS} fastest of {len(rows)} cases; the table has all."
 
 
-def _rows_chart(rows: list[dict[str, Any]], x: Any, field: str, kinds: list[str], looks: dict[str, tuple[str, str]]) -> list[Any]:
+def _rows_chart(
+    rows: list[dict[str, Any]], x: Any, field: str, kinds: list[str], looks: dict[str, tuple[str, str]]
+) -> list[Any]:
     """A row per case: its name above, below it points with interval bars. Names stand inside, so phones have room."""
     import altair as alt
 
@@ -385,14 +465,11 @@ def _rows_chart(rows: list[dict[str, Any]], x: Any, field: str, kinds: list[str]
     base = alt.Chart(data)
     names = alt.Chart(alt.Data(values=list({row["row"]: row for row in rows}.values())))
     tooltip = [alt.Tooltip("name:N", title="case"), alt.Tooltip("figure:N", title="figures"), alt.Tooltip(f"{field}:N")]
+    bars = base.mark_rule(strokeWidth=2, opacity=0.6, yOffset=6).transform_calculate(value="datum.low")
+    marks = base.mark_point(size=80, filled=True, opacity=1, yOffset=6)
+    told = names.mark_text(align="left", dy=-8, fontSize=11, text=alt.expr("width < 560 ? datum.name : datum.long"))
     return [
-        base.mark_rule(strokeWidth=2, opacity=0.6, yOffset=6).encode(x=x, x2="high:Q", y=y, color=colour).transform_calculate(value="datum.low"),
-        base.mark_point(size=80, filled=True, opacity=1, yOffset=6).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
-        names.mark_text(align="left", dy=-8, fontSize=11, text=alt.expr("width < 560 ? datum.name : datum.long")).encode(x=alt.value(2), y=y),
-    ]  # fmt: skip
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width)
+        bars.encode(x=x, x2="high:Q", y=y, color=colour),
+        marks.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
+        told.encode(x=alt.value(2), y=y),
+    ]

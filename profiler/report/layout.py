@@ -54,9 +54,12 @@ class Page:
         if self._ascii:
             text = self.plain(text.replace(_GLUE, "\0")).replace("\0", _GLUE)
         wrapped = textwrap.wrap(
-            text.replace(" %", f"{_GLUE}%"), self.width - 1, initial_indent=" " * indent, subsequent_indent=" " * (indent + hanging),
+            text.replace(" %", f"{_GLUE}%"),
+            self.width - 1,
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + hanging),
             break_on_hyphens=False,
-        )  # fmt: skip
+        )
         for part in wrapped or [""]:
             self._put(Text(part.replace(_GLUE, " "), style=style))
 
@@ -81,7 +84,9 @@ class Page:
             if self.width < 70:
                 self.line(f"{name}: {value}", indent=indent, hanging=2)
             else:
-                padded = set_cell_size(self.plain(name), left) if cell_len(self.plain(name)) <= left else self.plain(name)
+                padded = (
+                    set_cell_size(self.plain(name), left) if cell_len(self.plain(name)) <= left else self.plain(name)
+                )
                 # Filled with a sign that is no space, which the wrapping would swallow.
                 head = padded.replace(" ", "\0")
                 wrapped = textwrap.wrap(

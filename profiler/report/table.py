@@ -28,7 +28,9 @@ def text(analysis: Analysis, *, width: int | None = None, unicode: bool = True) 
     """The terminal's output as plain text, `width` columns wide (120 when None)."""
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="utf-8" if unicode else "ascii", newline="\n")
-    console = Console(file=stream, width=width or DEFAULT_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=stream, width=width or DEFAULT_WIDTH, color_system=None, force_terminal=False, legacy_windows=False
+    )
     render(analysis, console)
     stream.flush()
     lines = raw.getvalue().decode("utf-8").splitlines()
@@ -110,10 +112,16 @@ def _short(story: Story, case: CaseResult) -> str:
     """A dominated case in a line: its figures on both axes, and its verdict."""
     unit = words.time_unit(story.analysis.measured)
     cells = [words.figure_cell(case, story.view.x, unit)]
-    cells += [words.quality_cell(story, case)] if story.view.y == "accuracy" else [words.figure_cell(case, story.view.y)]
+    cells += (
+        [words.quality_cell(story, case)] if story.view.y == "accuracy" else [words.figure_cell(case, story.view.y)]
+    )
     figures = ", ".join(cell.glued for cell in cells if not cell.missing)
     verdict = f", {_verdict(case)}" if case.checks else ""
-    return f"{story.name(case)}: dominated, {figures}{verdict}" if story.standing(case) == "dominated" else f"{story.name(case)}: {figures or 'no figures'}{verdict}"
+    return (
+        f"{story.name(case)}: dominated, {figures}{verdict}"
+        if story.standing(case) == "dominated"
+        else f"{story.name(case)}: {figures or 'no figures'}{verdict}"
+    )
 
 
 def _verdict(case: CaseResult) -> str:
@@ -126,7 +134,12 @@ def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
         return Column(title, [(item.value, item.interval) for item in cells])
 
     unit = words.time_unit(story.analysis.measured)
-    marks = ["■" if story.is_reference(case) and story.standing(case) not in ("frontier", "tied") else _MARKS.get(story.standing(case), "·") for case in cases]
+    marks = [
+        "■"
+        if story.is_reference(case) and story.standing(case) not in ("frontier", "tied")
+        else _MARKS.get(story.standing(case), "·")
+        for case in cases
+    ]
     columns = [
         Column("", [(mark, "") for mark in marks]),
         Column(
@@ -177,7 +190,11 @@ def _grid_or_cards(
             return
     for index, case in enumerate(cases):
         mark = f"{case.number:>2}" if numbered else columns[0].cells[index][0]
-        tags = [item for item in (story.standing(case), story.tags(case).replace("tied", "").strip(", "), _verdict(case)) if item]
+        tags = [
+            item
+            for item in (story.standing(case), story.tags(case).replace("tied", "").strip(", "), _verdict(case))
+            if item
+        ]
         page.line(f"{mark} {story.name(case)}: {', '.join(tags)}", style="bold", hanging=4)
         figures = [
             f"{column.title} {Cell(*column.cells[index]).glued}"
@@ -212,7 +229,9 @@ def _not_done(page: Page, story: Story) -> None:
     page.blank()
     page.line(words.counts_line(story))
     for why, cases in words.by_reason(story):
-        names = ", ".join(story.name(case) if case.case.backend != "—" else words.one_line(case.case.variant) for case in cases)
+        names = ", ".join(
+            story.name(case) if case.case.backend != "—" else words.one_line(case.case.variant) for case in cases
+        )
         page.line(f"{names}: {words.one_line(why)}", indent=2, hanging=2)
 
 

@@ -126,13 +126,14 @@ def decimals_for(estimate: Estimate, scale: float = 1.0, *, digits: int = 3, mor
     return places
 
 
-def spread(
-    estimate: Estimate, show: Callable[[float], str], *, scale: float = 1.0
-) -> str:
+def spread(estimate: Estimate, show: Callable[[float], str], *, scale: float = 1.0) -> str:
     """`[low, high]`, a `?` for a side that the data don't bound, nothing for exact figures."""
     if estimate.low is not None and estimate.low == estimate.high:
         return ""
-    ends = [UNBOUNDED if end is None or not math.isfinite(end) else show(end / scale) for end in (estimate.low, estimate.high)]
+    ends = [
+        UNBOUNDED if end is None or not math.isfinite(end) else show(end / scale)
+        for end in (estimate.low, estimate.high)
+    ]
     return f"[{ends[0]}, {ends[1]}]"
 
 
@@ -202,9 +203,7 @@ def usd(figure: Figure) -> Cell:
     if isinstance(figure, NotMeasured):
         return _missing(figure)
     places = decimals_for(figure, digits=3 if abs(figure.value) >= 1 else 2)
-    return _cell(
-        figure, f"${number(figure.value, places)}", spread(figure, lambda value: number(value, places))
-    )
+    return _cell(figure, f"${number(figure.value, places)}", spread(figure, lambda value: number(value, places)))
 
 
 def quality(figure: Figure) -> Cell:
@@ -274,7 +273,9 @@ def corrected(case: CaseResult) -> bool:
     )
 
 
-CORRECTED_MEANING = "undecided although the interval leaves out 1: so many comparisons were made that one like it can be chance (Holm)"
+CORRECTED_MEANING = (
+    "undecided although the interval leaves out 1: so many comparisons were made that one like it can be chance (Holm)"
+)
 
 
 def figure_cell(case: CaseResult, axis: str, unit: Unit | None = None) -> Cell:
@@ -286,7 +287,7 @@ def figure_cell(case: CaseResult, axis: str, unit: Unit | None = None) -> Cell:
         "usd_per_million": usd, "energy": energy, "peak_rss": size, "size": size, "accuracy": quality,
         "agreement": quality,
     }  # fmt: skip
-    return shown.get(axis, lambda item: scaled(item, _PLAIN))(figure)
+    return shown[axis](figure) if axis in shown else scaled(figure, _PLAIN)
 
 
 def quality_cell(story: Story, case: CaseResult) -> Cell:
@@ -316,14 +317,19 @@ def reason(case: CaseResult) -> str:
         lines = [line for line in clean(case.failure.message).splitlines() if line.strip()]
         if case.failure.kind == "skipped" and lines:
             return lines[0].strip()
-        return f"{case.failure.kind.replace('_', ' ')} in stage {case.failure.stage}: {lines[0].strip() if lines else 'no message'}"
+        first = lines[0].strip() if lines else "no message"
+        return f"{case.failure.kind.replace('_', ' ')} in stage {case.failure.stage}: {first}"
     return "the run was not finished"
 
 
 def processor(analysis: Analysis) -> str:
     """The machine on one line: cores, processor, instruction sets, hypervisor, memory."""
     machine = analysis.run.environment
-    cores = f"{machine.usable_cores} of {machine.logical_cores} cores" if machine.usable_cores != machine.logical_cores else f"{machine.logical_cores} cores"
+    cores = (
+        f"{machine.usable_cores} of {machine.logical_cores} cores"
+        if machine.usable_cores != machine.logical_cores
+        else f"{machine.logical_cores} cores"
+    )
     parts = [
         cores,
         one_line(machine.cpu_model or "processor unknown"),
@@ -348,9 +354,15 @@ def effort_line(analysis: Analysis) -> str:
 def counts_line(story: Story) -> str:
     """How many cases there are of each kind."""
     cases = story.analysis.cases
-    parts = [("frontier", len(story.view.members)), ("tied", len(story.view.tied)), ("dominated", len(story.view.dominated))]
+    parts = [
+        ("frontier", len(story.view.members)),
+        ("tied", len(story.view.tied)),
+        ("dominated", len(story.view.dominated)),
+    ]
     parts += [("not placed", len(story.view.unplaced))]
-    parts += [(status, sum(case.status == status for case in cases)) for status in ("failed", "skipped", "not finished")]
+    parts += [
+        (status, sum(case.status == status for case in cases)) for status in ("failed", "skipped", "not finished")
+    ]
     return " · ".join(f"{name} {count}" for name, count in parts if count) or "no cases"
 
 
@@ -358,15 +370,20 @@ def unfinished(analysis: Analysis) -> str | None:
     """A sentence when the run did not come to its end."""
     if analysis.run.status == "finished":
         return None
-    return f"This run is {analysis.run.status}: what stands here rests on a part of it. Go on: edgeprof run --resume {analysis.run.id}"
+    status, run = analysis.run.status, analysis.run.id
+    return f"This run is {status}: what stands here rests on a part of it. Go on: edgeprof run --resume {run}"
 
 
 def not_measured(analysis: Analysis) -> list[tuple[str, str]]:
     """Figures that no measured case has, each with its reason: (what, why)."""
     named = (
-        ("accuracy", "accuracy"), ("agreement with the reference", "agreement"), ("USD per million inferences", "usd_per_million"),
-        ("energy per inference", "energy_j"), ("peak RSS", "peak_rss_bytes"), ("time against the reference", "time_ratio"),
-    )  # fmt: skip
+        ("accuracy", "accuracy"),
+        ("agreement with the reference", "agreement"),
+        ("USD per million inferences", "usd_per_million"),
+        ("energy per inference", "energy_j"),
+        ("peak RSS", "peak_rss_bytes"),
+        ("time against the reference", "time_ratio"),
+    )
     found = []
     for title, name in named:
         figures = [getattr(case, name) for case in analysis.measured]

@@ -1,0 +1,242 @@
+"""The HTML report: one file with style, script and data inside, that opens from an e-mail without network.
+
+What comes from models, runtimes and users passes jinja2's escaping or JSON with `<` as `\\u003c`; a content security policy
+names the two scripts by their hashes, so that nothing else could run even if something got through.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shlex
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from profiler.analysis import AXES, CaseResult
+from profiler.records import Environment, NotMeasured
+from profiler.report import details, figures, words
+from profiler.report.words import Story
+from profiler.study import EFFORTS, Study
+
+_WARMUP = {
+    "flat": "steady from the start", "warmup": "slower at first, cut off", "slowdown": "faster at first, cut off",
+    "no_steady_state": "no steady state was found: read its figures with care",
+}  # fmt: skip
+
+
+def html(story: Story) -> str:
+    """The page."""
+    from jinja2 import Environment as Jinja
+    from jinja2 import FunctionLoader, StrictUndefined
+
+    pictures = figures.page_figures(story)
+    library = _library() if pictures else ""
+    boot = _source("boot.js")
+    template = Jinja(
+        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html.j2")
+    return template.render(
+        **_content(story),
+        charts=[picture for picture in pictures if not picture.name.startswith("stability")],
+        panels=[picture for picture in pictures if picture.name.startswith("stability")],
+        specs=script_json({picture.name: picture.spec for picture in pictures}),
+        style=_source("report.css"), library=library, boot=boot,
+        hashes=" ".join(_hash(script) for script in (library, boot) if script),
+    )  # fmt: skip
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    replaced = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    return "".join(replaced.get(char, char) for char in text)
+
+
+@cache
+def _library() -> str:
+    """The drawing script, in a scope of its own."""
+    return "(()=>{" + figures.bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--") + "})();"
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')}'"
+
+
+def _source(name: str) -> str:
+    return (files("profiler.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _content(story: Story) -> dict[str, Any]:
+    analysis, run = story.analysis, story.analysis.run
+    return {
+        "run": run,
+        "model": words.one_line(run.study.model.rsplit("/", maxsplit=1)[-1]),
+        "headline": words.one_line(story.recommendation.headline),
+        "decided": story.recommendation.case is not None,
+        "sentences": [words.one_line(sentence) for sentence in story.recommendation.sentences],
+        "unfinished": words.unfinished(analysis),
+        "counts": words.counts_line(story),
+        "quality_title": words.quality_title(story),
+        "rows": [_row(story, case) for case in analysis.cases],
+        "has_verdicts": any(case.checks for case in analysis.cases),
+        "has_cost": any(not isinstance(case.usd_per_million, NotMeasured) for case in analysis.measured),
+        "unbounded": words.UNBOUNDED_MEANING,
+        "corrected": words.CORRECTED_MEANING if any(words.corrected(case) for case in analysis.measured) else None,
+        "priced_as": analysis.machine,
+        "utilisation": f"{run.study.cost.utilisation:.0%}",
+        "ruled_out": [_out(story, case, why) for case, why in story.recommendation.ruled_out],
+        "dominated": [_out(story, case, f"{words.one_line(by)} is better") for case, by in story.view.dominated],
+        "unplaced": [_out(story, case, words.one_line(why)) for case, why in story.view.unplaced],
+        "x_title": AXES[story.view.x].title,
+        "y_title": AXES[story.view.y].title,
+        "failures": [_failure(story, case) for case in analysis.cases if case.status != "measured"],
+        "variants": _variants(story),
+        "warmups": _warmups(story),
+        "machine": _machine(run.environment),
+        "effort": run.study.effort,
+        "effort_line": words.effort_line(analysis),
+        "metric": words.metric_name(analysis),
+        "labelled": story.labelled,
+        "not_measured": [*words.not_measured(analysis), *words.NOT_IN_THIS_VERSION],
+        "notes": [words.one_line(note) for note in analysis.notes],
+        "limits": limits(run.study),
+        "command": words.clean(command(run.study)),
+        "versions": {
+            words.one_line(name): words.one_line(version) for name, version in run.environment.versions.items()
+        },
+        "data_sha256": run.plan.get("data_sha256"),
+        "source_sha256": run.plan.get("source_sha256"),
+    }
+
+
+def _out(story: Story, case: CaseResult, why: str) -> dict[str, str]:
+    return {"name": f"#{case.number} {story.name(case)}", "why": words.one_line(why)}
+
+
+def _row(story: Story, case: CaseResult) -> dict[str, Any]:
+    unit = words.time_unit(story.analysis.measured)
+    cells = [
+        words.seconds(case.latency_p50_s, unit), words.seconds(case.latency_p99_s, unit), words.rate(case.throughput_per_s),
+        words.versus(case), words.quality_cell(story, case), words.quality(case.agreement), words.size(case.peak_rss_bytes),
+        words.size(case.size_bytes), words.usd(case.usd_per_million),
+    ]  # fmt: skip
+    return {
+        "number": case.number, "variant": words.one_line(case.case.variant), "place": story.place(case), "cells": cells,
+        "tags": [tag for tag in story.tags(case).split(", ") if tag and tag != story.standing(case)],
+        "standing": story.standing(case), "verdict": case.verdict.replace("_", " ") if case.checks else "",
+        "checks": "; ".join(f"{check.name} {check.verdict}: {words.one_line(check.text)}" for check in case.checks),
+        "measured": case.status == "measured", "comparison": words.comparison(case),
+        "reason": "" if case.status == "measured" else words.one_line(words.reason(case)),
+    }  # fmt: skip
+
+
+def _failure(story: Story, case: CaseResult) -> dict[str, str]:
+    failure = case.failure
+    name = story.name(case) if case.case.backend != "—" else words.one_line(case.case.variant)
+    return {
+        "name": f"#{case.number} {name}",
+        "status": case.status,
+        "reason": words.one_line(words.reason(case)),
+        "message": "" if failure is None or "\n" not in failure.message.strip() else words.clean(failure.message),
+        "log": "" if failure is None or not failure.log_tail else words.clean(failure.log_tail),
+    }
+
+
+def _variants(story: Story) -> list[dict[str, Any]]:
+    ran = {case.case.variant: case.process for case in story.analysis.measured if case.process is not None}
+    rows = []
+    for record in story.analysis.run.artifacts:
+        process = ran.get(record.variant)
+        rows.append(
+            {
+                "name": words.one_line(record.variant),
+                "changed": details.changed(record),
+                "ran": [] if process is None else details.ran(process)[:4],
+            }
+        )
+    return rows
+
+
+def _warmups(story: Story) -> list[dict[str, str]]:
+    rows = []
+    for case in story.analysis.measured:
+        labels = dict.fromkeys(case.warmup_labels)
+        told = "; ".join(
+            f"{_WARMUP.get(label, label)} ({case.warmup_labels.count(label)} of {len(case.warmup_labels)} processes)"
+            for label in labels
+        )
+        rows.append({"name": f"#{case.number} {story.name(case)}", "told": told or "no warm-up was recorded"})
+    return rows
+
+
+def _machine(machine: Environment) -> list[tuple[str, str]]:
+    unknown = "not told by this system"
+    rows = [
+        ("host", machine.hostname),
+        ("system", f"{machine.system}, {machine.machine}, Python {machine.python}"),
+        ("processor", machine.cpu_model or unknown),
+        ("instruction sets", " ".join(machine.cpu_isa) or unknown),
+        ("cores", f"{machine.usable_cores} usable of {machine.logical_cores} logical"),
+        ("memory", f"{machine.memory_bytes / 1e9:.1f} GB"),
+        ("hypervisor", machine.hypervisor or "none seen"),
+        ("GPUs", ", ".join(machine.gpus) or "none seen"),
+        ("frequency governor", machine.governor or unknown),
+        ("load before the run", unknown if machine.load_1min is None else f"{machine.load_1min:.2f} over a minute"),
+    ]
+    return [(name, words.one_line(value)) for name, value in rows] + [
+        ("note", words.one_line(note)) for note in machine.notes
+    ]
+
+
+def limits(study: Study) -> list[str]:
+    """The constraints of a study in words."""
+    asked = study.constraints
+    told = [
+        None
+        if asked.max_drop is None
+        else f"accuracy drop at most {asked.max_drop:g} (a proportion, or in the metric's own unit)",
+        None if asked.slo_p99_s is None else f"p99 at most {asked.slo_p99_s * 1e3:g} ms",
+        None if asked.max_memory_bytes is None else f"peak RSS at most {asked.max_memory_bytes / 1e6:g} MB",
+        None
+        if asked.max_usd_per_million is None
+        else f"at most {asked.max_usd_per_million:g} USD per million inferences",
+    ]
+    return [text for text in told if text is not None]
+
+
+def command(study: Study) -> str:
+    """The command line that asks the same. Settings that have no option are named in a comment below it."""
+    asked, usual = study.constraints, Study(model=study.model)
+    options: list[tuple[str, object, bool]] = [
+        ("--data", study.data, study.data is not None),
+        ("--calibration", study.calibration, study.calibration is not None),
+        ("--variants", ",".join(study.variants), bool(study.variants)),
+        ("--backends", ",".join(study.backends), study.backends != usual.backends),
+        ("--batch", ",".join(map(str, study.batches)), study.batches != usual.batches),
+        ("--threads", ",".join(map(str, study.threads)), study.threads != usual.threads),
+        ("--metric", study.metric, study.metric is not None),
+        ("--max-drop", asked.max_drop, asked.max_drop is not None),
+        ("--slo-p99", f"{asked.slo_p99_s}s", asked.slo_p99_s is not None),
+        ("--max-memory", f"{asked.max_memory_bytes}B", asked.max_memory_bytes is not None),
+        ("--max-cost", asked.max_usd_per_million, asked.max_usd_per_million is not None),
+        ("--as", study.cost.machine, study.cost.machine is not None),
+        ("--utilisation", study.cost.utilisation, study.cost.utilisation != usual.cost.utilisation),
+        ("--prices", study.cost.prices, study.cost.prices is not None),
+        ("--limit", study.limit, study.limit is not None),
+        ("--calibration-samples", study.calibration_samples, study.calibration_samples != usual.calibration_samples),
+        *[("--shape", f"{name}={','.join(map(str, shape))}", True) for name, shape in study.input_shapes.items()],
+        ("--seed", study.seed, study.seed != usual.seed),
+        ("--time-limit", f"{study.time_limit_s:g}s", study.time_limit_s != usual.time_limit_s),
+        ("--memory-limit", f"{study.memory_limit_bytes}B", study.memory_limit_bytes is not None),
+    ]
+    parts = ["edgeprof", "profile", study.model]
+    for name, value, wanted in options:
+        parts += [name, str(value)] if wanted else []
+    effort = next((name for name, known in EFFORTS.items() if known == study.effort), None)
+    parts += [f"--{effort}"] if effort in ("quick", "thorough") else []
+    line = shlex.join(parts)
+    if effort is None or study.preprocessing is not None or study.targets != usual.targets:
+        line += "\n# and the effort, preprocessing or targets of the study in run.json: edgeprof run STUDY.toml"
+    return line
