@@ -100,7 +100,7 @@ class ArtifactRecord:
 class WarmupRecord:
     """The warm-up of one process, and where its steady state begins."""
 
-    __pydantic_config__: ClassVar = _ARRAYS
+    __pydantic_config__: ClassVar[dict[str, bool]] = _ARRAYS
 
     samples_s: NDArray[np.float64]
     """Duration of each inference in time order, shape (n,)."""
@@ -135,7 +135,7 @@ class ProcessRecord:
 class BlockRecord:
     """One block: consecutive inferences of one case inside one round. Samples are in time order, none is left out."""
 
-    __pydantic_config__: ClassVar = _ARRAYS
+    __pydantic_config__: ClassVar[dict[str, bool]] = _ARRAYS
 
     case: str
     replicate: int
@@ -165,7 +165,7 @@ class BlockRecord:
 class QualityRecord:
     """Outputs of one (variant, backend, target, batch) on the evaluation data, reduced to one row per sample."""
 
-    __pydantic_config__: ClassVar = _ARRAYS
+    __pydantic_config__: ClassVar[dict[str, bool]] = _ARRAYS
 
     case: str
     metric: str

@@ -135,7 +135,7 @@ def frontier_figure(story: Story) -> Figure | None:
     labelled = _labelled(points)
     values = alt.Data(values=labelled)
     log = _log(points)
-    x = alt.X("x:Q", title=x_title, scale=_x_scale(log, padding=24))
+    x = alt.X("x:Q", title=x_title, scale=_x_scale(log, padding=24), axis=alt.Axis(tickCount=8))
     y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False, padding=18))
     kinds = [kind for kind in _LOOK if any(point["kind"] == kind for point in points)]
     colour = alt.Color("kind:N", title=None, scale=_colours(kinds, _LOOK), legend=alt.Legend(orient="top", columns=4))
@@ -155,7 +155,7 @@ def frontier_figure(story: Story) -> Figure | None:
     for place in sorted({point["place"] for point in labelled if point["place"] >= 0}):
         dx, dy, align = _PLACES[place]
         text = base.transform_filter(f"datum.place == {place}").mark_text(
-            dx=dx, dy=dy, align=align, text=alt.expr("width < 480 ? datum.tag : datum.label"), fontSize=11
+            dx=dx, dy=dy, align=align, text=alt.expr(_LABEL), fontSize=11
         )
         layers.append(text.encode(x=x, y=y, color=colour))
     caption = (
@@ -294,6 +294,9 @@ def stability_figures(story: Story) -> list[Figure]:
         )
     return figures
 
+
+_LABEL = "width >= 480 ? datum.label : indexof(datum.kind, 'dominated') == 0 ? '' : datum.tag"
+"""On phones there is room for the numbers of the cases that matter, nothing else."""
 
 _PLACES = (
     (9, -9, "left"),

@@ -118,9 +118,9 @@ def _out(story: Story, case: CaseResult, why: str) -> dict[str, str]:
 def _row(story: Story, case: CaseResult) -> dict[str, Any]:
     unit = words.time_unit(story.analysis.measured)
     cells = [
-        words.seconds(case.latency_p50_s, unit), words.seconds(case.latency_p99_s, unit), words.rate(case.throughput_per_s),
-        words.versus(case), words.quality_cell(story, case), words.quality(case.agreement), words.size(case.peak_rss_bytes),
-        words.size(case.size_bytes), words.usd(case.usd_per_million),
+        words.seconds(case.latency_p50_s, unit), words.seconds(case.latency_p99_s, unit), words.versus(case),
+        words.quality_cell(story, case), words.size(case.peak_rss_bytes), words.size(case.size_bytes),
+        words.quality(case.agreement), words.rate(case.throughput_per_s), words.usd(case.usd_per_million),
     ]  # fmt: skip
     return {
         "number": case.number, "variant": words.one_line(case.case.variant), "place": story.place(case), "cells": cells,
