@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from profiler.errors import ModelError, VariantError
 from profiler.onnx_io import PROTOBUF_LIMIT_BYTES, clone, op_name, upgrade_opset, walk_graphs, walk_nodes, write_model
 from profiler.variants.base import NOTHING_QUANTIZED, Calibration, Fact, VariantResult
-from profiler.variants.running import COSINE_WARNING, cosine, probe, scratch, short
+from profiler.variants.running import COSINE_WARNING, cosine, inside, probe, scratch, short
 
 QDQ_OPSET = 13
 """First opset whose QuantizeLinear takes one scale per channel."""
@@ -82,7 +82,8 @@ def _pre_process(model: ModelProto, notes: list[str]) -> ModelProto:
             source, target = write_model(model, folder / "in"), folder / "out.onnx"
             large = sum(file.stat().st_size for file in source.parent.iterdir()) > PROTOBUF_LIMIT_BYTES // 2
             try:
-                with quiet():
+                # When its shape inference gives up, ONNX Runtime leaves a copy of the model in the working directory.
+                with quiet(), inside(folder):
                     quant_pre_process(str(source), str(target), save_as_external_data=large, **options)
                 prepared = onnx.load(str(target))
             except Exception as error:  # noqa: BLE001 (sympy, onnx and ONNX Runtime each raise their own)

@@ -5,6 +5,7 @@ Nothing here is timed; the sessions use one thread and are gone when the recipe 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,17 @@ def scratch() -> Iterator[Path]:
     """A temporary folder for the files that runtimes and converters insist on."""
     with tempfile.TemporaryDirectory(prefix="edgeprof.variant.") as folder:
         yield Path(folder)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """Make `folder` the working directory of the whole process for a while (contextlib.chdir is Python 3.11)."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def session(path: Path, *, optimized_path: Path | None = None) -> Any:

@@ -542,3 +542,27 @@ def test_outputs_that_became_nan_count_as_opposite(cnn, images):
     assert cosine(cnn, broken, [images]) == -1.0
     assert cosine(cnn, cnn, [images]) == 1.0
     assert cosine(cnn, broken, [{"x": np.zeros((1, 2), np.float32)}]) is None
+
+
+def test_failing_shape_inference_leaves_nothing_in_the_working_directory(tmp_path, monkeypatch):
+    """ONNX Runtime drops a copy of the model where it stands when its shape inference gives up (T6)."""
+    from onnxruntime.tools import symbolic_shape_infer
+
+    monkeypatch.setattr(symbolic_shape_infer.SymbolicShapeInference, "_infer_impl", _gives_up)
+    monkeypatch.chdir(tmp_path)
+    weights = onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3])], [weights],
+    )  # fmt: skip
+
+    _, notes = prepare(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), None)
+
+    assert any("symbolic shape inference failed" in note for note in notes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _gives_up(self):
+    self.run_ = False
+    return False
