@@ -2,7 +2,7 @@
 
 Options: `latency_us`, `jitter` (the relative spread of it, uniform, seeded by `seed`), `load_ms`, `memory_mb` (really
 allocated and touched), `fail=none|raise|unsupported|alloc|oom|segv|exit|hang` and `fail_at=load|infer|N` (N-th inference,
-from 1; `infer` is 1).
+from 1; `infer` is 1). `read=false` takes any file for x [batch, 4] -> y [batch, 2], which spares importing `onnx`.
 
 `alloc` is an allocation that fails (MemoryError, the process lives). `oom`, `segv` and `exit` end the process as the kernel's
 OOM killer (SIGKILL), a native crash (SIGSEGV) and a library that calls `exit(3)` do.
@@ -67,17 +67,18 @@ class FakeBackend:
 
     def load(self, artifact: Path, options: LoadOptions) -> FakeSession:
         """Take any file; from an ONNX model (when `onnx` is installed) the inputs and outputs are read, else it is x -> y."""
-        require_known(self.name, options.options, (*_NUMBERS, "fail", "fail_at"))
+        require_known(self.name, options.options, (*_NUMBERS, "fail", "fail_at", "read"))
         numbers = {key: number(self.name, options.options, key, default) for key, default in _NUMBERS.items()}
         fail = choice(self.name, options.options, "fail", _FAILURES, "none")
         fail_at = _fail_at(options.options.get("fail_at", "load"))
+        read = choice(self.name, options.options, "read", ("true", "false"), "true") == "true"
         if not self.availability(options.device).available:
             raise BackendError(f"backend 'fake' has no device '{options.device}', expected cpu.")
         if not artifact.is_file():
             raise BackendError(f"fake: model file '{artifact}' is not there; make the artifact first.")
         if numbers["load_ms"]:
             self.sleep(numbers["load_ms"] / 1e3)
-        session = FakeSession(self, artifact, options, numbers, fail, fail_at)
+        session = FakeSession(self, artifact, options, numbers, fail, fail_at, read=read)
         if fail_at == 0:
             session.fail("load")
         return session
@@ -94,6 +95,8 @@ class FakeSession:
         numbers: Mapping[str, float],
         fail: str,
         fail_at: int,
+        *,
+        read: bool = True,
     ) -> None:
         """Made by `FakeBackend.load`."""
         self._backend, self._artifact, self._numbers, self._fail, self._fail_at = (
@@ -108,7 +111,7 @@ class FakeSession:
         self._closed = False
         # Ones, not zeros or empty: a page that is never written is never resident.
         self._memory: NDArray[np.uint8] | None = np.ones(int(numbers["memory_mb"] * 1e6), np.uint8)
-        self.inputs, self.outputs = _interface(artifact)
+        self.inputs, self.outputs = _interface(artifact) if read else _ANY_FILE
         self.facts = SessionFacts(
             runtime="fake",
             runtime_version="1",

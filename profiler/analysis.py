@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from profiler import units
 from profiler.cost import detect, prices
 from profiler.cost import model as cost_model
 from profiler.quality import compare, verdict
@@ -412,11 +413,19 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
 def _check_limit(name: str, figure: Figure, limit: float) -> Check:
     if isinstance(figure, NotMeasured):
         return Check(name, "NOT_MEASURED", figure.reason)
+    show = _SHOWN.get(figure.unit, units.significant)
     if figure.high is not None and figure.high <= limit:
-        return Check(name, "PASS", f"at most {figure.high:.4g} {figure.unit}, limit {limit:.4g}")
+        return Check(name, "PASS", f"at most {show(figure.high)}, limit {show(limit)}")
     if figure.low is not None and figure.low > limit:
-        return Check(name, "FAIL", f"at least {figure.low:.4g} {figure.unit}, limit {limit:.4g}")
-    return Check(name, "INCONCLUSIVE", f"{figure.value:.4g} {figure.unit}, the interval holds the limit {limit:.4g}")
+        return Check(name, "FAIL", f"at least {show(figure.low)}, limit {show(limit)}")
+    if figure.high is None:
+        reason = figure.note or "this many samples give no upper bound"
+        return Check(name, "INCONCLUSIVE", f"{show(figure.value)}, limit {show(limit)}: {reason}")
+    bounds = f"{'?' if figure.low is None else show(figure.low)} to {show(figure.high)}"
+    return Check(name, "INCONCLUSIVE", f"{show(figure.value)} ({bounds}), the interval holds the limit {show(limit)}")
+
+
+_SHOWN: Mapping[str, Callable[[float], str]] = {"s": units.seconds, "B": units.size, "USD/1M": units.usd}
 
 
 def _overall(result: CaseResult, checks: Sequence[Check]) -> Verdict:

@@ -196,7 +196,7 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
         filter(
             None,
             (
-                _faster(analysis, chosen), _accuracy(chosen), _latency(chosen), _money(analysis, chosen),
+                _faster(analysis, chosen), _accuracy(analysis, chosen), _latency(chosen), _money(analysis, chosen),
                 _ties(chosen, frontier_view), _untested(),
             ),
         )
@@ -211,9 +211,13 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
         return f"Not compared with the reference: {ratio.reason}."
     reference = analysis.reference or "the reference"
     name = reference.split("/", maxsplit=1)[0].replace("@", " on ")
-    if ratio.low is None or ratio.high is None or chosen.time_ratio_verdict == "inconclusive":
-        return f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}×, {ratio.note or 'the interval holds 1'}."
+    if ratio.low is None or ratio.high is None:
+        return f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}×, {ratio.note or 'without interval'}."
     interval = f"95 %: {1 / ratio.high:.2f}–{1 / ratio.low:.2f}"
+    if chosen.time_ratio_verdict == "inconclusive":
+        outside = ratio.low > 1 or ratio.high < 1
+        why = "but with this many comparisons one like it can be chance" if outside else "which holds 1"
+        return f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}× ({interval}), {why}; try --thorough."
     if chosen.time_ratio_verdict == "equivalent":
         return f"As fast as {name}, within 2 % ({interval})."
     word = "faster" if ratio.value < 1 else "slower"
@@ -222,7 +226,7 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     return f"{factor:.2f}× {word} than {name} ({shown})."
 
 
-def _accuracy(chosen: CaseResult) -> str:
+def _accuracy(analysis: Analysis, chosen: CaseResult) -> str:
     change = chosen.accuracy_change
     changed = ""
     if isinstance(chosen.agreement, Estimate) and chosen.agreement.unit == "proportion":
@@ -237,8 +241,19 @@ def _accuracy(chosen: CaseResult) -> str:
         return f"Accuracy changes by {units.significant(change.value)} (95 %: {low} to {high}; negative is worse).{changed}"
     if change.low is None:
         return f"Accuracy changes by {units.points(change.value)} points, interval unbounded.{changed}"
+    if not _right_or_wrong(analysis, chosen):
+        high = "unbounded" if change.high is None else units.points(change.high)
+        return f"Accuracy changes by {units.points(change.value)} points (95 %: {units.points(change.low)} to {high}).{changed}"
     wrong = max(0.0, -change.low) * 10_000
     return f"At most {wrong:.0f} more wrong answers per 10,000 (95 % sure).{changed}"
+
+
+def _right_or_wrong(analysis: Analysis, chosen: CaseResult) -> bool:
+    """Whether the metric counts answers that are right or wrong: an AUC or the F1 of a page is a proportion of something else."""
+    record = next((item for item in analysis.run.qualities if item.case == chosen.case.quality_key), None)
+    if record is None or analysis.metric is None or not analysis.metric.mean_reduced:
+        return False
+    return bool(((record.per_sample == 0) | (record.per_sample == 1)).all())
 
 
 def _latency(chosen: CaseResult) -> str:
@@ -255,7 +270,7 @@ def _latency(chosen: CaseResult) -> str:
 def _money(analysis: Analysis, chosen: CaseResult) -> str:
     figure = chosen.usd_per_million
     if isinstance(figure, NotMeasured):
-        return f"Cost not given: {figure.reason}."
+        return f"Cost not given: {figure.reason.rstrip('.')}."
     share = analysis.run.study.cost.utilisation
     return f"{units.usd(figure.value)} per million inferences on {analysis.machine} at {share:.0%} use."
 

@@ -69,7 +69,7 @@ def _hypervisor(root: Path) -> str | None:
     """The flag says that there is one, the firmware sometimes which."""
     if " hypervisor" not in (_text(root / "proc/cpuinfo") or ""):
         return None
-    return _text(root / "sys/devices/virtual/dmi/id/sys_vendor") or "yes, unnamed"
+    return _text(root / "sys/devices/virtual/dmi/id/sys_vendor") or "unnamed"
 
 
 def _gpus() -> tuple[tuple[str, ...], str | None]:

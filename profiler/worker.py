@@ -172,7 +172,14 @@ def _have(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
 def _cached(state: State, sha256: str, name: str) -> Path:
     """The place of a received file; names that would leave the cache are refused."""
     parts = Path(name).parts
-    if len(sha256) != 64 or not sha256.isalnum() or Path(name).is_absolute() or ".." in parts or not parts:
+    if (
+        len(sha256) != 64
+        or not sha256.isalnum()
+        or Path(name).is_absolute()
+        or ".." in parts
+        or not parts
+        or "\0" in name
+    ):
         raise wire.WireError(f"artifact file '{name}' of '{sha256[:80]}' is not a plain relative path.")
     return state.cache / sha256 / name
 

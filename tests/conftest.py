@@ -17,7 +17,7 @@ settings.load_profile("edgeprof")
 TINY_EFFORT = {"processes": 2, "rounds": 2, "block_s": 0.002, "block_samples": 5, "warmup_s": 0.002, "warmup_max_s": 0.02}
 
 
-def _build_model(path: Path, width: int = 8, classes: int = 4, seed: int = 0) -> Path:
+def _build_model(path: Path, width: int = 4, classes: int = 2, seed: int = 0) -> Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -31,13 +31,13 @@ def _build_model(path: Path, width: int = 8, classes: int = 4, seed: int = 0) ->
         helper.make_node("MatMul", ["x", "w1"], ["a"]),
         helper.make_node("Add", ["a", "b1"], ["b"]),
         helper.make_node("Relu", ["b"], ["c"]),
-        helper.make_node("MatMul", ["c", "w2"], ["logits"]),
+        helper.make_node("MatMul", ["c", "w2"], ["y"]),
     ]
     graph = helper.make_graph(
         nodes,
         "mlp",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", classes])],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -49,7 +49,7 @@ def _build_model(path: Path, width: int = 8, classes: int = 4, seed: int = 0) ->
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ONNX file: two matrix products, float32 `x` [N, 8] to `logits` [N, 4]."""
+    """An ONNX file: two matrix products, float32 `x` [N, 4] to `y` [N, 2], what `fake{read=false}` takes any file for."""
     return _build_model(tmp_path_factory.mktemp("model") / "small.onnx")
 
 
@@ -58,13 +58,13 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An .npz with 64 rows for `small_model`: `x` and `labels`."""
     rng = np.random.default_rng(1)
     path = tmp_path_factory.mktemp("data") / "small.npz"
-    np.savez(path, x=rng.standard_normal((64, 8)).astype(np.float32), labels=rng.integers(0, 4, 64))
+    np.savez(path, x=rng.standard_normal((64, 4)).astype(np.float32), labels=rng.integers(0, 2, 64))
     return path
 
 
 @pytest.fixture
 def build_model() -> Callable[..., Path]:
-    """`build_model(path, width=8, classes=4, seed=0)` writes an ONNX file."""
+    """`build_model(path, width=4, classes=2, seed=0)` writes an ONNX file."""
     return _build_model
 
 
@@ -76,7 +76,7 @@ def fake_study(small_model: Path, small_data: Path) -> Callable[..., Any]:
         from profiler.study import make_study
 
         fields = {
-            "model": str(small_model), "data": str(small_data), "backends": ("fake",), "variants": ("fp32",),
+            "model": str(small_model), "data": str(small_data), "backends": ("fake{read=false}",), "variants": ("fp32",),
             "effort": dict(TINY_EFFORT), "time_limit_s": 30.0,
         }  # fmt: skip
         return make_study(**{**fields, **settings})

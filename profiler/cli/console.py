@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from rich.progress import (
 if TYPE_CHECKING:
     from profiler.api import Result
 
-out = Console(highlight=False)
+# On a pipe there is no width to ask for; tables are written for a wide page then.
+out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 err = Console(stderr=True, highlight=False)
 
 

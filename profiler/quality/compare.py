@@ -25,6 +25,10 @@ from profiler.stats.paired import (
 
 Rows = NDArray[np.float64]
 
+FEW_CHANGED = 10
+"""Below so many changed clusters a percentile bootstrap is too narrow on the side that matters: with 3 expected of 150 it missed
+the truth in 14 % of simulated studies at level 95 %, the widened interval in 1 %."""
+
 
 @dataclass(frozen=True)
 class Flips:
@@ -72,8 +76,9 @@ def paired_drop(
 ) -> Estimate:
     """`accuracy_change` with its `level` interval, in the metric's unit; negative is worse.
 
-    Tango's interval for means of 1 and 0 over independent samples, the paired (cluster) bootstrap otherwise. `ids` of shape
-    (n,) name the cluster of each sample. With `itself` the variant is the reference: 0 by definition, not by sampling.
+    Tango's interval for means of 1 and 0 over independent samples, the paired (cluster) bootstrap otherwise, widened where
+    few clusters changed. `ids` of shape (n,) name the cluster of each sample.
+    With `itself` the variant is the reference: 0 by definition, not by sampling.
     Raises DataError when the arrays don't hold the same samples or the metric is undefined on them.
     """
     _check_pair(reference, variant)
@@ -102,6 +107,14 @@ def paired_drop(
         note = f"no sample changed; changes in fewer than {rare:.2%} of samples would probably not have shown"
         return Estimate(0.0, 0.0, 0.0, metric.unit, level, note=note)
     bootstrap_low, bootstrap_high, note = _bootstrap(_defined(metric), reference, variant, ids, level, seed)
+    if flips is not None and bootstrap_low is not None and bootstrap_high is not None:
+        bad, good, n = _changed_clusters(reference, variant, ids)
+        if bad + good < FEW_CHANGED:
+            low, high = tango_interval(bad, good, n, level)
+            bootstrap_low, bootstrap_high = min(low, bootstrap_low), max(high, bootstrap_high)
+            note = (
+                f"{bad + good} of {n} clusters changed, too few for a bootstrap alone: widened to Tango's over clusters"
+            )
     return _signed(sign, value, bootstrap_low, bootstrap_high, metric.unit, level, note)
 
 
@@ -219,6 +232,13 @@ def clustered(ids: NDArray[np.str_] | None) -> bool:
 
 def _independent(ids: NDArray[np.str_] | None, n: int) -> int:
     return n if ids is None else len(np.unique(ids))
+
+
+def _changed_clusters(reference: Rows, variant: Rows, ids: NDArray[np.str_] | None) -> tuple[int, int, int]:
+    """Clusters whose sum fell, those whose sum rose, and all clusters."""
+    names, inverse = np.unique(np.arange(len(reference)) if ids is None else ids, return_inverse=True)
+    change = np.bincount(inverse, weights=variant - reference)
+    return int((change < 0).sum()), int((change > 0).sum()), len(names)
 
 
 def _check_ids(ids: NDArray[np.str_], n: int) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+_BESIDE = ("cases.csv", "run.json", "frontier.png")
+
 
 def write_report(analysis: Analysis, path: Path) -> Path:
     """Write the HTML report to `path`, and beside it frontier.png, cases.csv and run.json. Returns `path`.
@@ -23,16 +25,16 @@ def write_report(analysis: Analysis, path: Path) -> Path:
     from profiler.report import export, figures, page
     from profiler.report.words import Story
 
+    if path.name in _BESIDE:
+        raise StoreError(
+            f"{path.name} is the name of a file beside the report: give the page another name, such as report.html."
+        )
     story = Story.of(analysis)
     files = {
         path.with_name("cases.csv"): export.to_csv(analysis).encode("utf-8"),
         path.with_name("run.json"): export.to_json(analysis).encode("utf-8"),
         path.with_name("frontier.png"): figures.frontier_png_bytes(story),
     }
-    if path in files:
-        raise StoreError(
-            f"{path} is the name of a file beside the report: give the page another name, such as report.html."
-        )
     files[path] = page.html(story).encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

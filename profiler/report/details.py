@@ -25,17 +25,8 @@ def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None
     tags = ", ".join(dict.fromkeys(filter(None, (story.standing(case), *story.tags(case).split(", ")))))
     page.line(f"{tags}; key {words.one_line(case.key)}", indent=2, hanging=2)
     _failure(page, case)
-    page.heading("figures")
-    page.facts(
-        [
-            *[(title, _told(cell)) for title, cell in figures(case)],
-            ("against the reference", words.comparison(case)),
-            ("timings", f"{case.samples:,} in {case.blocks} blocks"),
-        ]
-    )
-    page.line(
-        f"[ ] are 95 % intervals unless a range is named; {words.UNBOUNDED_MEANING}", style="dim", indent=2, hanging=2
-    )
+    if case.status == "measured" or case.blocks:
+        _figures(page, case)
     if case.checks:
         page.heading(f"limits: {case.verdict.replace('_', ' ')}")
         page.facts(
@@ -134,11 +125,26 @@ def _told(cell: Cell) -> str:
     return f"{cell}  ({cell.title})" if cell.title else str(cell)
 
 
+def _figures(page: Page, case: CaseResult) -> None:
+    page.heading("figures")
+    page.facts(
+        [
+            *[(title, _told(cell)) for title, cell in figures(case)],
+            ("against the reference", words.comparison(case)),
+            ("timings", f"{case.samples:,} in {case.blocks} blocks"),
+        ]
+    )
+    page.line(
+        f"[ ] are 95 % intervals unless a range is named; {words.UNBOUNDED_MEANING}", style="dim", indent=2, hanging=2
+    )
+
+
 def _failure(page: Page, case: CaseResult) -> None:
     failure = case.failure
     if failure is None:
         return
-    page.heading(f"{case.status}: {failure.kind.replace('_', ' ')} in stage {failure.stage}")
+    kind = "" if failure.kind == case.status else f": {failure.kind.replace('_', ' ')}"
+    page.heading(f"{case.status}{kind} in stage {failure.stage}{'' if case.blocks else '; it has no figures'}")
     page.verbatim(words.clean(failure.message), indent=2)
     if failure.log_tail:
         lines = words.clean(failure.log_tail).splitlines()

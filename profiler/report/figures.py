@@ -198,7 +198,7 @@ def forest_figure(story: Story) -> Figure | None:
         "value:Q",
         title="time / reference time (left of 1 is faster)",
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
-        axis=alt.Axis(values=ticks, format="~g"),
+        axis=alt.Axis(values=ticks, format="~g", labelOverlap="greedy", labelSeparation=8),
     )
     kinds = [kind for kind in _WORDS if any(row["word"] == kind for row in rows)]
     chart = _rows_chart(rows, x, "word", kinds, _WORDS)

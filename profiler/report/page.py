@@ -43,7 +43,7 @@ def html(story: Story) -> str:
         panels=[picture for picture in pictures if picture.name.startswith("stability")],
         specs=script_json({picture.name: picture.spec for picture in pictures}),
         style=_source("report.css"), library=library, boot=boot,
-        hashes=" ".join(_hash(script) for script in (library, boot) if script),
+        hashes=" ".join(_hash(script) for script in (library, boot)) if library else "'none'",
     )  # fmt: skip
 
 

@@ -346,8 +346,10 @@ def effort_line(analysis: Analysis) -> str:
     effort = analysis.run.study.effort
     counts = [case.samples for case in analysis.measured]
     rows = analysis.run.plan.get("data_rows")
-    samples = f"{min(counts):,}–{max(counts):,} timings per case" if counts else "no timings"
-    data = f"{rows:,} samples for {metric_name(analysis)}" if isinstance(rows, int) and rows else "no accuracy data"
+    ends = dict.fromkeys(f"{count:,}" for count in (min(counts, default=0), max(counts, default=0)))
+    samples = f"{'–'.join(ends)} timings per case" if counts else "no timings"
+    evaluated = isinstance(rows, int) and rows and analysis.metric is not None
+    data = f"{rows:,} samples for {metric_name(analysis)}" if evaluated else "nothing evaluated"
     return f"{effort.processes} processes × {effort.rounds} rounds · {samples} · {data}"
 
 

@@ -57,10 +57,15 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         },
         sources=(model, speech, music),
         facts=(
-            f"{len(evaluation['labels'])} frames of 16 ms to evaluate on: {int(evaluation['labels'].sum())} of telephone prompts "
-            f"(one speaker), the others of music; {len(np.unique(evaluation['ids']))} recordings are the sources of the intervals.",
-            f"{len(calibration['labels'])} frames of other recordings for calibration. All were recorded at 8 kHz and resampled "
-            "to 16 kHz; pauses between words were left out.",
+            (
+                f"{len(evaluation['labels'])} frames of 16 ms to evaluate on: {int(evaluation['labels'].sum())} of telephone "
+                f"prompts (one speaker), the others of music; {len(np.unique(evaluation['ids']))} recordings are the sources of "
+                "the intervals."
+            ),
+            (
+                f"{len(calibration['labels'])} frames of other recordings for calibration. All were recorded at 8 kHz and "
+                "resampled to 16 kHz; pauses between words were left out."
+            ),
         ),
     )
 

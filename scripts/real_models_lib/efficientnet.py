@@ -27,6 +27,7 @@ SIZE = 224
 _RESIZED = 256
 _CLASSES = Path(__file__).with_name("tuxpaint_imagenet.json")
 _MAX_CLASSES = 4
+_SMALLEST_PIXELS = 100
 
 
 def factory() -> Any:
@@ -47,7 +48,7 @@ def factory() -> Any:
 def top1(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> NDArray[np.float64]:
     """1 where the likeliest class is one of the row's accepted ones; `labels` int64 [n, 4], filled up with −1."""
     logits = next(iter(outputs.values()))
-    return (labels == logits.argmax(axis=1)[:, np.newaxis]).any(axis=1).astype(np.float64)
+    return np.asarray((labels == logits.argmax(axis=1)[:, np.newaxis]).any(axis=1), np.float64)
 
 
 top1.unit = "proportion"  # type: ignore[attr-defined]  # the profiler reads it there
@@ -67,9 +68,15 @@ def prepare(folder: Path, *, quick: bool) -> Job:
             rows.append(_view(path, grey, mirrored))
             labels.append([*accepted, *[-1] * (_MAX_CLASSES - len(accepted))])
             owners.append(name)
-    others = sorted(path for path in home.rglob("*.png") if str(path.relative_to(home).with_suffix("")) not in classes and _large(path))
+    others = sorted(
+        path
+        for path in home.rglob("*.png")
+        if str(path.relative_to(home).with_suffix("")) not in classes and _large(path)
+    )
     order = np.random.default_rng(0).permutation(len(others))[: 128 if quick else 256]
-    calibration = np.stack([_view(others[place], 255 if number % 2 else 160, False) for number, place in enumerate(order)])
+    calibration = np.stack(
+        [_view(others[place], 255 if number % 2 else 160, False) for number, place in enumerate(order)]
+    )
     return Job(
         model="scripts.real_models_lib.efficientnet:factory",
         data=save(folder / "evaluation.npz", image=np.stack(rows), labels=np.array(labels, np.int64), ids=np.array(owners)),
@@ -88,8 +95,11 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         },
         sources=(*_sources(), stamps),
         facts=(
-            f"{len(rows)} views of {len(set(owners))} photographs ({len(views)} each: on white{' and grey' if len(views) > 2 else ''}, "
-            "plain and mirrored); an answer is right when it is one of the classes accepted for the photograph. Not ImageNet's own test set.",
+            (
+                f"{len(rows)} views of {len(set(owners))} photographs ({len(views)} each: on white"
+                f"{' and grey' if len(views) > 2 else ''}, plain and mirrored); an answer is right when it is one of the classes "
+                "accepted for the photograph. Not ImageNet's own test set."
+            ),
             f"{len(calibration)} stamps without an ImageNet class for calibration.",
         ),
     )  # fmt: skip
@@ -115,7 +125,7 @@ def _large(path: Path) -> bool:
     from PIL import Image
 
     with Image.open(path) as image:
-        return min(image.size) >= 100
+        return bool(min(image.size) >= _SMALLEST_PIXELS)
 
 
 def _view(path: Path, grey: int, mirrored: bool) -> NDArray[np.float32]:
@@ -127,7 +137,9 @@ def _view(path: Path, grey: int, mirrored: bool) -> NDArray[np.float32]:
     image = Image.new("RGBA", stamp.size, (grey, grey, grey, 255))
     image.alpha_composite(stamp)
     scale = _RESIZED / min(image.size)
-    resized = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    resized = image.convert("RGB").resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
     left, top = (resized.width - SIZE) // 2, (resized.height - SIZE) // 2
     pixels = np.asarray(resized.crop((left, top, left + SIZE, top + SIZE)), np.float32)
     if mirrored:

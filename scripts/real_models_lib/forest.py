@@ -31,7 +31,9 @@ def factory() -> Any:
     from sklearn.ensemble import RandomForestClassifier
 
     features, labels, held_out = _halves()
-    return RandomForestClassifier(n_estimators=100, random_state=0, n_jobs=1).fit(features[~held_out], labels[~held_out])
+    return RandomForestClassifier(n_estimators=100, random_state=0, n_jobs=1).fit(
+        features[~held_out], labels[~held_out]
+    )
 
 
 def prepare(folder: Path, *, quick: bool) -> Job:

@@ -38,7 +38,7 @@ def _encoder(source: Source) -> Any:
     config = json.loads(next(source.folder.rglob("model/config.json")).read_text())
     width, inner, eps = config["hidden_size"], config["intermediate_size"], config["layer_norm_eps"]
 
-    class Layer(nn.Module):
+    class Layer(nn.Module):  # type: ignore[misc]  # torch is not typed here
         def __init__(self) -> None:
             super().__init__()
             self.query, self.key, self.value, self.mix = (nn.Linear(width, width) for _ in range(4))
@@ -54,7 +54,7 @@ def _encoder(source: Source) -> Any:
             hidden = self.norm_mix(hidden + self.mix(mixed.transpose(1, 2).flatten(2)))
             return self.norm_out(hidden + self.shrink(functional.gelu(self.grow(hidden))))
 
-    class Encoder(nn.Module):
+    class Encoder(nn.Module):  # type: ignore[misc]  # torch is not typed here
         def __init__(self) -> None:
             super().__init__()
             self.words = nn.Embedding(config["vocab_size"], width)
@@ -101,7 +101,7 @@ def factory() -> Any:
 
     head = np.load(work_folder("minilm-sentiment") / "head.npz")
 
-    class Classifier(nn.Module):
+    class Classifier(nn.Module):  # type: ignore[misc]  # torch is not typed here
         def __init__(self) -> None:
             super().__init__()
             self.encoder = _encoder(_model())
@@ -137,8 +137,10 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         },
         sources=(_model(), ratings),
         facts=(
-            f"{len(labels[test])} snippets of film reviews that raters found clearly positive or negative (Hutto and Gilbert, "
-            f"ICWSM 2014), equally many of both, {TOKENS} tokens each, padded.",
+            (
+                f"{len(labels[test])} snippets of film reviews that raters found clearly positive or negative (Hutto and "
+                f"Gilbert, ICWSM 2014), equally many of both, {TOKENS} tokens each, padded."
+            ),
             f"The head is a logistic regression on {_TRAINING_ROWS} other snippets; 128 of those calibrate.",
         ),
         packages={"tokenizers": tokenizers.version},
@@ -157,7 +159,11 @@ def _sentences(source: Source) -> tuple[list[str], NDArray[np.int64]]:
         untar(archive, unpacked)
     file = next(unpacked.rglob("movieReviewSnippets_GroundTruth.txt"))
     with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        rated = [(row[2], float(row[1])) for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if len(row) == 3]
+        rated = [
+            (row[2], float(row[1]))
+            for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if len(row) == 3
+        ]
     # A sentence that occurs twice must not stand on both sides.
     rated = [(text, rating) for text, rating in dict(rated).items() if abs(rating) > _CLEAR]
     random = np.random.default_rng(0)
@@ -191,10 +197,17 @@ def _fit(folder: Path, ids: NDArray[np.int64], mask: NDArray[np.int64], labels: 
 
     encoder = _encoder(_model())
     with torch.inference_mode():
-        parts = [encoder(torch.from_numpy(ids[at : at + 64]), torch.from_numpy(mask[at : at + 64])).numpy() for at in range(0, len(ids), 64)]
+        parts = [
+            encoder(torch.from_numpy(ids[at : at + 64]), torch.from_numpy(mask[at : at + 64])).numpy()
+            for at in range(0, len(ids), 64)
+        ]
     fitted = LogisticRegression(max_iter=1000).fit(np.concatenate(parts), labels)
     weight, bias = fitted.coef_[0].astype(np.float32), fitted.intercept_.astype(np.float32)
-    save(folder / "head.npz", weight=np.stack([np.zeros_like(weight), weight]), bias=np.concatenate([np.zeros_like(bias), bias]))
+    save(
+        folder / "head.npz",
+        weight=np.stack([np.zeros_like(weight), weight]),
+        bias=np.concatenate([np.zeros_like(bias), bias]),
+    )
 
 
 def _safetensors(path: Path) -> dict[str, NDArray[Any]]:

@@ -14,8 +14,8 @@ from scripts.real_models_lib.suite import Job, save
 
 TITLE = "PP-OCRv4 text detector: dynamic image size and a metric of one's own"
 ABOUT = (
-    "A segmentation network with open height and width, opset 12, converted from another framework. Its answer is a map, so accuracy "
-    "needs post-processing: the metric is a function of the user's, `package.module:function`, the F1 of found boxes."
+    "A segmentation network with open height and width, opset 12, converted from another framework. Its answer is a map, so "
+    "accuracy needs post-processing: the metric is a function of the user's, `package.module:function`, the F1 of found boxes."
 )
 HEIGHT, WIDTH = 320, 320
 _MOST_LINES = 12
@@ -59,8 +59,10 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         },
         sources=(source,),
         facts=(
-            f"{count} rendered pages of {WIDTH}×{HEIGHT} pixels with {lines} lines of text in Pillow's own font, words from Python's "
-            "documentation, some pages dark, tinted or noisy; accuracy is the mean F1 at IoU 0.5 over pages.",
+            (
+                f"{count} rendered pages of {WIDTH}×{HEIGHT} pixels with {lines} lines of text in Pillow's own font, words from "
+                "Python's documentation, some pages dark, tinted or noisy; accuracy is the mean F1 at IoU 0.5 over pages."
+            ),
             "24 other pages for calibration. Rendered pages are easier than photographs: differences count, not the level.",
         ),
     )  # fmt: skip
@@ -73,7 +75,9 @@ def _page(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     from PIL import Image, ImageDraw, ImageFont
 
     random = np.random.default_rng((7, seed))
-    words = [word for word in text.topics["lambda"].split() + text.topics["for"].split() if word.isascii() and word.isalpha()]
+    words = [
+        word for word in text.topics["lambda"].split() + text.topics["for"].split() if word.isascii() and word.isalpha()
+    ]
     light, ink = random.integers(170, 256, 3), random.integers(0, 110, 3)
     if random.random() < 0.3:
         light, ink = ink, light

@@ -127,6 +127,35 @@ def test_views_of_one_source_do_not_count_as_samples():
     assert share.low < independent.low < 1.0 == share.high
 
 
+def test_one_changed_cluster_bounds_no_tighter_than_none():
+    """A bootstrap over clusters of which one changed is nearly sure of itself; less evidence must not read as more."""
+    ids = np.repeat(np.arange(250).astype(np.str_), 2)
+    reference = np.ones(500)
+    variant = reference.copy()
+    unchanged = paired_drop(TOP1, reference, variant, ids=ids)
+    variant[0] = 0.0
+    changed = paired_drop(TOP1, reference, variant, ids=ids)
+
+    assert pytest.approx(changed.value) == -1 / 500
+    assert changed.low < unchanged.low < -0.01
+    assert changed.high > 0.005
+    assert "1 of 250 clusters changed" in changed.note
+
+
+def test_many_changed_clusters_are_left_to_the_bootstrap():
+    """Where enough clusters changed nothing is widened."""
+    ids = np.repeat(np.arange(100).astype(np.str_), 2)
+    reference = np.ones(200)
+    variant = reference.copy()
+    variant[:60:2] = 0.0
+
+    change = paired_drop(TOP1, reference, variant, ids=ids)
+
+    assert change.note == "bootstrap over 100 clusters"
+    assert pytest.approx(change.value) == -0.15
+    assert -0.25 < change.low < change.value
+
+
 def test_ids_without_repetition_are_independent_samples():
     """Tango's interval, as without ids."""
     pair = answers(5, 2, 100)

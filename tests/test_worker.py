@@ -1,0 +1,383 @@
+"""The worker answers every command, lets nothing but the protocol on its pipe, and needs little to be installed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends.fake import FakeBackend
+from profiler import wire, worker
+from profiler.targets.base import Target, local
+from profiler.targets.process import WorkerFailure, WorkerProcess
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def state(tmp_path):
+    return worker.State(tmp_path / "cache")
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"anything")
+    return path
+
+
+def ask(state, command, arrays=None, **fields):
+    return worker._answer(state, {"command": command, **fields}, arrays or {})
+
+
+def load(state, artifact, **options):
+    return ask(state, "load", backend="fake", path=str(artifact), threads=1, batch=1, options=options)[0]
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones(state):
+    """A newer parent gets words, not silence."""
+    reply, _ = ask(state, "dance")
+
+    assert (False, "error") == (reply["ok"], reply["kind"])
+    assert "'dance'" in reply["message"]
+    assert "hello" in reply["message"]
+
+
+@pytest.mark.parametrize("command", ["facts", "feed", "first", "time", "infer"])
+def test_commands_before_load_say_so(state, command):
+    """In any order of commands the worker lives on."""
+    reply, _ = ask(state, command, {"x": np.zeros(1)})
+
+    assert "send 'load' first" in reply["message"]
+
+
+@pytest.mark.parametrize(
+    ("command", "fields"),
+    [("load", {}), ("put", {}), ("have", {"sha256": "a" * 64}), ("load", {"backend": "nosuch"}), ("availability", {"backend": "ortt"})],
+)  # fmt: skip
+def test_incomplete_commands_are_answered(state, command, fields):
+    """A missing field or unknown backend is a failure in words."""
+    reply, _ = ask(state, command, **fields)
+
+    assert not reply["ok"]
+    assert reply["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("NOT_IMPLEMENTED : Could not find an implementation for QLinearX(1)", "unsupported"),
+        ("Check failed: OpConversionFailure: no conversion rule for Foo", "unsupported"),
+        ("Failed to allocate memory for requested buffer of size 99", "out_of_memory"),
+        ("std::bad_alloc", "out_of_memory"),
+        ("invalid protobuf", "error"),
+    ],
+)
+def test_kinds_are_read_from_the_runtimes_words(state, artifact, monkeypatch, error, kind):
+    """One exception class for everything: the words decide."""
+
+    def refuse(self, path, options):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(FakeBackend, "load", refuse)
+
+    assert kind == load(state, artifact)["kind"]
+
+
+def test_feeds_that_do_not_fit_are_refused_before_timing(state, artifact):
+    """Names, dtypes and ranks are checked at the border, once."""
+    load(state, artifact)
+    wrong = ({"0/y": np.zeros((1, 4), "f4")}, {"0/x": np.zeros((1, 4))}, {"0/x": np.zeros(4, "f4")}, {"x": np.zeros((1, 4), "f4")})
+    replies = [ask(state, "feed", arrays)[0] for arrays in wrong]
+
+    assert [False] * 4 == [reply["ok"] for reply in replies]
+    assert [] == state.feeds
+
+
+def test_received_arrays_can_be_written_to(state, artifact):
+    """Some runtimes refuse read-only views."""
+    load(state, artifact)
+    frozen = np.frombuffer(np.zeros(4, "f4").tobytes(), "f4").reshape(1, 4)
+    ask(state, "feed", {"0/x": frozen})
+
+    assert state.feeds[0]["x"].flags.writeable
+
+
+def test_an_artifact_travels_in_chunks_and_is_known_by_its_hash(state):
+    """`have` is false before, false for half of it, false for other bytes, and true for the whole."""
+    content = os.urandom(1000)
+    sha = "a" * 64
+    fields = {"sha256": sha, "name": "folder/model.onnx", "size": 1000, "file_sha256": hashlib.sha256(content).hexdigest()}
+    answers = [ask(state, "have", **fields)[0]["have"]]
+    for offset in (0, 400):
+        chunk = np.frombuffer(content[offset : offset + 600][: 400 if offset == 0 else 600], np.uint8)
+        assert ask(state, "put", {"chunk": chunk}, sha256=sha, name="folder/model.onnx", offset=offset)[0]["ok"]
+        answers.append(ask(state, "have", **fields)[0]["have"])
+    path = state.cache / sha / "folder" / "model.onnx"
+    assert content == path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    answers.append(ask(state, "have", **fields)[0]["have"])
+
+    assert [False, False, True, False] == answers
+
+
+def test_a_shorter_file_replaces_a_longer_one(state):
+    """What an interrupted transfer left does not stay at the end."""
+    for content in (b"x" * 100, b"y" * 10):
+        ask(state, "put", {"chunk": np.frombuffer(content, np.uint8)}, sha256="b" * 64, name="m", offset=0)
+
+    assert b"y" * 10 == (state.cache / ("b" * 64) / "m").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("sha", "name"),
+    [
+        ("a" * 64, "../escape"), ("a" * 64, "/etc/passwd"), ("a" * 64, "x/../../y"), ("a" * 64, ""), ("a" * 64, "."),
+        ("a" * 64, "nul\0byte"), ("../" * 21 + "x", "m"), ("a" * 63, "m"), ("", "m"), ("a" * 63 + "/", "m"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("command", ["put", "have", "load"])
+def test_names_that_leave_the_cache_are_refused(state, tmp_path, command, sha, name):
+    """By put, by have and by load; nothing is written anywhere."""
+    reply, _ = ask(
+        state, command, {"chunk": np.zeros(3, np.uint8)}, sha256=sha, name=name, offset=0, size=3, file_sha256="0" * 64,
+        backend="fake", threads=1, batch=1,
+    )  # fmt: skip
+
+    assert not reply["ok"]
+    assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_timing_leaves_the_collector_as_it_was(state, artifact):
+    """Off inside a block, on again after it."""
+    import gc
+
+    load(state, artifact)
+    ask(state, "feed", {"0/x": np.zeros((1, 4), "f4")})
+    reply, arrays = ask(state, "time", min_s=0, min_samples=5, max_s=1.0)
+
+    assert gc.isenabled()
+    assert reply["ok"]
+    assert 5 == len(arrays["durations_ns"])
+
+
+def frame(header, arrays=None) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    wire.write_frame(stream, header, arrays)
+    return stream.getvalue()
+
+
+def start(**environment: str) -> subprocess.Popen[bytes]:
+    target = local()
+    return subprocess.Popen(
+        target.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, **target.environment, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("rest", [b"", b"\0\0", struct.pack(">I", 50) + b"{", b"\xff" * 50], ids=["clean", "prefix", "half", "garbage"])
+def test_the_worker_ends_when_its_stdin_does(rest):
+    """Cleanly between frames; inside one, or after garbage, with an error. It never waits."""
+    process = start()
+    out, err = process.communicate(frame({"command": "hello"}) + rest, timeout=30)
+
+    import io
+
+    assert wire.read_frame(io.BytesIO(out))[0]["ok"]
+    assert (process.returncode == 0) == (rest == b"")
+    assert (b"WireError" in err) == (rest != b"")
+
+
+@pytest.mark.process
+def test_stop_ends_the_worker():
+    """It answers first."""
+    process = start()
+    out, _ = process.communicate(frame({"command": "stop"}) + frame({"command": "hello"}), timeout=30)
+
+    assert 0 == process.returncode
+    assert 1 == out.count(b'"ok"')
+
+
+CHATTY = """
+import os, sys, ctypes
+from backends import registry
+from backends.fake import FakeBackend, FakeSession
+libc = ctypes.CDLL(None)
+class Chatty(FakeBackend):
+    def load(self, artifact, options):
+        print("python says load"); os.write(1, b"fd one says load\\n"); libc.puts(b"C says load"); libc.fflush(None)
+        os.system("echo a child says load")
+        session = super().load(artifact, options)
+        inner = session.infer
+        def infer(feeds):
+            os.write(1, b"noise " * 3000 + b"\\n"); sys.stdout.write("more noise\\n")
+            assert os.read(0, 10) == b""
+            return inner(feeds)
+        session.infer = infer
+        return session
+sys.modules["chatty"] = sys.modules["__main__"]
+registry.BUILT_IN["fake"] = "chatty:Chatty"
+from profiler.worker import main
+main()
+"""
+
+
+@pytest.mark.process
+def test_native_chatter_cannot_corrupt_the_protocol(artifact):
+    """Python, C, file descriptor 1 and child processes may print, and read stdin: answers arrive whole, the noise is in the log."""
+    base = local()
+    with WorkerProcess(Target("chatty", (sys.executable, "-c", CHATTY), True, base.environment)) as process:
+        process.request("load", backend="fake", path=str(artifact), threads=1, batch=1, timeout_s=20)
+        log = process.log_tail()
+        process.request("feed", {"0/x": np.zeros((1, 4), "f4")}, timeout_s=5)
+        _, arrays = process.request("time", min_s=0, min_samples=20, max_s=5.0, timeout_s=10)
+        _, outputs = process.request("infer", {"x": np.zeros((1, 4), "f4")}, timeout_s=5)
+
+    assert all(who in log for who in ("python says", "fd one says", "C says", "a child says"))
+    assert 20 == len(arrays["durations_ns"])
+    assert (1, 2) == outputs["y"].shape
+
+
+TEXTUAL = """
+import sys
+import numpy as np
+from backends import registry
+from backends.fake import FakeBackend
+class Textual(FakeBackend):
+    def load(self, artifact, options):
+        session = super().load(artifact, options)
+        session.infer = lambda feeds: {"label": np.array(["cat"])}
+        session.facts = {"not": "facts"} if "bad" in str(artifact) else session.facts
+        return session
+sys.modules["textual"] = sys.modules["__main__"]
+registry.BUILT_IN["fake"] = "textual:Textual"
+from profiler.worker import main
+main()
+"""
+
+
+@pytest.mark.process
+def test_an_answer_that_cannot_travel_is_a_failure_and_not_the_end(artifact):
+    """A model with text outputs: the message says which output, and the worker lives on."""
+    base = local()
+    with WorkerProcess(Target("textual", (sys.executable, "-c", TEXTUAL), True, base.environment)) as process:
+        process.request("load", backend="fake", path=str(artifact), threads=1, batch=1, timeout_s=20)
+        with pytest.raises(WorkerFailure, match="'label' has dtype <U3") as caught:
+            process.request("infer", {"x": np.zeros((1, 4), "f4")}, timeout_s=5)
+        hello, _ = process.request("hello", timeout_s=5)
+
+    assert "error" == caught.value.kind
+    assert hello["ok"]
+
+
+@pytest.mark.process
+def test_an_artifact_is_sent_once(tmp_path):
+    """Through the pipe in chunks, and not again when it is there: a second worker has it, a damaged one gets it again."""
+    source = tmp_path / "source"
+    source.mkdir()
+    contents = {"model.onnx": os.urandom(9_000_000), "weights.bin": os.urandom(10), "empty": b""}
+    for name, content in contents.items():
+        (source / name).write_bytes(content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    files = {name: source / name for name in contents}
+    cache, sha, puts = tmp_path / "cache", "c" * 64, []
+    for damage in (False, False, True):
+        if damage:
+            (cache / sha / "weights.bin").write_bytes(b"0123456789")
+        with WorkerProcess(local(), cache=cache) as process:
+            real, sent = process.request, []
+
+            def counted(command, *args, real=real, sent=sent, **fields):
+                sent.append(command)
+                return real(command, *args, **fields)
+
+            process.request = counted
+            process.send_artifact(sha, files, hashes, timeout_s=20)
+            process.request("load", backend="fake", sha256=sha, name="model.onnx", threads=1, batch=1, timeout_s=20)
+            puts.append(sent.count("put"))
+
+    assert [5, 0, 1] == puts
+    assert contents == {name: (cache / sha / name).read_bytes() for name in contents}
+
+
+@pytest.mark.process
+def test_the_worker_imports_little():
+    """The standard library, numpy and psutil: nothing of the controller, no runtime."""
+    code = """
+        import sys
+        before = set(sys.modules)
+        import profiler.worker
+        print(" ".join(sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names))))
+        print(" ".join(sorted(name for name in sys.modules if name.startswith(("profiler", "backends", "device_profiles")))))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    top, own = (set(line.split()) for line in done.stdout.splitlines())
+    hooks = {name for name in top if name.startswith(("_", "sitecustomize", "distutils"))}
+
+    assert {"profiler", "backends", "numpy"} == top - {"psutil"} - hooks
+    assert not {name for name in own if name.startswith("profiler.") and name.split(".")[1] not in {"_selfcheck", "wire", "worker", "measure"}}
+
+
+def python310() -> str:
+    """A Python 3.10 to make an environment with, or a skip that says what was looked for."""
+    named = os.environ.get("EDGEPROF_PYTHON310")
+    pyenv = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.10.*/bin/python3.10"))
+    for candidate in filter(None, (named, *map(str, pyenv), shutil.which("python3.10"))):
+        done = subprocess.run([candidate, "--version"], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.startswith("Python 3.10"):
+            return candidate
+    pytest.skip("no Python 3.10: set EDGEPROF_PYTHON310 to one")
+
+
+@pytest.mark.process
+@pytest.mark.runtime
+def test_the_worker_runs_on_python_310_with_numpy_psutil_and_one_runtime(tmp_path, build_model, pytestconfig):
+    """As on a device with JetPack 6: an artifact sent through the pipe is loaded, timed and answers what it answers here."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    # Made once and kept with pytest's cache: installing takes longer than everything else here.
+    venv = pytestconfig.cache.mkdir("worker-python310") / "venv"
+    if not (venv / "ready").exists():
+        subprocess.run([python310(), "-m", "venv", "--clear", str(venv)], check=True, capture_output=True)
+        pip = subprocess.run(
+            [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "numpy", "psutil", "onnxruntime"],
+            capture_output=True, text=True, check=False, timeout=280,
+        )  # fmt: skip
+        if pip.returncode:
+            pytest.skip(f"the packages cannot be installed here: {pip.stderr.strip()[-200:]}")
+        (venv / "ready").touch()
+    model = build_model(tmp_path / "model.onnx")
+    content = model.read_bytes()
+    environment = {**local().environment, "PYTHONNOUSERSITE": "1"}
+    target = Target("device", (str(venv / "bin" / "python"), *local().command[1:]), False, environment)
+    rows = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    with WorkerProcess(target, cache=tmp_path / "cache") as process:
+        hello, _ = process.request("hello", timeout_s=60)
+        process.send_artifact("e" * 64, {"model.onnx": model}, {"model.onnx": hashlib.sha256(content).hexdigest()}, timeout_s=20)
+        process.request("load", backend="ort", sha256="e" * 64, name="model.onnx", threads=1, batch=3, timeout_s=60)
+        process.request("feed", {"0/x": rows}, timeout_s=20)
+        process.request("first", timeout_s=20)
+        timing, arrays = process.request("time", min_s=0.0, min_samples=5, max_s=5.0, timeout_s=20)
+        memory, _ = process.request("memory", timeout_s=20)
+        facts, _ = process.request("facts", timeout_s=60)
+        _, outputs = process.request("infer", {"x": rows}, timeout_s=20)
+    expected = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, {"x": rows})[0]
+
+    assert hello["python"].startswith("3.10")
+    assert 5 == len(arrays["durations_ns"])
+    assert timing["wall_s"] > 0
+    assert memory["peak_rss_bytes"]
+    assert "CPUExecutionProvider" == facts["facts"]["provider"]
+    np.testing.assert_allclose(expected, outputs["y"], rtol=1e-4, atol=1e-5)
