@@ -201,13 +201,14 @@ def plan_groups(
 
     groups: list[list[Case]] = []
     for case in cases:
-        wanted = [case, *([references[case.key]] if case.key in references else [])]
+        # A reference is its own reference.
+        wanted = list(dict.fromkeys([case, references.get(case.key, case)]))
         group = groups[-1] if groups else []
         extra = [item for item in wanted if item not in group]
         if not group or len(group) + len(extra) > MAX_RESIDENT or sum(map(need, [*group, *extra])) > budget_bytes:
             group = []
             groups.append(group)
-            extra = list(dict.fromkeys(wanted))
+            extra = wanted
         group.extend(extra)
     return groups
 

@@ -115,7 +115,10 @@ def _short(story: Story, case: CaseResult) -> str:
     cells += (
         [words.quality_cell(story, case)] if story.view.y == "accuracy" else [words.figure_cell(case, story.view.y)]
     )
-    figures = ", ".join(cell.glued for cell in cells if not cell.missing)
+    if case.key != story.analysis.reference:
+        cells.append(words.versus(case))
+    remark = words.pruned_remark(case, story.analysis.run.artifacts)
+    figures = ", ".join([*(cell.glued for cell in cells if not cell.missing), *([remark] if remark else [])])
     verdict = f", {_verdict(case)}" if case.checks else ""
     return (
         f"{story.name(case)}: dominated, {figures}{verdict}"

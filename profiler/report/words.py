@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from profiler import units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
-from profiler.records import REFERENCE_VARIANT, Estimate, Figure, NotMeasured
+from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate, Figure, NotMeasured
 
 UNBOUNDED = "?"
 UNBOUNDED_MEANING = "? = this many samples don't bound that side"
@@ -244,6 +244,14 @@ def comparison(case: CaseResult) -> str:
     if case.time_ratio_verdict == "differs":
         return "faster" if ratio.value < 1 else "slower"
     return "equivalent" if case.time_ratio_verdict == "equivalent" else "undecided"
+
+
+def pruned_remark(case: CaseResult, artifacts: Iterable[ArtifactRecord]) -> str | None:
+    """What has to be said beside a pruned case that isn't faster: people expect it to be."""
+    zeroed = any("weights_zeroed" in record.facts for record in artifacts if record.variant == case.case.variant)
+    if not zeroed or case.status != "measured" or comparison(case) == "faster":
+        return None
+    return "no faster: dense kernels multiply zeros too"
 
 
 def versus(case: CaseResult) -> Cell:
