@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from profiler import units
 from profiler.cost import detect, prices
 from profiler.cost import model as cost_model
+from profiler.errors import EdgeprofError
 from profiler.quality import compare, verdict
 from profiler.quality.metrics import Metric, get_metric
 from profiler.records import (
@@ -174,6 +175,8 @@ class _Evidence:
     failures: Mapping[str, FailureRecord]
     ids: NDArray[np.str_] | None
     """Source of each evaluation row where rows share one."""
+    metric_missing: str | None = None
+    """Why the metric that the rows were kept for is not at hand."""
 
 
 def analyse(run: RunData, *, today: date) -> Analysis:
@@ -189,7 +192,8 @@ def analyse(run: RunData, *, today: date) -> Analysis:
         None if run.plan.get("clusters") is None else np.asarray(run.plan["clusters"]).astype(np.str_),
     )
     cases = [Case(**fields) for fields in run.plan.get("cases", [])]
-    metric = get_metric(run.qualities[0].metric) if run.qualities else None
+    metric, missing = _metric(run)
+    evidence = replace(evidence, metric_missing=missing)
     pricing = _Pricing.of(run, today)
     references = {(case.target, case.batch, case.threads): _reference(evidence, cases, case) for case in cases}
     results = [
@@ -202,6 +206,16 @@ def analyse(run: RunData, *, today: date) -> Analysis:
         _unplanned(number, failure) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
     ]
     return Analysis(run, metric, first, (*results, *skipped), pricing.machine, (*run.notes, *pricing.notes))
+
+
+def _metric(run: RunData) -> tuple[Metric | None, str | None]:
+    """The run's metric, or why there is none: the user's own function may not be importable where a run is read later."""
+    if not run.qualities:
+        return None, None
+    try:
+        return get_metric(run.qualities[0].metric), None
+    except EdgeprofError as error:
+        return None, str(error)
 
 
 def _in_order(run: RunData) -> RunData:
@@ -345,6 +359,9 @@ def _quality(
 ) -> tuple[Figure, Figure, Figure]:
     """Accuracy, its paired change against the reference, and agreement with the reference."""
     record = evidence.qualities.get(case.quality_key)
+    if record is not None and evidence.metric_missing is not None:
+        absent = NotMeasured(evidence.metric_missing)
+        return absent, absent, compare.agreement_estimate(record.agreement, ids=evidence.ids)
     if record is None or metric is None:
         failure = evidence.failures.get(case.quality_key)
         if failure is not None:
@@ -491,17 +508,24 @@ class _Pricing:
             lifetime_years=asked.lifetime_years,
             usd_per_kwh=asked.electricity_usd_per_kwh,
         )
-        book = prices.load_prices(None if asked.prices is None else Path(asked.prices))
+        try:
+            book = prices.load_prices(None if asked.prices is None else Path(asked.prices))
+        except EdgeprofError as error:
+            # The file may be gone, or on another machine: what was measured can still be told.
+            book, notes = prices.load_prices(), (*notes, f"your own prices are left out: {error}")
         return cls(run, machine, book, options, today, detected, notes)
 
     def price(self, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
         """USD per million inferences, or why not."""
         if not processes:
             return NotMeasured("nothing was measured")
-        return cost_model.price_case(
-            throughput, self.machine, environment=self.run.environment, facts=processes[-1].facts, today=self.today,
-            options=self.options, book=self.book, detected=self.detected,
-        )  # fmt: skip
+        try:
+            return cost_model.price_case(
+                throughput, self.machine, environment=self.run.environment, facts=processes[-1].facts, today=self.today,
+                options=self.options, book=self.book, detected=self.detected,
+            )  # fmt: skip
+        except EdgeprofError as error:
+            return NotMeasured(str(error))
 
 
 def _outside_plan(run: RunData, cases: Sequence[Case]) -> list[FailureRecord]:

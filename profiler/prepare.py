@@ -15,6 +15,8 @@ from backends import spec
 from backends.base import TensorInfo, format_shape
 from profiler import artifacts, onnx_io
 from profiler.artifacts import ArtifactStore
+from profiler.cost.model import parse_deployment
+from profiler.cost.prices import load_prices
 from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
@@ -59,6 +61,9 @@ def check_names(study: Study) -> tuple[Variant, ...]:
             raise unknown(f"device of backend '{backend.name}'", backend.device, devices)
     for name in study.targets:
         get_target(name)
+    book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
+    if study.cost.machine is not None:
+        parse_deployment(study.cost.machine, book)
     if study.metric is not None:
         get_metric(study.metric)
     texts = study.variants or variant_registry.default_variants("default")

@@ -44,7 +44,7 @@ class CostOptions(_Frozen):
     """`aws:c7i.large` or `device:raspberry-pi-5-8gb`; None means: detect it, and price nothing when that fails."""
     utilisation: float = Field(default=0.6, gt=0, le=1)
     lifetime_years: float = Field(default=3.0, gt=0, le=30)
-    electricity_usd_per_kwh: float | None = Field(default=None, ge=0, le=10)
+    electricity_usd_per_kwh: float | None = Field(default=None, gt=0, le=10)
     prices: str | None = None
     """A CSV of your own prices, in the format of device_profiles/prices."""
 

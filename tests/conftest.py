@@ -114,7 +114,7 @@ def listener() -> type[Listener]:
 class MadeRun:
     """Makes RunData from known truths: latencies in seconds by case, answers by quality key."""
 
-    def __init__(self, *, processes: int = 5, rounds: int = 6, samples: int = 60, seed: int = 0) -> None:
+    def __init__(self, *, processes: int = 5, rounds: int = 6, samples: int = 60, seed: int = 0, weather: float = 0.2) -> None:
         self.processes, self.rounds, self.samples = processes, rounds, samples
         self.random = np.random.default_rng(seed)
         self.cases: list[Any] = []
@@ -124,7 +124,7 @@ class MadeRun:
         self.artifacts: list[Any] = []
         self.failures: list[Any] = []
         # Everything that disturbs a moment disturbs all cases of that round alike.
-        self._weather = np.exp(self.random.normal(0, 0.2, (processes, rounds)))
+        self._weather = np.exp(self.random.normal(0, weather, (processes, rounds)))
 
     def case(self, variant: str, backend: str = "ort", batch: int = 1, threads: int = 1) -> Any:
         from profiler.study import Case

@@ -25,6 +25,7 @@ from profiler.store import open_store
 from profiler.study import Case, make_study
 
 ROOT = Path(__file__).parents[1]
+ONE = {"processes": 1, "rounds": 1, "block_s": 0.002, "warmup_s": 0.002, "warmup_max_s": 0.02}
 FAKE, OTHER = "fake{read=false}", "fake{read=false,seed=1}"
 
 
@@ -118,7 +119,7 @@ def test_the_order_of_blocks_is_drawn_anew_in_each_round_and_known_from_the_seed
 @pytest.mark.process
 def test_accuracy_is_the_same_at_every_batch_size(tmp_path, fake_study):
     """The last batch is filled up with rows and cut again: 64 rows in batches of 7 give 64 answers."""
-    run = read(tmp_path, execute(fake_study(batches=(1, 7, 64)), out=tmp_path))
+    run = read(tmp_path, execute(fake_study(batches=(1, 7, 64), effort=ONE), out=tmp_path))
     one, *others = answers_of(run).values()
 
     assert [one, one] == others
@@ -154,17 +155,17 @@ def test_failures_are_records_and_the_other_cases_finish(tmp_path, fake_study):
 @pytest.mark.process
 def test_a_case_beyond_the_memory_limit_fails_alone(tmp_path, fake_study):
     """Its neighbours are measured."""
-    study = fake_study(backends=(FAKE, failing(memory_mb=3000)), memory_limit_bytes=700_000_000)
+    study = fake_study(backends=(FAKE, failing(memory_mb=3000)), effort=ONE, memory_limit_bytes=700_000_000)
     run = read(tmp_path, execute(study, out=tmp_path))
 
     assert ["out_of_memory"] == [f.kind for f in run.failures]
-    assert 4 == len(run.blocks)
+    assert 1 == len(run.blocks)
 
 
 @pytest.mark.process
 def test_when_the_reference_fails_the_others_are_still_measured(tmp_path, fake_study):
     """And their records say that there was nothing to compare with."""
-    study = fake_study(backends=(failing(fail="segv"), FAKE))
+    study = fake_study(backends=(failing(fail="segv"), FAKE), effort=ONE)
     run = read(tmp_path, execute(study, out=tmp_path))
 
     assert {f"fp32@{FAKE}/b1"} == set(answers_of(run))
@@ -172,7 +173,7 @@ def test_when_the_reference_fails_the_others_are_still_measured(tmp_path, fake_s
     assert "crash" in {f.kind for f in run.failures}
 
 
-RESUMED = {"backends": (FAKE, OTHER), "variants": ("fp32", "graph")}
+RESUMED = {"backends": (FAKE, OTHER)}
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +181,12 @@ def whole(tmp_path_factory, small_model, small_data):
     """The run that was never interrupted, and the artifacts it made."""
     out = tmp_path_factory.mktemp("whole")
     effort = {"processes": 2, "rounds": 2, "block_s": 0.002, "block_samples": 5, "warmup_s": 0.002, "warmup_max_s": 0.02}
-    study = make_study(model=str(small_model), data=str(small_data), effort=effort, **RESUMED)
+    study = make_study(model=str(small_model), data=str(small_data), effort=effort, variants=("fp32",), **RESUMED)
     return read(out, execute(study, out=out)), out / "cache"
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("step", [2, 5, 9, 13])
+@pytest.mark.parametrize("step", [2, 3, 8, 12])
 def test_an_interrupted_run_resumes_to_what_it_would_have_been(tmp_path, fake_study, listener, whole, step):
     """Ctrl-C while making, evaluating, opening, measuring: marked as interrupted, and the rest is measured, once."""
 
@@ -235,7 +236,7 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path, fake_stu
     """SIGKILL at chosen steps of several stages, one after the other on one run: nothing is lost, nothing is measured twice."""
     run, cache = whole
     shutil.copytree(cache, tmp_path / "cache")
-    codes = [killed_at(tmp_path, fake_study(**RESUMED), 5), *(killed_at(tmp_path, None, step) for step in (12, 16))]
+    codes = [killed_at(tmp_path, fake_study(**RESUMED), 3), *(killed_at(tmp_path, None, step) for step in (8, 12))]
     first = read(tmp_path)
     execute(None, out=tmp_path, resume="latest")
 
@@ -247,7 +248,7 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path, fake_stu
 @pytest.mark.process
 def test_resuming_a_finished_run_measures_nothing(tmp_path, fake_study):
     """It stays as it is, to the byte."""
-    execute(fake_study(), out=tmp_path)
+    execute(fake_study(effort=ONE), out=tmp_path)
     before = read(tmp_path)
     execute(None, out=tmp_path, resume="latest")
     after = read(tmp_path)
@@ -259,31 +260,32 @@ def test_resuming_a_finished_run_measures_nothing(tmp_path, fake_study):
 @pytest.mark.process
 def test_agreement_after_a_resume_is_with_the_reference_although_its_file_is_gone(tmp_path, fake_study, listener):
     """Without the stored outputs the reference is asked again: a variant is never compared with itself."""
-    study = fake_study(variants=("fp32", "int8-dynamic"), backends=("ort",))
+    study = fake_study(backends=(FAKE, OTHER), effort=ONE)
 
     def interrupt():
         raise KeyboardInterrupt
 
-    whole = read(tmp_path / "whole", execute(study, out=tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        execute(study, out=tmp_path / "cut", progress=listener(4, interrupt))
-    cut = read(tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / cut.id)
-    execute(None, out=tmp_path / "cut", resume="latest")
+        execute(study, out=tmp_path, progress=listener(3, interrupt))
+    cut = read(tmp_path)
+    shutil.rmtree(tmp_path / cut.id)
+    execute(None, out=tmp_path, resume="latest")
+    run = read(tmp_path)
 
-    assert ["fp32@ort/b1"] == [q.case for q in cut.qualities]
-    assert answers_of(whole) == answers_of(read(tmp_path / "cut"))
+    assert [f"fp32@{FAKE}/b1"] == [q.case for q in cut.qualities]
+    assert [(), ()] == [q.notes for q in run.qualities]
+    assert (tmp_path / run.id / "reference-outputs.bin").is_file()
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("damage", [b"", b"garbage"])
+@pytest.mark.parametrize("damage", [b"garbage"])
 def test_a_damaged_reference_file_is_made_again(tmp_path, fake_study, listener, damage):
     """A torn write is like a missing file."""
 
     def interrupt():
         raise KeyboardInterrupt
 
-    study = fake_study(variants=("fp32",), backends=(FAKE, OTHER))
+    study = fake_study(backends=(FAKE, OTHER), effort=ONE)
     with pytest.raises(KeyboardInterrupt):
         execute(study, out=tmp_path, progress=listener(3, interrupt))
     path = tmp_path / read(tmp_path).id / "reference-outputs.bin"
@@ -321,10 +323,13 @@ def test_a_run_whose_data_or_model_changed_is_not_resumed(tmp_path, fake_study, 
     [
         ({"model": "/no/such.onnx"}, ModelError, "no/such"),
         ({"data": "/no/such.npz"}, DataError, "no/such"),
-        ({"variants": ("int9",)}, StudyError, "Did you mean"),
+        ({"variants": ("int8-statik",)}, StudyError, "Did you mean int8-static"),
         ({"backends": ("ortt",)}, StudyError, "Did you mean ort"),
         ({"backends": ("ort:cudda",)}, StudyError, "Did you mean cuda"),
         ({"metric": "top-1"}, StudyError, "Did you mean top1"),
+        ({"cost": {"machine": "aws:c7i.larg"}}, StudyError, "c7i.large"),
+        ({"cost": {"machine": "device:raspberry-pi-55"}}, StudyError, "raspberry-pi-5"),
+        ({"cost": {"prices": "/no/such.csv"}}, StudyError, "/no/such.csv"),
         ({"targets": ("jetson",)}, StudyError, "unknown target"),
         ({"data": None, "input_shapes": {"z": (4,)}}, StudyError, "unknown input in --shape 'z'"),
         ({"data": None, "input_shapes": {"x": (8, 8)}}, StudyError, "does not fit the model"),
@@ -386,7 +391,7 @@ def test_two_runs_at_once_in_a_folder_are_refused(tmp_path, fake_study):
 @pytest.mark.process
 def test_no_worker_is_left_after_a_run(tmp_path, fake_study):
     """Not after failures and not after success."""
-    execute(fake_study(backends=(FAKE, failing(fail="segv", fail_at=70))), out=tmp_path)
+    execute(fake_study(backends=(FAKE, failing(fail="segv", fail_at=70)), effort=ONE), out=tmp_path)
 
     assert [] == [child for child in psutil.Process().children(recursive=True) if "profiler.worker" in " ".join(child.cmdline())]
 
@@ -408,10 +413,10 @@ def test_an_error_inside_a_run_marks_it_as_interrupted(tmp_path, fake_study, lis
 def test_another_database_can_hold_the_records(tmp_path, fake_study):
     """An SQLAlchemy URL instead of the folder's own file; files stay in the folder."""
     url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
-    run_id = execute(fake_study(), out=tmp_path / "out", database=url)
+    run_id = execute(fake_study(effort=ONE), out=tmp_path / "out", database=url)
     store = open_store(url)
 
-    assert 4 == len(store.records(run_id, BlockRecord))
+    assert 1 == len(store.records(run_id, BlockRecord))
     assert not (tmp_path / "out" / "edgeprof.sqlite").exists()
     store.close()
 
@@ -420,13 +425,13 @@ def test_another_database_can_hold_the_records(tmp_path, fake_study):
 @pytest.mark.runtime
 def test_a_real_runtime_runs_from_model_to_records(tmp_path, fake_study):
     """onnxruntime on the small model: the quantized variant's answers are compared with the reference's."""
-    study = fake_study(backends=("ort",), variants=("fp32", "int8-dynamic", "graph"))
+    study = fake_study(backends=("ort",), variants=("fp32", "int8-dynamic"), effort=ONE)
     run = read(tmp_path, execute(study, out=tmp_path))
     answers = {q.case: q for q in run.qualities}
 
     assert [] == [f for f in run.failures if f.kind != "skipped"]
     assert (answers["fp32@ort/b1"].agreement == 1).all()
-    assert answers["int8-dynamic@ort/b1"].agreement.mean() > 0.8
+    assert 0.8 < answers["int8-dynamic@ort/b1"].agreement.mean() <= 1
     assert {"CPUExecutionProvider"} == {p.facts.provider for p in run.processes}
 
 

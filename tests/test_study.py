@@ -46,6 +46,7 @@ NAN, INF = float("nan"), float("inf")
         ({"cost": {"utilisation": 1.1}}, "cost.utilisation"),
         ({"cost": {"lifetime_years": INF}}, "cost.lifetime_years"),
         ({"cost": {"electricity_usd_per_kwh": NAN}}, "cost.electricity_usd_per_kwh"),
+        ({"cost": {"electricity_usd_per_kwh": 0}}, "cost.electricity_usd_per_kwh"),
         ({"effort": {"processes": 0}}, "effort.processes"),
         ({"effort": {"rounds": 10**9}}, "effort.rounds"),
         ({"effort": {"block_s": NAN}}, "effort.block_s"),

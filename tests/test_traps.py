@@ -128,3 +128,20 @@ def test_only_right_and_wrong_answers_are_counted_as_such(made_run):
 
     assert "wrong answers" not in said
     assert "Accuracy changes by" in said
+
+
+def test_a_run_is_read_where_its_metric_function_is_missing(made_run):
+    """Records outlive the user's code: without the metric's module everything but accuracy is still shown."""
+    right = np.arange(100) % 4 != 0
+    run = made_run()
+    reference, variant = run.case("fp32"), run.case("int8-static")
+    run.timed(reference, 4e-3).timed(variant, 1e-3)
+    for case in (reference, variant):
+        run.answered(case, right, metric="nowhere_to_be_found.module:function")
+    analysis = analyse(run.data(), today=date(2026, 1, 1))
+    read = analysis.case("int8-static@ort/b1/t1")
+
+    assert "nowhere_to_be_found" in read.accuracy.reason
+    assert read.agreement.value == 1.0
+    assert read.latency_p50_s.value < 2e-3
+    assert view(analysis).y == "agreement"

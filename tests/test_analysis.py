@@ -1,0 +1,401 @@
+"""From records to what may be said, on runs whose truth is known because they are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from profiler.analysis import AXES, LEVEL, analyse, paired_ratio
+from profiler.decide import recommend, view
+from profiler.errors import StudyError
+from profiler.records import Estimate, NotMeasured
+from profiler.store import RunData
+
+TODAY = date(2026, 1, 2)
+RIGHT = np.arange(2000) % 10 > 0  # 90 % right
+
+
+def worse(rows: np.ndarray, flips: int) -> np.ndarray:
+    """`flips` right answers become wrong."""
+    changed = rows.astype(float)
+    changed[np.flatnonzero(rows)[:flips]] = 0
+    return changed
+
+
+def plain(value: object) -> object:
+    """A result as something that compares by value, arrays included; the run itself left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return (type(value).__name__, *((f.name, plain(getattr(value, f.name))) for f in dataclasses.fields(value) if f.name != "run"))
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, (tuple, list)):
+        return tuple(map(plain, value))
+    if isinstance(value, dict):
+        return tuple(sorted((key, plain(item)) for key, item in value.items()))
+    return value
+
+
+@pytest.fixture
+def two(made_run):
+    """fp32 at 1.5 ms and a variant at 1 ms that loses 4 answers of 2,000."""
+
+    def make(**options):
+        run = made_run(**options)
+        slow, fast = run.case("fp32"), run.case("int8-static")
+        run.timed(slow, 1.5e-3).timed(fast, 1e-3)
+        return run.answered(slow, RIGHT).answered(fast, worse(RIGHT, 4), agreement=worse(np.ones(2000), 4))
+
+    return make
+
+
+def test_a_faster_case_is_found_with_its_interval(two):
+    """1.5 times faster lies in the interval, 1 does not, and the verdict says that they differ."""
+    fast = analyse(two().data(), today=TODAY).case("int8-static")
+
+    assert fast.time_ratio.low < 1 / 1.5 < fast.time_ratio.high < 1
+    assert "differs" == fast.time_ratio_verdict
+    assert pytest.approx(1 / 1.5, rel=0.03) == fast.time_ratio.value
+    assert fast.latency_p50_s.low <= fast.latency_p50_s.value <= fast.latency_p50_s.high
+
+
+def test_intervals_of_the_ratio_hold_the_truth_as_often_as_they_say(made_run):
+    """In 60 made-up runs the true ratio lies in the 95 % interval in 51 to 60 (a chance below 0.1 % otherwise)."""
+    hits = 0
+    for seed in range(60):
+        run = made_run(seed=seed, samples=12, rounds=3)
+        a, b = run.case("fp32"), run.case("graph")
+        run.timed(a, 1.2e-3, noise=0.03).timed(b, 1e-3, noise=0.03)
+        ratio = paired_ratio([x for x in run.blocks if x.case == b.key], [x for x in run.blocks if x.case == a.key])
+        hits += ratio.low <= 1 / 1.2 <= ratio.high
+
+    assert 51 <= hits <= 60
+
+
+def test_identical_cases_are_never_called_different(made_run):
+    """Equal latencies are equivalent or undecided."""
+    run = made_run()
+    cases = [run.case("fp32"), run.case("graph"), run.case("fp32", "ov")]
+    for case in cases:
+        run.timed(case, 1e-3)
+    verdicts = {result.time_ratio_verdict for result in analyse(run.data(), today=TODAY).cases[1:]}
+
+    assert verdicts <= {"equivalent", "inconclusive"}
+
+
+def test_differences_below_two_percent_that_are_sure_are_equivalent(made_run):
+    """Too small to matter is reported as none."""
+    run = made_run(rounds=20)
+    run.timed(run.case("fp32"), 1e-3, noise=0.001).timed(run.case("graph"), 1.005e-3, noise=0.001)
+
+    assert "equivalent" == analyse(run.data(), today=TODAY).case("graph").time_ratio_verdict
+
+
+def test_many_comparisons_are_corrected(made_run):
+    """Of 30 identical variants none is called different, although one in twenty intervals misses 1."""
+    run = made_run(samples=12, rounds=3)
+    run.timed(run.case("fp32"), 1e-3, noise=0.03)
+    for number in range(30):
+        run.timed(run.case(f"v{number}"), 1e-3, noise=0.03)
+
+    assert not [r.key for r in analyse(run.data(), today=TODAY).cases if r.time_ratio_verdict == "differs"]
+
+
+def test_accuracy_and_its_change_are_paired(two):
+    """4 flips of 2,000 are −0.2 points, with an interval that two independent accuracies would not give."""
+    analysis = analyse(two().data(), today=TODAY)
+    fast, slow = analysis.case("int8-static"), analysis.case("fp32")
+
+    assert (0.9, 0.898) == (slow.accuracy.value, pytest.approx(fast.accuracy.value))
+    assert pytest.approx(-0.002) == fast.accuracy_change.value
+    assert -0.006 < fast.accuracy_change.low < fast.accuracy_change.high <= 0
+    assert pytest.approx(0.998) == fast.agreement.value
+    assert (0.0, 0.0, 0.0) == (slow.accuracy_change.value, slow.accuracy_change.low, slow.accuracy_change.high)
+
+
+def test_blocks_of_different_attempts_are_never_paired(made_run):
+    """An interrupted replicate that went on later: only what was measured beside each other is compared."""
+    run = made_run(processes=3)
+    a, b = run.case("fp32"), run.case("graph")
+    run.timed(a, 1e-3, attempt=0).timed(b, 1e-3, attempt=0, replicates=[0, 1]).timed(b, 9e-3, attempt=1, replicates=[2])
+    mine, other = ([block for block in run.blocks if block.case == case.key] for case in (b, a))
+    ratio = paired_ratio(mine, other)
+
+    assert 2 == ratio.pairs
+    assert pytest.approx(1, rel=0.05) == ratio.value
+    assert paired_ratio([block for block in mine if block.attempt == 1], other) is None
+
+
+@pytest.mark.parametrize("field", ["replicate", "attempt", "group", "round"])
+def test_blocks_of_different_places_are_never_paired(made_run, field):
+    """Replicate, attempt, group and round all have to be the same."""
+    run = made_run(processes=1, rounds=1)
+    run.timed(run.case("fp32"), 1e-3)
+    (block,) = run.blocks
+
+    assert paired_ratio([block], [block]) is not None
+    assert paired_ratio([replace(block, **{field: 7})], [block]) is None
+
+
+def test_a_single_process_gives_no_interval_and_says_why(two):
+    """Its lasting offset cannot be told from a difference."""
+    fast = analyse(two(processes=1).data(), today=TODAY).case("int8-static")
+
+    assert (None, None, "inconclusive") == (fast.time_ratio.low, fast.time_ratio.high, fast.time_ratio_verdict)
+    assert "one process" in fast.time_ratio.note
+
+
+def test_a_percentile_that_the_samples_do_not_bound_says_so(two):
+    """p99 of 60 samples."""
+    fast = analyse(two(processes=1, rounds=1).data(), today=TODAY).case("int8-static")
+
+    assert fast.latency_p99_s.high is None
+    assert fast.latency_p99_s.note
+
+
+def test_failed_cases_are_results(two):
+    """Every figure says why it is absent; the case keeps its number and its log."""
+    run = two()
+    broken = run.case("int4-weight")
+    run.failed(broken.key, kind="crash", message="the worker crashed (SIGSEGV) during 'load'.\nmore")
+    result = analyse(run.data(), today=TODAY).case("int4-weight")
+
+    assert ("failed", "NOT_MEASURED", "last words") == (result.status, result.verdict, result.failure.log_tail)
+    assert isinstance(result.latency_p50_s, NotMeasured)
+    assert "SIGSEGV" in result.latency_p50_s.reason
+    assert "\n" not in result.latency_p50_s.reason
+
+
+def test_variants_that_could_not_be_made_and_skipped_cases_are_listed(two):
+    """After the planned ones, with their reason."""
+    run = two()
+    run.failed("int8-dynamic", stage="variant", kind="unsupported", message="no MatMul")
+    run.failed("bf16@ort/b1/t1", stage="plan", kind="skipped", message="bf16 is made for ov")
+    analysis = analyse(run.data(), today=TODAY)
+    extra = {result.case.variant: (result.status, result.latency_p50_s.reason) for result in analysis.cases[2:]}
+
+    assert {"int8-dynamic": ("failed", "no MatMul"), "bf16": ("skipped", "bf16 is made for ov")} == extra
+    assert [1, 2, 3, 4] == [result.number for result in analysis.cases]
+
+
+def test_the_reference_moves_to_the_next_backend_when_the_first_failed(made_run):
+    """And it is named."""
+    run = made_run()
+    first, second, variant = run.case("fp32", "ort"), run.case("fp32", "ov"), run.case("graph", "ov")
+    run.failed(first.key).timed(second, 2e-3).timed(variant, 1e-3)
+    analysis = analyse(run.data(backends=("ort", "ov")), today=TODAY)
+
+    assert second.key == analysis.reference
+    assert pytest.approx(0.5, rel=0.05) == analysis.case("graph").time_ratio.value
+
+
+def test_without_any_reference_nothing_is_compared(made_run):
+    """But latencies are still there."""
+    run = made_run()
+    run.failed(run.case("fp32").key).timed(run.case("graph"), 1e-3)
+    result = analyse(run.data(), today=TODAY).case("graph")
+
+    assert isinstance(result.time_ratio, NotMeasured)
+    assert isinstance(result.latency_p50_s, Estimate)
+
+
+def test_an_interrupted_run_shows_what_it_has(two):
+    """Cases with blocks are measured, cases without say how to go on; while it runs they are not finished."""
+    run = two()
+    run.case("graph")
+    data = run.data(status="interrupted")
+    some = replace(data, blocks=tuple(b for b in data.blocks if b.replicate < 2))
+    statuses = [result.status for result in analyse(some, today=TODAY).cases]
+    graph = analyse(some, today=TODAY).case("graph")
+
+    assert ["measured", "measured", "not finished"] == statuses
+    assert "--resume" in graph.latency_p50_s.reason
+    assert "not finished" == analyse(replace(some, status="running"), today=TODAY).case("fp32").status
+
+
+def test_a_run_without_records_can_be_analysed(made_run):
+    """It was killed before anything was stored."""
+    run = made_run()
+    run.case("fp32")
+    empty = run.data(status="interrupted")
+    analysis = analyse(replace(empty, artifacts=()), today=TODAY)
+
+    assert (None, None) == (analysis.reference, analysis.metric)
+    assert ["not finished"] == [result.status for result in analysis.cases]
+    assert () == analyse(replace(empty, plan={}, artifacts=()), today=TODAY).cases
+
+
+def test_without_labels_only_agreement_is_known(made_run):
+    """Accuracy says so, and the frontier is drawn over agreement."""
+    run = made_run()
+    a, b = run.case("fp32"), run.case("graph")
+    run.timed(a, 1e-3).timed(b, 9e-4)
+    ones = np.ones(500)
+    run.answered(a, ones, metric="agreement", agreement=ones).answered(b, worse(ones, 3), metric="agreement", agreement=worse(ones, 3))
+    analysis = analyse(run.data(), today=TODAY)
+
+    assert "no labels" in analysis.case("graph").accuracy.reason
+    assert pytest.approx(0.994) == analysis.case("graph").agreement.value
+    assert "agreement" == view(analysis).y
+
+
+@pytest.mark.parametrize(
+    ("constraints", "verdict"),
+    [
+        ({"max_drop": 0.01}, "PASS"),
+        ({"max_drop": 0.0001}, "FAIL"),
+        ({"max_drop": 0.002}, "INCONCLUSIVE"),
+        ({"slo_p99_s": 1.0}, "PASS"),
+        ({"slo_p99_s": 1e-6}, "FAIL"),
+        ({"max_memory_bytes": 10**9}, "PASS"),
+        ({"max_memory_bytes": 10**6}, "FAIL"),
+        ({"max_usd_per_million": 100.0}, "NOT_MEASURED"),
+        ({"max_drop": 0.01, "slo_p99_s": 1e-6}, "FAIL"),
+        ({}, "PASS"),
+    ],
+    ids=str,
+)
+def test_constraints_have_their_verdict(made_run, constraints, verdict):
+    """PASS and FAIL only where the interval is on one side; what was not measured is neither."""
+    run = made_run(processes=8, rounds=10, samples=200, weather=0.0)
+    slow, fast = run.case("fp32"), run.case("int8-static")
+    run.timed(slow, 1.5e-3).timed(fast, 1e-3)
+    run.answered(slow, RIGHT).answered(fast, worse(RIGHT, 5))
+    result = analyse(run.data(constraints=constraints), today=TODAY).case("int8-static")
+
+    assert verdict == result.verdict
+    assert len(constraints) == len(result.checks)
+    assert all(check.text for check in result.checks)
+
+
+def test_an_error_metric_fails_when_the_error_grows(made_run):
+    """Lower is better: more ones are more mistakes, also for the test that counts flips."""
+    run = made_run()
+    a, b, c = run.case("fp32"), run.case("worse"), run.case("better")
+    for case in (a, b, c):
+        run.timed(case, 1e-3)
+    errors = np.zeros(2000)
+    errors[:200] = 1
+    more, fewer = errors.copy(), errors.copy()
+    more[200:400], fewer[:150] = 1, 0
+    for case, rows in ((a, errors), (b, more), (c, fewer)):
+        run.answered(case, rows, metric="mae")
+    analysis = analyse(run.data(constraints={"max_drop": 0.03}), today=TODAY)
+
+    assert ("FAIL", "PASS") == (analysis.case("worse").verdict, analysis.case("better").verdict)
+    assert analysis.case("worse").accuracy_change.value < 0 < analysis.case("better").accuracy_change.value
+
+
+def test_rows_of_one_source_count_once(two):
+    """Views of one picture are no independent samples: the interval is wider."""
+    run = two().data()
+    alone = analyse(run, today=TODAY).case("int8-static").accuracy_change
+    clusters = replace(run, plan={**run.plan, "clusters": [row // 100 for row in range(2000)]})
+    together = analyse(clusters, today=TODAY).case("int8-static").accuracy_change
+
+    assert together.high - together.low > alone.high - alone.low
+
+
+def test_analysing_twice_gives_the_same(two):
+    """To the last digit: nothing is drawn without a seed."""
+    run = two().data(constraints={"max_drop": 0.01})
+
+    assert plain(analyse(run, today=TODAY).cases) == plain(analyse(run, today=TODAY).cases)
+
+
+@settings(max_examples=4)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_records_does_not_matter(rng):
+    """However the database hands them out: the same estimates, verdicts, frontier and recommendation."""
+    run = mixed_run()
+
+    def shuffled(records):
+        return tuple(rng.sample(records, len(records)))
+
+    kinds = ("artifacts", "processes", "blocks", "qualities", "failures")
+    other = replace(run, **{kind: shuffled(getattr(run, kind)) for kind in kinds})
+    one, two = analyse(run, today=TODAY), analyse(other, today=TODAY)
+
+    assert plain(one.cases) == plain(two.cases)
+    assert plain(recommend(one, view(one))) == plain(recommend(two, view(two)))
+
+
+_mixed: list[RunData] = []
+
+
+def mixed_run() -> RunData:
+    """Two backends with an unmodified model each, attempts, groups, failures of several stages."""
+    if _mixed:
+        return _mixed[0]
+    from tests.conftest import MadeRun
+
+    run = MadeRun(processes=3, rounds=3, samples=20)
+    cases = [run.case(v, b) for b, v in itertools.product(("ort", "ov"), ("fp32", "graph", "int8-static"))]
+    for number, case in enumerate(cases):
+        run.timed(case, 1e-3 * (1 + number / 10), replicates=[0, 1], peak_rss=10**8 + number)
+        run.timed(case, 1e-3 * (1 + number / 10), replicates=[2], attempt=1, group=number % 2, peak_rss=10**8 - number)
+        rows = worse(RIGHT, number * 3)
+        run.answered(case, rows, agreement=worse(np.ones(2000), number * 3))
+    broken = run.case("int4-weight", "ov")
+    run.failed(broken.key, stage="load").failed(broken.key, stage="measure", message="later")
+    run.failed("b-variant", stage="variant").failed("a-variant", stage="variant")
+    _mixed.append(run.data(constraints={"max_drop": 0.02}))
+    return _mixed[0]
+
+
+def test_every_case_has_every_figure(two):
+    """An estimate with interval and unit, or a reason: never a bare number, never NaN."""
+    run = two()
+    run.failed(run.case("int4-weight").key)
+    for result in analyse(run.data(), today=TODAY).cases:
+        for axis in AXES:
+            figure = result.figure(axis)
+            assert isinstance(figure, (Estimate, NotMeasured))
+            if isinstance(figure, Estimate):
+                assert np.isfinite(figure.value)
+                assert figure.unit
+                assert figure.low is None or figure.low <= figure.value * (1 + 1e-12)
+                assert figure.high is None or figure.high >= figure.value * (1 - 1e-12)
+            else:
+                assert figure.reason
+
+
+def test_cases_are_found_by_number_key_and_beginning(two):
+    """Anything else is answered with the near matches."""
+    analysis = analyse(two().data(), today=TODAY)
+
+    assert {"int8-static@ort/b1/t1"} == {analysis.case(text).key for text in ("2", "int8-static@ort/b1/t1", "int8")}
+    for text in ("", "fp33", "99"):
+        with pytest.raises(StudyError, match="unknown case"):
+            analysis.case(text)
+
+
+def test_prices_follow_the_declared_machine(two):
+    """A throughput on a named machine becomes money, with an interval; an unknown machine is a reason, not a zero."""
+    priced = analyse(two().data(cost={"machine": "aws:c7i.large"}), today=TODAY).case("int8-static").usd_per_million
+
+    assert isinstance(priced, (Estimate, NotMeasured))
+    if isinstance(priced, Estimate):
+        assert 0 < priced.low <= priced.value <= priced.high
+    unknown = analyse(two().data(cost={"machine": "aws:no-such"}), today=TODAY).case("int8-static").usd_per_million
+    assert isinstance(unknown, NotMeasured)
+    assert "aws:no-such" in unknown.reason
+
+
+def test_a_run_can_be_read_although_its_price_file_is_gone(two):
+    """Years later, on another machine: what was measured is still told, and the note says what is missing."""
+    analysis = analyse(two().data(cost={"machine": "aws:c7i.large", "prices": "/gone/prices.csv"}), today=TODAY)
+
+    assert isinstance(analysis.case("fp32").latency_p50_s, Estimate)
+    assert any("/gone/prices.csv" in note for note in analysis.notes)
+
+
+def test_the_level_of_intervals_is_told(two):
+    """95 %."""
+    assert 0.95 == LEVEL == analyse(two().data(), today=TODAY).case("fp32").latency_p50_s.level

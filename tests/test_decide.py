@@ -1,0 +1,193 @@
+"""What to ship, and why not the others."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from profiler.analysis import AXES, analyse
+from profiler.decide import recommend, view
+from profiler.errors import StudyError
+
+TODAY = date(2026, 1, 2)
+RIGHT = np.arange(2000) % 10 > 0
+
+
+def worse(flips: int) -> np.ndarray:
+    rows = RIGHT.astype(float)
+    rows[np.flatnonzero(RIGHT)[:flips]] = 0
+    return rows
+
+
+def agreeing(flips: int) -> np.ndarray:
+    rows = np.ones(2000)
+    rows[:flips] = 0
+    return rows
+
+
+@pytest.fixture
+def decided(made_run):
+    """`decided({variant: (latency_s, flips)}, **settings)`: the analysis, its frontier and its recommendation."""
+
+    def make(truth, *, labels: bool = True, sizes=None, processes: int = 5, status: str = "finished", **settings):
+        run = made_run(processes=processes)
+        for variant, (latency, flips) in truth.items():
+            case = run.case(variant)
+            run.made(variant, (sizes or {}).get(variant, 1000))
+            run.timed(case, latency)
+            if labels:
+                run.answered(case, worse(flips), agreement=agreeing(flips))
+            else:
+                run.answered(case, agreeing(flips), metric="agreement", agreement=agreeing(flips))
+        analysis = analyse(run.data(status=status, **settings), today=TODAY)
+        frontier = view(analysis)
+        return analysis, frontier, recommend(analysis, frontier)
+
+    return make
+
+
+def test_the_fastest_case_that_loses_little_is_recommended(decided):
+    """1.5 times faster at −0.1 points, although a wrecked one is faster still."""
+    _, _, advice = decided({"fp32": (1.5e-3, 0), "int8-static": (1e-3, 2), "wrecked": (2e-4, 900)})
+
+    assert "int8-static" == advice.case.case.variant
+    assert "Ship int8-static on ort, batch 1." == advice.headline
+    assert any("1.5" in sentence and "faster" in sentence for sentence in advice.sentences)
+    assert ["wrecked"] == [case.case.variant for case, _ in advice.ruled_out]
+    assert all(reason for _, reason in advice.ruled_out)
+
+
+def test_a_case_that_fails_a_constraint_is_never_recommended(decided):
+    """Also when it is the only one left."""
+    _, _, advice = decided({"fp32": (1e-3, 0)}, constraints={"slo_p99_s": 1e-6})
+
+    assert advice.case is None
+    assert "No case" in advice.headline
+
+
+@settings(max_examples=15)
+@given(
+    truth=st.dictionaries(
+        st.sampled_from(["graph", "fp16", "int8-dynamic", "int8-static", "prune"]),
+        st.tuples(st.floats(1e-4, 1e-2), st.sampled_from([0, 1, 5, 30, 900])), max_size=4,
+    ),
+    max_drop=st.sampled_from([None, 0.0, 0.002, 0.01, 0.3]), slo=st.sampled_from([None, 1e-3, 2e-3, 1.0]),
+    processes=st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_only_a_case_that_passes_everything_is_recommended(truth, max_drop, slo, processes):
+    """Whatever was measured: PASS and nothing else; everybody else has a reason; and nobody is in two lists."""
+    from tests.conftest import MadeRun
+
+    run = MadeRun(processes=processes, rounds=3, samples=20)
+    for variant, (latency, flips) in {"fp32": (1e-3, 0), **truth}.items():
+        case = run.case(variant)
+        run.timed(case, latency).answered(case, worse(flips), agreement=agreeing(flips))
+    analysis = analyse(run.data(constraints={"max_drop": max_drop, "slo_p99_s": slo}), today=TODAY)
+    frontier = view(analysis)
+    advice = recommend(analysis, frontier)
+    listed = [*frontier.members, *frontier.tied, *(c for c, _ in frontier.dominated), *(c for c, _ in frontier.unplaced)]
+
+    assert sorted(case.key for case in listed) == sorted(case.key for case in analysis.measured)
+    if advice.case is not None:
+        assert "PASS" == advice.case.verdict
+        assert advice.case.key not in {case.key for case, _ in advice.ruled_out}
+    else:
+        assert len(advice.ruled_out) == len(analysis.measured)
+    assert all(reason for _, reason in advice.ruled_out)
+
+
+def test_dominated_cases_name_one_that_is_better(decided):
+    """Slower and worse, surely."""
+    _, frontier, _ = decided({"fp32": (1e-3, 0), "bad": (3e-3, 300)})
+
+    assert [("bad", "fp32@ort/b1/t1")] == [(case.case.variant, better) for case, better in frontier.dominated]
+
+
+def test_cases_that_cannot_be_told_apart_are_tied_and_not_dominated(decided):
+    """Equal latency and one flipped answer."""
+    _, frontier, _ = decided({"fp32": (1e-3, 0), "graph": (1e-3, 0), "other": (1.0005e-3, 1)})
+
+    assert not frontier.dominated
+    assert 3 == len(frontier.members) + len(frontier.tied)
+
+
+def test_a_trade_off_is_on_the_frontier(decided):
+    """Faster and worse, slower and better: both are members, best x first."""
+    _, frontier, _ = decided({"fp32": (2e-3, 0), "int8": (1e-3, 300)})
+
+    assert ["int8", "fp32"] == [case.case.variant for case in frontier.members]
+
+
+@pytest.mark.parametrize("x", [axis for axis in AXES if axis not in {"accuracy", "agreement"}])
+def test_every_axis_can_be_asked_for(decided, x):
+    """Cases without that figure are listed with the reason."""
+    analysis, _, _ = decided({"fp32": (2e-3, 0), "int8": (1e-3, 2)})
+    frontier = view(analysis, x, "accuracy")
+
+    assert 2 == len(frontier.members) + len(frontier.tied) + len(frontier.dominated) + len(frontier.unplaced)
+    assert all(reason for _, reason in frontier.unplaced)
+
+
+@pytest.mark.parametrize(("x", "y", "words"), [("latency", "accuracy", "Did you mean latency_p"), ("size", "acuracy", "Did you mean accuracy"), ("size", "size", "two different")])  # fmt: skip
+def test_impossible_axes_are_refused(decided, x, y, words):
+    """With the near match."""
+    analysis, _, _ = decided({"fp32": (1e-3, 0)})
+
+    with pytest.raises(StudyError, match=words):
+        view(analysis, x, y)
+
+
+def test_without_labels_a_case_that_changes_answers_is_not_recommended(decided):
+    """Agreement stands in, and the reason says that labels are missing."""
+    _, frontier, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 200)}, labels=False)
+
+    assert "agreement" == frontier.y
+    assert "fp32" == advice.case.case.variant
+    assert "no labels" in advice.ruled_out[0][1]
+
+
+def test_without_labels_a_case_that_agrees_is_recommended_with_its_caveat(decided):
+    """That accuracy was not measured is said."""
+    _, _, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 0)}, labels=False)
+
+    assert "int8" == advice.case.case.variant
+    assert any("Accuracy not measured" in sentence for sentence in advice.sentences)
+
+
+def test_the_reference_itself_can_be_the_answer(decided):
+    """Nothing is faster."""
+    _, _, advice = decided({"fp32": (1e-3, 0), "int8": (3e-3, 0)})
+
+    assert "fp32" == advice.case.case.variant
+    assert any("reference itself" in sentence for sentence in advice.sentences)
+
+
+def test_a_single_process_never_claims_to_be_faster(decided):
+    """Its ratio has no interval."""
+    _, _, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 0)}, processes=1)
+
+    assert any("not decided" in sentence for sentence in advice.sentences)
+    assert not any("× faster" in sentence for sentence in advice.sentences)
+
+
+def test_a_run_in_which_nothing_was_measured_recommends_nothing(made_run):
+    """And points to the failures."""
+    run = made_run()
+    run.failed(run.case("fp32").key)
+    analysis = analyse(run.data(), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+
+    assert (None, "Nothing was measured: see the failures.") == (advice.case, advice.headline)
+
+
+def test_sentences_hold_no_none_and_no_nan(decided):
+    """Whatever is missing is said in words."""
+    for processes in (1, 3):
+        _, _, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 3)}, processes=processes)
+        text = " ".join((advice.headline, *advice.sentences, *(reason for _, reason in advice.ruled_out)))
+
+        assert not {"None", "nan", "inf"} & set(text.replace("(", " ").replace(",", " ").split())
