@@ -78,25 +78,27 @@ def _page(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     words = [
         word for word in text.topics["lambda"].split() + text.topics["for"].split() if word.isascii() and word.isalpha()
     ]
-    light, ink = random.integers(170, 256, 3), random.integers(0, 110, 3)
+    light, ink = random.integers(150, 256, 3), random.integers(0, 140, 3)
     if random.random() < 0.3:
         light, ink = ink, light
     image = Image.new("RGB", (WIDTH, HEIGHT), tuple(map(int, light)))
     draw = ImageDraw.Draw(image)
     boxes, top = np.full((_MOST_LINES, 4), -1, np.float32), int(random.integers(6, 24))
     for line in range(_MOST_LINES):
-        font = ImageFont.load_default(size=int(random.integers(10, 30)))
+        font = ImageFont.load_default(size=int(random.integers(8, 26)))
         left = int(random.integers(6, 80))
         said = " ".join(random.choice(words, int(random.integers(1, 6))))
         while len(said) > 1 and left + draw.textlength(said, font=font) > WIDTH - 6:
             said = said[: len(said) * 3 // 4].rstrip()
-        box = draw.textbbox((left, top), said, font=font)
-        if box[3] > HEIGHT - 6:
+        # The whole line from ascender to descender, as people draw boxes, and not only this word's ink.
+        ascent, descent = font.getmetrics()
+        bottom = top + ascent + descent
+        if bottom > HEIGHT - 6:
             break
         draw.text((left, top), said, font=font, fill=tuple(map(int, ink)))
-        boxes[line] = box
-        top = int(box[3]) + int(random.integers(6, 26))
-    pixels = np.asarray(image, np.float32) + random.normal(0, random.choice([0, 8, 20]), (HEIGHT, WIDTH, 1))
+        boxes[line] = left, top, left + draw.textlength(said, font=font), bottom
+        top = bottom + int(random.integers(0, 16))
+    pixels = np.asarray(image, np.float32) + random.normal(0, random.choice([0, 20, 40]), (HEIGHT, WIDTH, 1))
     normal = (np.clip(pixels, 0, 255)[:, :, ::-1] / 255 - 0.5) / 0.5
     return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32), boxes
 
