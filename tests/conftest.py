@@ -14,7 +14,14 @@ from hypothesis import settings
 settings.register_profile("edgeprof", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("edgeprof")
 
-TINY_EFFORT = {"processes": 2, "rounds": 2, "block_s": 0.002, "block_samples": 5, "warmup_s": 0.002, "warmup_max_s": 0.02}
+TINY_EFFORT = {
+    "processes": 2,
+    "rounds": 2,
+    "block_s": 0.002,
+    "block_samples": 5,
+    "warmup_s": 0.002,
+    "warmup_max_s": 0.02,
+}
 
 
 def _build_model(path: Path, width: int = 4, classes: int = 2, seed: int = 0) -> Path:
@@ -114,7 +121,9 @@ def listener() -> type[Listener]:
 class MadeRun:
     """Makes RunData from known truths: latencies in seconds by case, answers by quality key."""
 
-    def __init__(self, *, processes: int = 5, rounds: int = 6, samples: int = 60, seed: int = 0, weather: float = 0.2) -> None:
+    def __init__(
+        self, *, processes: int = 5, rounds: int = 6, samples: int = 60, seed: int = 0, weather: float = 0.2
+    ) -> None:
         self.processes, self.rounds, self.samples = processes, rounds, samples
         self.random = np.random.default_rng(seed)
         self.cases: list[Any] = []
@@ -143,7 +152,9 @@ class MadeRun:
             offset = np.exp(self.random.normal(0, noise))
             facts = SessionFacts("made", "1", "cpu", case.threads, None, "made up")
             self.process_records.append(
-                ProcessRecord(case.key, replicate, attempt, group, 100 + replicate, 0.1, 0.02, 0.001, 40_000_000, peak_rss, facts)
+                ProcessRecord(
+                    case.key, replicate, attempt, group, 100 + replicate, 0.1, 0.02, 0.001, 40_000_000, peak_rss, facts
+                )
             )
             for index in range(self.rounds):
                 base = latency_s * offset * self._weather[replicate, index]
@@ -168,7 +179,9 @@ class MadeRun:
     def made(self, variant: str, size_bytes: int = 1000) -> MadeRun:
         from profiler.records import ArtifactRecord
 
-        self.artifacts.append(ArtifactRecord(variant, variant.encode().hex().ljust(64, "0")[:64], size_bytes, size_bytes // 2, True, {}))
+        self.artifacts.append(
+            ArtifactRecord(variant, variant.encode().hex().ljust(64, "0")[:64], size_bytes, size_bytes // 2, True, {})
+        )
         return self
 
     def failed(self, key: str, *, stage: str = "load", kind: str = "crash", message: str = "it crashed") -> MadeRun:

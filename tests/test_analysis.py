@@ -32,7 +32,10 @@ def worse(rows: np.ndarray, flips: int) -> np.ndarray:
 def plain(value: object) -> object:
     """A result as something that compares by value, arrays included; the run itself left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return (type(value).__name__, *((f.name, plain(getattr(value, f.name))) for f in dataclasses.fields(value) if f.name != "run"))
+        return (
+            type(value).__name__,
+            *((f.name, plain(getattr(value, f.name))) for f in dataclasses.fields(value) if f.name != "run"),
+        )
     if isinstance(value, np.ndarray):
         return value.tobytes()
     if isinstance(value, (tuple, list)):
@@ -237,7 +240,9 @@ def test_without_labels_only_agreement_is_known(made_run):
     a, b = run.case("fp32"), run.case("graph")
     run.timed(a, 1e-3).timed(b, 9e-4)
     ones = np.ones(500)
-    run.answered(a, ones, metric="agreement", agreement=ones).answered(b, worse(ones, 3), metric="agreement", agreement=worse(ones, 3))
+    run.answered(a, ones, metric="agreement", agreement=ones).answered(
+        b, worse(ones, 3), metric="agreement", agreement=worse(ones, 3)
+    )
     analysis = analyse(run.data(), today=TODAY)
 
     assert "no labels" in analysis.case("graph").accuracy.reason

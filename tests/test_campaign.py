@@ -17,7 +17,9 @@ from profiler.study import Case, expand, make_study, reference_case
 )  # fmt: skip
 def test_groups_hold_every_case_once_beside_its_reference(variants, backends, batches, threads, megabytes, budget):
     """Whatever the study: each group has the reference of each of its cases, no case twice, no more than may be resident."""
-    study = make_study(model="m", backends=tuple(f"b{n}" for n in range(backends)), batches=tuple(batches), threads=tuple(threads))
+    study = make_study(
+        model="m", backends=tuple(f"b{n}" for n in range(backends)), batches=tuple(batches), threads=tuple(threads)
+    )
     cases = expand(study, tuple(f"v{n}" for n in range(variants)))
     references = {case.key: reference_case(case, study) for case in cases}
     groups = plan_groups(cases, {case.variant: megabytes << 20 for case in cases}, budget << 30, references)
@@ -43,7 +45,9 @@ def test_a_reference_in_a_shared_group_is_there_once():
 
 def test_a_case_whose_reference_is_not_in_the_plan_stands_alone():
     """The reference may have failed."""
-    assert [[Case("graph", "ov", "local", 1, 1)]] == plan_groups([Case("graph", "ov", "local", 1, 1)], {"graph": 1}, 1, {})
+    assert [[Case("graph", "ov", "local", 1, 1)]] == plan_groups(
+        [Case("graph", "ov", "local", 1, 1)], {"graph": 1}, 1, {}
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,12 @@ def test_only_a_case_that_passes_everything_is_recommended(truth, max_drop, slo,
     analysis = analyse(run.data(constraints={"max_drop": max_drop, "slo_p99_s": slo}), today=TODAY)
     frontier = view(analysis)
     advice = recommend(analysis, frontier)
-    listed = [*frontier.members, *frontier.tied, *(c for c, _ in frontier.dominated), *(c for c, _ in frontier.unplaced)]
+    listed = [
+        *frontier.members,
+        *frontier.tied,
+        *(c for c, _ in frontier.dominated),
+        *(c for c, _ in frontier.unplaced),
+    ]
 
     assert sorted(case.key for case in listed) == sorted(case.key for case in analysis.measured)
     if advice.case is not None:

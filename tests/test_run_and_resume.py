@@ -93,7 +93,9 @@ def test_a_run_measures_every_block_of_its_plan(tmp_path, fake_study, listener):
     keys = {f"fp32@{backend}/b{batch}/t1" for backend in study.backends for batch in (1, 4)}
 
     assert "finished" == run.status
-    assert {(key, replicate, 0, index) for key in keys for replicate in range(2) for index in range(2)} == blocks_of(run)
+    assert {(key, replicate, 0, index) for key in keys for replicate in range(2) for index in range(2)} == blocks_of(
+        run
+    )
     assert {key.removesuffix("/t1") for key in keys} == set(answers_of(run))
     assert 8 == len(run.processes) == len({(p.pid, p.case) for p in run.processes})
     assert all(len(b.samples_s) >= 5 and (b.samples_s > 0).all() and b.discarded < len(b.samples_s) for b in run.blocks)
@@ -108,7 +110,10 @@ def test_the_order_of_blocks_is_drawn_anew_in_each_round_and_known_from_the_seed
     def orders(out, seed):
         study = fake_study(backends=tuple(failing(seed=n) for n in range(3)), seed=seed, data=None, effort={**fake_study().effort.model_dump(), "processes": 1, "rounds": 6})  # fmt: skip
         run = read(out, execute(study, out=out))
-        return [tuple(b.case for b in sorted(run.blocks, key=lambda b: b.position) if b.round == index) for index in range(6)]
+        return [
+            tuple(b.case for b in sorted(run.blocks, key=lambda b: b.position) if b.round == index)
+            for index in range(6)
+        ]
 
     first = orders(tmp_path / "a", 0)
 
@@ -180,7 +185,14 @@ RESUMED = {"backends": (FAKE, OTHER)}
 def whole(tmp_path_factory, small_model, small_data):
     """The run that was never interrupted, and the artifacts it made."""
     out = tmp_path_factory.mktemp("whole")
-    effort = {"processes": 2, "rounds": 2, "block_s": 0.002, "block_samples": 5, "warmup_s": 0.002, "warmup_max_s": 0.02}
+    effort = {
+        "processes": 2,
+        "rounds": 2,
+        "block_s": 0.002,
+        "block_samples": 5,
+        "warmup_s": 0.002,
+        "warmup_max_s": 0.02,
+    }
     study = make_study(model=str(small_model), data=str(small_data), effort=effort, variants=("fp32",), **RESUMED)
     return read(out, execute(study, out=out)), out / "cache"
 
@@ -203,7 +215,9 @@ def test_an_interrupted_run_resumes_to_what_it_would_have_been(tmp_path, fake_st
 
     assert ("interrupted", run_id, "finished") == (cut.status, cut.id, resumed.status)
     assert_same_run(run, resumed)
-    assert {block.samples_s.tobytes() for block in cut.blocks} <= {block.samples_s.tobytes() for block in resumed.blocks}
+    assert {block.samples_s.tobytes() for block in cut.blocks} <= {
+        block.samples_s.tobytes() for block in resumed.blocks
+    }
 
 
 KILLED = """
@@ -227,7 +241,11 @@ KILLED = """
 def killed_at(out, study, step: int) -> int:
     arguments = [str(out), "resume" if study is None else study.to_json(), str(step)]
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), *arguments], cwd=ROOT, capture_output=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(KILLED), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+        check=False,
     ).returncode
 
 
@@ -372,7 +390,9 @@ def test_nothing_to_run_is_told(tmp_path):
 def test_two_runs_at_once_in_a_folder_are_refused(tmp_path, fake_study):
     """The second names the process of the first; when that is gone, however it ended, the folder is free."""
     code = "import fcntl, os, sys; f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(f, fcntl.LOCK_EX); os.pwrite(f, str(os.getpid()).encode(), 0); print('held', flush=True); sys.stdin.read()"  # fmt: skip
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     holder.stdout.readline()
     with pytest.raises(StoreError, match=rf"process {holder.pid}.*--out"):
         execute(fake_study(), out=tmp_path)
@@ -393,7 +413,9 @@ def test_no_worker_is_left_after_a_run(tmp_path, fake_study):
     """Not after failures and not after success."""
     execute(fake_study(backends=(FAKE, failing(fail="segv", fail_at=70)), effort=ONE), out=tmp_path)
 
-    assert [] == [child for child in psutil.Process().children(recursive=True) if "profiler.worker" in " ".join(child.cmdline())]
+    assert [] == [
+        child for child in psutil.Process().children(recursive=True) if "profiler.worker" in " ".join(child.cmdline())
+    ]
 
 
 @pytest.mark.process
@@ -457,7 +479,9 @@ def test_groups_fit_into_memory_and_each_holds_its_references():
 
 def test_a_case_larger_than_memory_still_gets_its_turn():
     """Alone with its reference."""
-    groups = plan_groups([case("fp32"), case("huge")], {"fp32": 1, "huge": 1 << 50}, 1 << 30, {case("huge").key: case("fp32")})
+    groups = plan_groups(
+        [case("fp32"), case("huge")], {"fp32": 1, "huge": 1 << 50}, 1 << 30, {case("huge").key: case("fp32")}
+    )
 
     assert [[case("fp32")], [case("huge"), case("fp32")]] == groups
 

@@ -98,7 +98,13 @@ def test_a_run_comes_back_whole(tmp_path):
     run = store.run(store.resolve("latest"))
     store.close()
 
-    assert (run_id, "finished", "9.9", study, environment) == (run.id, run.status, run.edgeprof_version, run.study, run.environment)
+    assert (run_id, "finished", "9.9", study, environment) == (
+        run.id,
+        run.status,
+        run.edgeprof_version,
+        run.study,
+        run.environment,
+    )
     assert ({"cases": [{"variant": "fp32"}], "data_rows": 5}, ("a note",)) == (run.plan, run.notes)
     assert (1, 2, 1, 2, 2) == tuple(map(len, (run.artifacts, run.processes, run.blocks, run.qualities, run.failures)))
 
@@ -106,7 +112,9 @@ def test_a_run_comes_back_whole(tmp_path):
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 def test_a_second_record_of_the_same_key_is_refused_and_the_first_stands(opened, run_id, record):
     """A resumed run cannot count twice."""
-    numbers = {"seconds": 99.0} if hasattr(record, "seconds") else {"message": "other"} if hasattr(record, "message") else {}
+    numbers = (
+        {"seconds": 99.0} if hasattr(record, "seconds") else {"message": "other"} if hasattr(record, "message") else {}
+    )
     numbers = numbers or ({"load_s": 99.0} if isinstance(record, ProcessRecord) else {"cpu_s": 99.0})
     assert opened.add(run_id, record)
 
@@ -339,7 +347,9 @@ def test_a_database_address_works_in_place_of_a_folder(tmp_path):
     assert (tmp_path / "other.db").is_file()
 
 
-@pytest.mark.parametrize("address", ["nosuch://x", "sqlite:////no/such/folder/x.db", "postgresql+nodriver://u:secret@h/d", "://"])
+@pytest.mark.parametrize(
+    "address", ["nosuch://x", "sqlite:////no/such/folder/x.db", "postgresql+nodriver://u:secret@h/d", "://"]
+)
 def test_a_database_address_that_cannot_be_used_is_told_without_its_password(address):
     """Unknown dialect, missing folder, missing driver."""
     with pytest.raises(StoreError) as caught:

@@ -103,8 +103,14 @@ def test_names_that_do_not_parse_are_refused(text):
 
 def test_equal_studies_have_equal_text():
     """Order of options and doubles make no difference, because names are canonical."""
-    one = make_study(model="m.onnx", variants=("int8-static{per_channel=true,calibration=entropy}", "fp32", "fp32"), batches=(1, 1, 8))
-    two = make_study(model="m.onnx", variants=("int8-static{calibration=entropy, per_channel=true}", "fp32"), batches=[1, 8])
+    one = make_study(
+        model="m.onnx",
+        variants=("int8-static{per_channel=true,calibration=entropy}", "fp32", "fp32"),
+        batches=(1, 1, 8),
+    )
+    two = make_study(
+        model="m.onnx", variants=("int8-static{calibration=entropy, per_channel=true}", "fp32"), batches=[1, 8]
+    )
 
     assert one == two
     assert one.to_json() == two.to_json()
@@ -117,7 +123,9 @@ STUDIES = st.fixed_dictionaries(
         "batches": st.lists(st.integers(1, 65_536), min_size=1, max_size=3),
         "threads": st.lists(st.integers(1, 1024), min_size=1, max_size=3),
         "variants": st.lists(st.sampled_from(["fp32", "int8-static{per_channel=true}", "graph"]), max_size=3),
-        "constraints": st.fixed_dictionaries({}, optional={"max_drop": st.floats(0, 1), "slo_p99_s": st.floats(1e-9, 1e9)}),
+        "constraints": st.fixed_dictionaries(
+            {}, optional={"max_drop": st.floats(0, 1), "slo_p99_s": st.floats(1e-9, 1e9)}
+        ),
         "effort": st.sampled_from(list(EFFORTS)),
         "seed": st.integers(0, 2**32 - 1),
         "input_shapes": st.dictionaries(st.text(max_size=3), st.lists(st.integers(1, 9), max_size=3), max_size=2),
@@ -138,7 +146,9 @@ def test_a_study_survives_its_text(fields):
 def test_a_study_file_is_read_from_its_own_folder(tmp_path):
     """Relative paths are the file's, `package.module:name` and absolute paths stay."""
     path = tmp_path / "study.toml"
-    path.write_text('model = "m.onnx"\ndata = "pkg.mod:rows"\ncalibration = "/abs/c.npz"\nbackends = ["ov", "ort"]\n[effort]\nrounds = 3\n')
+    path.write_text(
+        'model = "m.onnx"\ndata = "pkg.mod:rows"\ncalibration = "/abs/c.npz"\nbackends = ["ov", "ort"]\n[effort]\nrounds = 3\n'
+    )
     study = read_study(path)
 
     assert (str(tmp_path / "m.onnx"), "pkg.mod:rows", "/abs/c.npz") == (study.model, study.data, study.calibration)
@@ -160,7 +170,7 @@ def test_a_home_path_in_a_study_file_is_a_home_path(tmp_path, monkeypatch):
         (b"\xff\xfe", "not valid TOML"),
         (b"", "model"),
         (b'model = "m"\nmodel = "n"', "not valid TOML"),
-        (b'model = 3', "model"),
+        (b"model = 3", "model"),
         (b'model = "m"\nbatches = 4', "batches"),
         (b'model = "m"\n[constraints]\nmax_drop = nan', "max_drop"),
         (b'model = "m"\n[surprise]\nx = 1', "surprise"),
@@ -216,7 +226,12 @@ def test_threads_do_not_change_answers():
     base = Case("graph", "ort", "local", 8, 2)
 
     assert Case("graph", "ort", "local", 8, 4).quality_key == base.quality_key
-    others = [Case("fp32", "ort", "local", 8, 2), Case("graph", "ov", "local", 8, 2), Case("graph", "ort", "far", 8, 2), Case("graph", "ort", "local", 1, 2)]
+    others = [
+        Case("fp32", "ort", "local", 8, 2),
+        Case("graph", "ov", "local", 8, 2),
+        Case("graph", "ort", "far", 8, 2),
+        Case("graph", "ort", "local", 1, 2),
+    ]
     assert base.quality_key not in {case.quality_key for case in others}
 
 

@@ -33,7 +33,14 @@ def test_significant_keeps_the_value(value, digits):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1.284e-4, "128 µs"), (0.0128, "12.8 ms"), (2.5, "2.50 s"), (3e-9, "3.00 ns"), (0.0, "0 ns"), (-0.002, "-2.00 ms")],
+    [
+        (1.284e-4, "128 µs"),
+        (0.0128, "12.8 ms"),
+        (2.5, "2.50 s"),
+        (3e-9, "3.00 ns"),
+        (0.0, "0 ns"),
+        (-0.002, "-2.00 ms"),
+    ],
 )
 def test_durations_take_the_unit_that_suits_them(value, text):
     """Seconds come in, people's units go out."""
@@ -69,7 +76,23 @@ def test_texts_with_units_are_read(read, text, value):
 
 @pytest.mark.parametrize("read", [units.parse_seconds, units.parse_bytes, units.parse_drop])
 @pytest.mark.parametrize(
-    "text", ["", "ms", "fast", "-1ms", "1 parsec", "1,5ms", "nan", "inf", "1e999", "1e308GB", "1e308min", "5 m s", "0x10", "١٠ms5"]
+    "text",
+    [
+        "",
+        "ms",
+        "fast",
+        "-1ms",
+        "1 parsec",
+        "1,5ms",
+        "nan",
+        "inf",
+        "1e999",
+        "1e308GB",
+        "1e308min",
+        "5 m s",
+        "0x10",
+        "١٠ms5",
+    ],
 )
 def test_other_texts_are_refused_with_an_example(read, text):
     """Negative, infinite, overflowing and unitless nonsense: one message that shows what was expected."""

@@ -20,7 +20,9 @@ DTYPES = st.one_of(
     hnp.floating_dtypes(endianness="?", sizes=(16, 32, 64)), hnp.boolean_dtypes(),
 )  # fmt: skip
 ARRAYS = st.dictionaries(
-    st.text(max_size=8), hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)), max_size=3
+    st.text(max_size=8),
+    hnp.arrays(DTYPES, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)),
+    max_size=3,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
@@ -114,7 +116,9 @@ def test_a_header_of_any_json_is_an_error_of_the_wire_or_a_frame(header):
 def test_an_array_of_any_dtype_and_shape_is_numeric_or_refused(dtype, shape):
     """Whatever a header claims about an array, either plain numbers come out or a WireError."""
     try:
-        _, arrays = wire.read_frame(frame_of({"arrays": [{"name": "a", "dtype": dtype, "shape": shape}]}, b"\0" * 10_000))
+        _, arrays = wire.read_frame(
+            frame_of({"arrays": [{"name": "a", "dtype": dtype, "shape": shape}]}, b"\0" * 10_000)
+        )
     except WireError:
         return
 
@@ -182,7 +186,9 @@ def test_nan_in_a_header_is_refused():
     assert b"" == stream.getvalue()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b"not zlib at all", lambda b: b"", lambda b: b[:9] + b"\xff" + b[10:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-7], lambda b: b"not zlib at all", lambda b: b"", lambda b: b[:9] + b"\xff" + b[10:]]
+)
 def test_damaged_stored_arrays_are_an_error_of_the_wire(damage):
     """A flipped or missing byte in a stored blob is told, not returned as numbers."""
     packed = wire.pack({"a": np.random.default_rng(0).random(100)})

@@ -95,7 +95,12 @@ def test_kinds_are_read_from_the_runtimes_words(state, artifact, monkeypatch, er
 def test_feeds_that_do_not_fit_are_refused_before_timing(state, artifact):
     """Names, dtypes and ranks are checked at the border, once."""
     load(state, artifact)
-    wrong = ({"0/y": np.zeros((1, 4), "f4")}, {"0/x": np.zeros((1, 4))}, {"0/x": np.zeros(4, "f4")}, {"x": np.zeros((1, 4), "f4")})
+    wrong = (
+        {"0/y": np.zeros((1, 4), "f4")},
+        {"0/x": np.zeros((1, 4))},
+        {"0/x": np.zeros(4, "f4")},
+        {"x": np.zeros((1, 4), "f4")},
+    )
     replies = [ask(state, "feed", arrays)[0] for arrays in wrong]
 
     assert [False] * 4 == [reply["ok"] for reply in replies]
@@ -115,7 +120,12 @@ def test_an_artifact_travels_in_chunks_and_is_known_by_its_hash(state):
     """`have` is false before, false for half of it, false for other bytes, and true for the whole."""
     content = os.urandom(1000)
     sha = "a" * 64
-    fields = {"sha256": sha, "name": "folder/model.onnx", "size": 1000, "file_sha256": hashlib.sha256(content).hexdigest()}
+    fields = {
+        "sha256": sha,
+        "name": "folder/model.onnx",
+        "size": 1000,
+        "file_sha256": hashlib.sha256(content).hexdigest(),
+    }
     answers = [ask(state, "have", **fields)[0]["have"]]
     for offset in (0, 400):
         chunk = np.frombuffer(content[offset : offset + 600][: 400 if offset == 0 else 600], np.uint8)
@@ -186,7 +196,9 @@ def start(**environment: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("rest", [b"", b"\0\0", struct.pack(">I", 50) + b"{", b"\xff" * 50], ids=["clean", "prefix", "half", "garbage"])
+@pytest.mark.parametrize(
+    "rest", [b"", b"\0\0", struct.pack(">I", 50) + b"{", b"\xff" * 50], ids=["clean", "prefix", "half", "garbage"]
+)
 def test_the_worker_ends_when_its_stdin_does(rest):
     """Cleanly between frames; inside one, or after garbage, with an error. It never waits."""
     process = start()
@@ -328,7 +340,11 @@ def test_the_worker_imports_little():
     hooks = {name for name in top if name.startswith(("_", "sitecustomize", "distutils"))}
 
     assert {"profiler", "backends", "numpy"} == top - {"psutil"} - hooks
-    assert not {name for name in own if name.startswith("profiler.") and name.split(".")[1] not in {"_selfcheck", "wire", "worker", "measure"}}
+    assert not {
+        name
+        for name in own
+        if name.startswith("profiler.") and name.split(".")[1] not in {"_selfcheck", "wire", "worker", "measure"}
+    }
 
 
 def python310() -> str:
@@ -365,7 +381,9 @@ def test_the_worker_runs_on_python_310_with_numpy_psutil_and_one_runtime(tmp_pat
     rows = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
     with WorkerProcess(target, cache=tmp_path / "cache") as process:
         hello, _ = process.request("hello", timeout_s=60)
-        process.send_artifact("e" * 64, {"model.onnx": model}, {"model.onnx": hashlib.sha256(content).hexdigest()}, timeout_s=20)
+        process.send_artifact(
+            "e" * 64, {"model.onnx": model}, {"model.onnx": hashlib.sha256(content).hexdigest()}, timeout_s=20
+        )
         process.request("load", backend="ort", sha256="e" * 64, name="model.onnx", threads=1, batch=3, timeout_s=60)
         process.request("feed", {"0/x": rows}, timeout_s=20)
         process.request("first", timeout_s=20)

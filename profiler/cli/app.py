@@ -57,6 +57,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if first not in COMMANDS:
             raise unknown("command", first, COMMANDS, hint="`edgeprof --help` explains them.")
         code = _command(first).main(args=arguments[1:], prog_name=f"edgeprof {first}", standalone_mode=False)
+        # Depending on its version, typer turns Ctrl-C into this code itself.
+        if code == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else EXIT_OK
     except typer.Exit as error:
         return error.exit_code

@@ -41,6 +41,11 @@ def command(
     console.out.print(f"{output} written; next: edgeprof run {output}", markup=False, soft_wrap=True)
 
 
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's, but with signs beyond the basic plane as they are, since TOML has no surrogate pairs."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _from(folder: Path, path: Path) -> str:
     """`path` as the study file will read it: relative to its own folder where possible."""
     try:
@@ -51,12 +56,12 @@ def _from(folder: Path, path: Path) -> str:
 
 def _text(model: str, data: str | None, inputs: list[str], variants: tuple[str, ...]) -> str:
     listed = "".join(f"#   {line}\n" for line in inputs)
-    quoted = ",\n".join(f"  {json.dumps(variant)}" for variant in variants)
-    data_line = f"data = {json.dumps(data)}" if data else '# data = "test.npz"'
+    quoted = ",\n".join(f"  {_quoted(variant)}" for variant in variants)
+    data_line = f"data = {_quoted(data)}" if data else '# data = "test.npz"'
     return f"""# A study for edgeprof: which variant of this model to deploy, on what, at what cost.
 # Run it with: edgeprof run {{this file}}     Lines that start with # are off; the values shown are the defaults.
 
-model = {json.dumps(model)}
+model = {_quoted(model)}
 {"# Its inputs are:" + chr(10) + listed if inputs else ""}
 # An .npz with one array per input (batch axis first) and `labels`, optionally `groups` and `ids`;
 # or a folder of images with one subfolder per class; or "package.module:function" yielding batches.

@@ -23,7 +23,8 @@ def page(name: str, model: Model, job: Job, result: Result, *, quick: bool) -> s
     sources = "\n".join(f"- {source}" for source in job.sources) or "- Everything comes with the packages below."
     failed = "\n".join(f"- {names}: {reason}" for reason, names in _failures(result).items()) or "None."
     notes = "\n".join(f"- `{variant}`: {note}" for variant, note in _variant_notes(result)) or "None."
-    settings = ", ".join(f"{key} = {value}" for key, value in job.settings["constraints"].items())
+    limits = result.run.study.constraints.model_dump(exclude_none=True)
+    settings = ", ".join(f"{key} = {value}" for key, value in limits.items())
     return f"""# {model.TITLE}
 
 Written by `scripts/real_models {name}{flag}`; not edited by hand.

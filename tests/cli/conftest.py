@@ -41,7 +41,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, small_model: Path, small_
     from profiler.study import make_study
 
     out = tmp_path_factory.mktemp("finished")
-    effort = {"processes": 2, "rounds": 2, "block_s": 0.002, "block_samples": 5, "warmup_s": 0.002, "warmup_max_s": 0.02}
+    effort = {
+        "processes": 2,
+        "rounds": 2,
+        "block_s": 0.002,
+        "block_samples": 5,
+        "warmup_s": 0.002,
+        "warmup_max_s": 0.02,
+    }
     backends = ("fake{read=false}", "fake{latency_us=300,read=false}", "fake{fail=segv,read=false}")
     study = make_study(
         model=str(small_model), data=str(small_data), backends=backends, variants=("fp32", "bf16"), effort=effort,

@@ -11,7 +11,19 @@ import pytest
 from profiler.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"numpy", "onnx", "onnxruntime", "openvino", "scipy", "pydantic", "sqlalchemy", "altair", "jinja2", "torch", "psutil"}
+HEAVY = {
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "scipy",
+    "pydantic",
+    "sqlalchemy",
+    "altair",
+    "jinja2",
+    "torch",
+    "psutil",
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,7 +59,9 @@ def test_the_version_is_one_line(edgeprof):
 def test_the_help_page_imports_nothing_heavy(arguments):
     """It answers at once: in a fresh interpreter, none of the heavy packages was imported."""
     code = f"import sys, atexit; atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr)); from profiler.cli import main; main({arguments!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     modules = {name.partition(".")[0] for name in done.stderr.rpartition("MODULES")[2].split()}
 
     assert "typer" in modules
@@ -57,13 +71,22 @@ def test_the_help_page_imports_nothing_heavy(arguments):
 @pytest.mark.process
 def test_it_runs_as_a_module():
     """`python -m profiler` is `edgeprof`."""
-    done = subprocess.run([sys.executable, "-m", "profiler", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "profiler", "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
     assert 0 == done.returncode
     assert done.stdout.startswith("edgeprof ")
 
 
-@pytest.mark.parametrize(("typed", "near"), [("profil", "profile"), ("forntier", "frontier"), ("report.html", "report"), ("", "")])
+@pytest.mark.parametrize(
+    ("typed", "near"), [("profil", "profile"), ("forntier", "frontier"), ("report.html", "report"), ("", "")]
+)
 def test_an_unknown_command_is_answered_with_its_near_match(edgeprof, typed, near):
     """One line on stderr, exit code 2."""
     told = edgeprof(typed)

@@ -29,7 +29,7 @@ def assert_refused(told, *words: str) -> None:
         (["--variants", "int8-static{per_chanel=true}"], ["per_chanel", "per_channel"]),
         (["--variants", "int8-static{per_channel=perhaps}"], ["per_channel", "perhaps"]),
         (["--variants", "int8-static{"], ["cannot read"]),
-        (["--backends", "onnxruntime"], ["onnxruntime", "Known: ort"]),
+        (["--backends", "onnxruntime"], ["onnxruntime", "Known: fake, ort"]),
         (["--backends", "otr"], ["Did you mean", "ort"]),
         (["--backends", "ov:GPUU"], ["GPUU", "Did you mean GPU"]),
         (["--backends", ""], ["backend"]),
@@ -129,7 +129,19 @@ X = np.zeros((8, 4), np.float32)
 def test_data_that_does_not_fit_is_refused(edgeprof, tmp_path, small_model, arrays, words):
     """Names, types, shapes, labels, NaN and nothing at all."""
     np.savez(tmp_path / "d.npz", **arrays)
-    told = edgeprof("profile", small_model, "--data", tmp_path / "d.npz", "--out", tmp_path / "out", "--backends", "fake{read=false}", "--variants", "fp32", "--quick")
+    told = edgeprof(
+        "profile",
+        small_model,
+        "--data",
+        tmp_path / "d.npz",
+        "--out",
+        tmp_path / "out",
+        "--backends",
+        "fake{read=false}",
+        "--variants",
+        "fp32",
+        "--quick",
+    )
 
     if "no arrays" in words:
         words = ["d.npz"]
@@ -175,7 +187,9 @@ def test_an_out_folder_that_cannot_be_written_is_told(edgeprof, tmp_path, small_
     """The way is blocked by a file; the kernel refuses."""
     (tmp_path / "file").write_text("")
     assert_refused(edgeprof("profile", small_model, "--data", small_data, "--out", tmp_path / "file"), "file", "--out")
-    assert_refused(edgeprof("profile", small_model, "--data", small_data, "--out", "/proc/nowhere"), "/proc/nowhere", "--out")
+    assert_refused(
+        edgeprof("profile", small_model, "--data", small_data, "--out", "/proc/nowhere"), "/proc/nowhere", "--out"
+    )
     assert_refused(edgeprof("variants", small_model, "--variants", "fp32", "--out", "/proc/nowhere"), "/proc/nowhere")
 
 
@@ -187,15 +201,16 @@ def test_a_study_file_or_a_run_to_resume_is_needed(edgeprof, tmp_path):
     assert_refused(edgeprof("run", "--resume", "latest", "--out", tmp_path / "o"), "no runs")
 
 
+@pytest.mark.process
 def test_unknown_names_in_a_run_are_answered(edgeprof, finished):
     """Runs, cases and axes."""
     assert_refused(edgeprof("show", "nosuchrun", "--out", finished), "nosuchrun", "edgeprof runs")
-    assert_refused(edgeprof("show", "latest", "fp23", "--out", finished), "fp23", "Did you mean")
+    assert_refused(
+        edgeprof("show", "latest", "fp32@fake{read=fals}/b1/t1", "--out", finished),
+        "Did you mean fp32@fake{read=false}",
+    )
     assert_refused(edgeprof("frontier", "--x", "latency_p55", "--out", finished), "Did you mean latency_p50")
     assert_refused(edgeprof("frontier", "--json", "--csv", "--out", finished), "exclude")
-
-
-test_unknown_names_in_a_run_are_answered = pytest.mark.process(test_unknown_names_in_a_run_are_answered)
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -66,7 +66,11 @@ def test_a_sample_of_several_inferences_is_their_sum():
 def test_it_stops_when_and_only_when_a_limit_says_so(duration, min_s, min_samples, max_s, max_samples):
     """Both minima reached, or one maximum: not a sample earlier, not a sample later."""
     machine = Machine(endless(duration))
-    count = len(time_inferences(machine.infer, [{}], Limits(min_s, min_samples, max_s, max_samples), clock=machine.clock).starts_ns)
+    count = len(
+        time_inferences(
+            machine.infer, [{}], Limits(min_s, min_samples, max_s, max_samples), clock=machine.clock
+        ).starts_ns
+    )
 
     def over(n: int) -> bool:
         spent = n * duration

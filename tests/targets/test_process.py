@@ -310,7 +310,9 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(tmp_path, artifact):
         busy.request("time", timeout_s=2, min_s=1.0, min_samples=1, max_s=1.0)
         time.sleep(600)
         """
-    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
     assert b"ready" == parent.stdout.readline().strip()
     parent_and_workers = workers_with(mark)
     time.sleep(0.1)

@@ -1,0 +1,77 @@
+"""The facts about a machine: read where they are, absent where they are not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from profiler import environment
+
+
+@pytest.fixture
+def tree(tmp_path):
+    def make(files):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return tmp_path
+
+    return make
+
+
+def test_this_machine_can_be_described():
+    """With numbers that make sense, as JSON."""
+    here = environment.describe()
+
+    assert 1 <= here.usable_cores <= here.logical_cores
+    assert here.memory_bytes > 1 << 28
+    assert "numpy" in here.versions
+    assert json.loads(json.dumps(asdict(here), allow_nan=False))
+
+
+def test_an_x86_guest_is_read(tree):
+    """Model, instruction sets, the hypervisor by the firmware's name, the governor."""
+    root = tree(
+        {
+            "proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512_vnni hypervisor\n",
+            "sys/devices/virtual/dmi/id/sys_vendor": "QEMU\n",
+            "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+        }
+    )
+    found = environment.describe(root)
+
+    assert ("Some CPU @ 2 GHz", "QEMU", "powersave") == (found.cpu_model, found.hypervisor, found.governor)
+    assert ("avx2", "avx512_vnni") == found.cpu_isa
+
+
+def test_an_arm_board_is_read(tree):
+    """`Model` and `Features`; no hypervisor, no governor."""
+    root = tree(
+        {"proc/cpuinfo": "processor : 0\nFeatures : fp asimd asimddp\n\nHardware : BCM2712\nModel : Raspberry Pi 5\n"}
+    )
+    found = environment.describe(root)
+
+    assert found.cpu_model in {"BCM2712", "Raspberry Pi 5"}
+    assert (None, None) == (found.hypervisor, found.governor)
+
+
+def test_an_unnamed_hypervisor_is_still_one(tree):
+    """The flag alone."""
+    assert "unnamed" == environment.describe(tree({"proc/cpuinfo": "flags : fpu hypervisor\n"})).hypervisor
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00 model name", b"no colon here\n:\n: :\n"])
+def test_odd_files_are_no_error(tree, content):
+    """Whatever a kernel writes."""
+    found = environment.describe(tree({"proc/cpuinfo": content}))
+
+    assert found.cpu_isa == ()
+    assert found.hypervisor is None
+
+
+def test_an_empty_tree_is_no_error(tmp_path):
+    """Not Linux, or a container without /proc."""
+    assert environment.describe(tmp_path).governor is None
