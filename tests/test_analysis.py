@@ -63,7 +63,7 @@ def test_a_faster_case_is_found_with_its_interval(two):
     fast = analyse(two().data(), today=TODAY).case("int8-static")
 
     assert fast.time_ratio.low < 1 / 1.5 < fast.time_ratio.high < 1
-    assert "differs" == fast.time_ratio_verdict
+    assert fast.time_ratio_verdict == "differs"
     assert pytest.approx(1 / 1.5, rel=0.03) == fast.time_ratio.value
     assert fast.latency_p50_s.low <= fast.latency_p50_s.value <= fast.latency_p50_s.high
 
@@ -97,7 +97,7 @@ def test_differences_below_two_percent_that_are_sure_are_equivalent(made_run):
     run = made_run(rounds=20)
     run.timed(run.case("fp32"), 1e-3, noise=0.001).timed(run.case("graph"), 1.005e-3, noise=0.001)
 
-    assert "equivalent" == analyse(run.data(), today=TODAY).case("graph").time_ratio_verdict
+    assert analyse(run.data(), today=TODAY).case("graph").time_ratio_verdict == "equivalent"
 
 
 def test_many_comparisons_are_corrected(made_run):
@@ -115,11 +115,11 @@ def test_accuracy_and_its_change_are_paired(two):
     analysis = analyse(two().data(), today=TODAY)
     fast, slow = analysis.case("int8-static"), analysis.case("fp32")
 
-    assert (0.9, 0.898) == (slow.accuracy.value, pytest.approx(fast.accuracy.value))
+    assert (slow.accuracy.value, pytest.approx(fast.accuracy.value)) == (0.9, 0.898)
     assert pytest.approx(-0.002) == fast.accuracy_change.value
     assert -0.006 < fast.accuracy_change.low < fast.accuracy_change.high <= 0
     assert pytest.approx(0.998) == fast.agreement.value
-    assert (0.0, 0.0, 0.0) == (slow.accuracy_change.value, slow.accuracy_change.low, slow.accuracy_change.high)
+    assert (slow.accuracy_change.value, slow.accuracy_change.low, slow.accuracy_change.high) == (0.0, 0.0, 0.0)
 
 
 def test_blocks_of_different_attempts_are_never_paired(made_run):
@@ -130,7 +130,7 @@ def test_blocks_of_different_attempts_are_never_paired(made_run):
     mine, other = ([block for block in run.blocks if block.case == case.key] for case in (b, a))
     ratio = paired_ratio(mine, other)
 
-    assert 2 == ratio.pairs
+    assert ratio.pairs == 2
     assert pytest.approx(1, rel=0.05) == ratio.value
     assert paired_ratio([block for block in mine if block.attempt == 1], other) is None
 
@@ -150,7 +150,7 @@ def test_a_single_process_gives_no_interval_and_says_why(two):
     """Its lasting offset cannot be told from a difference."""
     fast = analyse(two(processes=1).data(), today=TODAY).case("int8-static")
 
-    assert (None, None, "inconclusive") == (fast.time_ratio.low, fast.time_ratio.high, fast.time_ratio_verdict)
+    assert (fast.time_ratio.low, fast.time_ratio.high, fast.time_ratio_verdict) == (None, None, "inconclusive")
     assert "one process" in fast.time_ratio.note
 
 
@@ -169,7 +169,7 @@ def test_failed_cases_are_results(two):
     run.failed(broken.key, kind="crash", message="the worker crashed (SIGSEGV) during 'load'.\nmore")
     result = analyse(run.data(), today=TODAY).case("int4-weight")
 
-    assert ("failed", "NOT_MEASURED", "last words") == (result.status, result.verdict, result.failure.log_tail)
+    assert (result.status, result.verdict, result.failure.log_tail) == ("failed", "NOT_MEASURED", "last words")
     assert isinstance(result.latency_p50_s, NotMeasured)
     assert "SIGSEGV" in result.latency_p50_s.reason
     assert "\n" not in result.latency_p50_s.reason
@@ -183,8 +183,8 @@ def test_variants_that_could_not_be_made_and_skipped_cases_are_listed(two):
     analysis = analyse(run.data(), today=TODAY)
     extra = {result.case.variant: (result.status, result.latency_p50_s.reason) for result in analysis.cases[2:]}
 
-    assert {"int8-dynamic": ("failed", "no MatMul"), "bf16": ("skipped", "bf16 is made for ov")} == extra
-    assert [1, 2, 3, 4] == [result.number for result in analysis.cases]
+    assert extra == {"int8-dynamic": ("failed", "no MatMul"), "bf16": ("skipped", "bf16 is made for ov")}
+    assert [result.number for result in analysis.cases] == [1, 2, 3, 4]
 
 
 def test_the_reference_moves_to_the_next_backend_when_the_first_failed(made_run):
@@ -217,9 +217,9 @@ def test_an_interrupted_run_shows_what_it_has(two):
     statuses = [result.status for result in analyse(some, today=TODAY).cases]
     graph = analyse(some, today=TODAY).case("graph")
 
-    assert ["measured", "measured", "not finished"] == statuses
+    assert statuses == ["measured", "measured", "not finished"]
     assert "--resume" in graph.latency_p50_s.reason
-    assert "not finished" == analyse(replace(some, status="running"), today=TODAY).case("fp32").status
+    assert analyse(replace(some, status="running"), today=TODAY).case("fp32").status == "not finished"
 
 
 def test_a_run_without_records_can_be_analysed(made_run):
@@ -229,9 +229,9 @@ def test_a_run_without_records_can_be_analysed(made_run):
     empty = run.data(status="interrupted")
     analysis = analyse(replace(empty, artifacts=()), today=TODAY)
 
-    assert (None, None) == (analysis.reference, analysis.metric)
-    assert ["not finished"] == [result.status for result in analysis.cases]
-    assert () == analyse(replace(empty, plan={}, artifacts=()), today=TODAY).cases
+    assert (analysis.reference, analysis.metric) == (None, None)
+    assert [result.status for result in analysis.cases] == ["not finished"]
+    assert analyse(replace(empty, plan={}, artifacts=()), today=TODAY).cases == ()
 
 
 def test_without_labels_only_agreement_is_known(made_run):
@@ -247,7 +247,7 @@ def test_without_labels_only_agreement_is_known(made_run):
 
     assert "no labels" in analysis.case("graph").accuracy.reason
     assert pytest.approx(0.994) == analysis.case("graph").agreement.value
-    assert "agreement" == view(analysis).y
+    assert view(analysis).y == "agreement"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_an_error_metric_fails_when_the_error_grows(made_run):
         run.answered(case, rows, metric="mae")
     analysis = analyse(run.data(constraints={"max_drop": 0.03}), today=TODAY)
 
-    assert ("FAIL", "PASS") == (analysis.case("worse").verdict, analysis.case("better").verdict)
+    assert (analysis.case("worse").verdict, analysis.case("better").verdict) == ("FAIL", "PASS")
     assert analysis.case("worse").accuracy_change.value < 0 < analysis.case("better").accuracy_change.value
 
 

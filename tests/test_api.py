@@ -19,9 +19,9 @@ def test_a_model_is_profiled_and_read_again(tmp_path, small_model, small_data):
     )
     again = open_run(out=tmp_path)
 
-    assert ["fp32"] == [case.case.variant for case in result.cases]
-    assert ["fp32@fake{read=false}/b1/t1"] == [case.key for case in result.frontier().members]
-    assert "fp32" == result.recommendation.case.case.variant
+    assert [case.case.variant for case in result.cases] == ["fp32"]
+    assert [case.key for case in result.frontier().members] == ["fp32@fake{read=false}/b1/t1"]
+    assert result.recommendation.case.case.variant == "fp32"
     assert result.recommendation.headline in str(result)
     assert result._repr_html_().startswith("<pre>")
     assert str(result) == str(again)
@@ -32,7 +32,7 @@ def test_a_model_is_profiled_and_read_again(tmp_path, small_model, small_data):
 @pytest.mark.process
 def test_a_study_made_before_is_done(tmp_path, fake_study):
     """From a file or from code."""
-    assert "finished" == run_study(fake_study(effort=EFFORT, data=None), out=tmp_path).run.status
+    assert run_study(fake_study(effort=EFFORT, data=None), out=tmp_path).run.status == "finished"
 
 
 def test_impossible_settings_are_study_errors(tmp_path, small_model):

@@ -20,5 +20,5 @@ def test_a_few_kills_at_random_moments_change_nothing():
         [sys.executable, str(SCRIPT), "4", "--seed", "3"], capture_output=True, text=True, timeout=280, check=False
     )
 
-    assert 0 == done.returncode, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "workers left: 0; problems: 0" in done.stdout

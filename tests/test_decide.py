@@ -54,10 +54,10 @@ def test_the_fastest_case_that_loses_little_is_recommended(decided):
     """1.5 times faster at −0.1 points, although a wrecked one is faster still."""
     _, _, advice = decided({"fp32": (1.5e-3, 0), "int8-static": (1e-3, 2), "wrecked": (2e-4, 900)})
 
-    assert "int8-static" == advice.case.case.variant
-    assert "Ship int8-static on ort, batch 1." == advice.headline
+    assert advice.case.case.variant == "int8-static"
+    assert advice.headline == "Ship int8-static on ort, batch 1."
     assert any("1.5" in sentence and "faster" in sentence for sentence in advice.sentences)
-    assert ["wrecked"] == [case.case.variant for case, _ in advice.ruled_out]
+    assert [case.case.variant for case, _ in advice.ruled_out] == ["wrecked"]
     assert all(reason for _, reason in advice.ruled_out)
 
 
@@ -98,7 +98,7 @@ def test_only_a_case_that_passes_everything_is_recommended(truth, max_drop, slo,
 
     assert sorted(case.key for case in listed) == sorted(case.key for case in analysis.measured)
     if advice.case is not None:
-        assert "PASS" == advice.case.verdict
+        assert advice.case.verdict == "PASS"
         assert advice.case.key not in {case.key for case, _ in advice.ruled_out}
     else:
         assert len(advice.ruled_out) == len(analysis.measured)
@@ -109,7 +109,7 @@ def test_dominated_cases_name_one_that_is_better(decided):
     """Slower and worse, surely."""
     _, frontier, _ = decided({"fp32": (1e-3, 0), "bad": (3e-3, 300)})
 
-    assert [("bad", "fp32@ort/b1/t1")] == [(case.case.variant, better) for case, better in frontier.dominated]
+    assert [(case.case.variant, better) for case, better in frontier.dominated] == [("bad", "fp32@ort/b1/t1")]
 
 
 def test_cases_that_cannot_be_told_apart_are_tied_and_not_dominated(decided):
@@ -117,14 +117,14 @@ def test_cases_that_cannot_be_told_apart_are_tied_and_not_dominated(decided):
     _, frontier, _ = decided({"fp32": (1e-3, 0), "graph": (1e-3, 0), "other": (1.0005e-3, 1)})
 
     assert not frontier.dominated
-    assert 3 == len(frontier.members) + len(frontier.tied)
+    assert len(frontier.members) + len(frontier.tied) == 3
 
 
 def test_a_trade_off_is_on_the_frontier(decided):
     """Faster and worse, slower and better: both are members, best x first."""
     _, frontier, _ = decided({"fp32": (2e-3, 0), "int8": (1e-3, 300)})
 
-    assert ["int8", "fp32"] == [case.case.variant for case in frontier.members]
+    assert [case.case.variant for case in frontier.members] == ["int8", "fp32"]
 
 
 @pytest.mark.parametrize("x", [axis for axis in AXES if axis not in {"accuracy", "agreement"}])
@@ -133,11 +133,18 @@ def test_every_axis_can_be_asked_for(decided, x):
     analysis, _, _ = decided({"fp32": (2e-3, 0), "int8": (1e-3, 2)})
     frontier = view(analysis, x, "accuracy")
 
-    assert 2 == len(frontier.members) + len(frontier.tied) + len(frontier.dominated) + len(frontier.unplaced)
+    assert len(frontier.members) + len(frontier.tied) + len(frontier.dominated) + len(frontier.unplaced) == 2
     assert all(reason for _, reason in frontier.unplaced)
 
 
-@pytest.mark.parametrize(("x", "y", "words"), [("latency", "accuracy", "Did you mean latency_p"), ("size", "acuracy", "Did you mean accuracy"), ("size", "size", "two different")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        ("latency", "accuracy", "Did you mean latency_p"),
+        ("size", "acuracy", "Did you mean accuracy"),
+        ("size", "size", "two different"),
+    ],
+)
 def test_impossible_axes_are_refused(decided, x, y, words):
     """With the near match."""
     analysis, _, _ = decided({"fp32": (1e-3, 0)})
@@ -150,8 +157,8 @@ def test_without_labels_a_case_that_changes_answers_is_not_recommended(decided):
     """Agreement stands in, and the reason says that labels are missing."""
     _, frontier, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 200)}, labels=False)
 
-    assert "agreement" == frontier.y
-    assert "fp32" == advice.case.case.variant
+    assert frontier.y == "agreement"
+    assert advice.case.case.variant == "fp32"
     assert "no labels" in advice.ruled_out[0][1]
 
 
@@ -159,7 +166,7 @@ def test_without_labels_a_case_that_agrees_is_recommended_with_its_caveat(decide
     """That accuracy was not measured is said."""
     _, _, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 0)}, labels=False)
 
-    assert "int8" == advice.case.case.variant
+    assert advice.case.case.variant == "int8"
     assert any("Accuracy not measured" in sentence for sentence in advice.sentences)
 
 
@@ -167,7 +174,7 @@ def test_the_reference_itself_can_be_the_answer(decided):
     """Nothing is faster."""
     _, _, advice = decided({"fp32": (1e-3, 0), "int8": (3e-3, 0)})
 
-    assert "fp32" == advice.case.case.variant
+    assert advice.case.case.variant == "fp32"
     assert any("reference itself" in sentence for sentence in advice.sentences)
 
 
@@ -186,7 +193,7 @@ def test_a_run_in_which_nothing_was_measured_recommends_nothing(made_run):
     analysis = analyse(run.data(), today=TODAY)
     advice = recommend(analysis, view(analysis))
 
-    assert (None, "Nothing was measured: see the failures.") == (advice.case, advice.headline)
+    assert (advice.case, advice.headline) == (None, "Nothing was measured: see the failures.")
 
 
 def test_sentences_hold_no_none_and_no_nan(decided):

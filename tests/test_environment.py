@@ -43,8 +43,8 @@ def test_an_x86_guest_is_read(tree):
     )
     found = environment.describe(root)
 
-    assert ("Some CPU @ 2 GHz", "QEMU", "powersave") == (found.cpu_model, found.hypervisor, found.governor)
-    assert ("avx2", "avx512_vnni") == found.cpu_isa
+    assert (found.cpu_model, found.hypervisor, found.governor) == ("Some CPU @ 2 GHz", "QEMU", "powersave")
+    assert found.cpu_isa == ("avx2", "avx512_vnni")
 
 
 def test_an_arm_board_is_read(tree):
@@ -55,12 +55,12 @@ def test_an_arm_board_is_read(tree):
     found = environment.describe(root)
 
     assert found.cpu_model in {"BCM2712", "Raspberry Pi 5"}
-    assert (None, None) == (found.hypervisor, found.governor)
+    assert (found.hypervisor, found.governor) == (None, None)
 
 
 def test_an_unnamed_hypervisor_is_still_one(tree):
     """The flag alone."""
-    assert "unnamed" == environment.describe(tree({"proc/cpuinfo": "flags : fpu hypervisor\n"})).hypervisor
+    assert environment.describe(tree({"proc/cpuinfo": "flags : fpu hypervisor\n"})).hypervisor == "unnamed"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00 model name", b"no colon here\n:\n: :\n"])

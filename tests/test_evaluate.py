@@ -29,7 +29,7 @@ class Worker:
         return None
 
     def request(self, command, arrays, *, timeout_s):
-        assert "infer" == command
+        assert command == "infer"
         self.seen.append(arrays["x"].copy())
         return {}, self.answer(arrays["x"])
 
@@ -106,7 +106,7 @@ def test_every_row_is_answered_once_in_order(job, batch):
     assert {batch} == {len(sent) for sent in made.seen[one.quality_key]}
     assert list(range(10)) == np.concatenate(made.seen[one.quality_key])[:10, 0].tolist()
     assert (np.arange(10) % 3).tolist() == record.predictions.tolist()
-    assert (1.0, 10, "top1") == (record.per_sample.mean(), len(record.per_sample), record.metric)
+    assert (record.per_sample.mean(), len(record.per_sample), record.metric) == (1.0, 10, "top1")
 
 
 def test_threads_share_one_evaluation(job):
@@ -115,7 +115,7 @@ def test_threads_share_one_evaluation(job):
     made = job({cases[0].quality_key: logits()})
     evaluate.evaluate(made, cases)
 
-    assert 1 == len(made.store.found)
+    assert len(made.store.found) == 1
 
 
 def test_the_reference_goes_first_and_the_others_are_paired_with_it(job):
@@ -125,8 +125,8 @@ def test_the_reference_goes_first_and_the_others_are_paired_with_it(job):
     evaluate.evaluate(made, cases)
     agreement = {record.case: record.agreement.mean() for record in made.store.found}
 
-    assert "fp32@ort/b1" == made.store.found[0].case
-    assert {"fp32@ort/b1": 1.0, "graph@ort/b1": 1.0, "int8@ort/b1": 0.0} == agreement
+    assert made.store.found[0].case == "fp32@ort/b1"
+    assert agreement == {"fp32@ort/b1": 1.0, "graph@ort/b1": 1.0, "int8@ort/b1": 0.0}
 
 
 def test_a_case_that_fails_leaves_the_others(job):
@@ -139,8 +139,8 @@ def test_a_case_that_fails_leaves_the_others(job):
     failed = evaluate.evaluate(made, [case("fp32"), case("fp32", "ov"), case("graph")])
 
     assert {"fp32@ort/b1"} == failed
-    assert [("fp32@ort/b1", "crash")] == made.failures
-    assert 0.0 == next(r for r in made.store.found if r.case.startswith("graph")).agreement.mean()
+    assert made.failures == [("fp32@ort/b1", "crash")]
+    assert next(r for r in made.store.found if r.case.startswith("graph")).agreement.mean() == 0.0
 
 
 def test_an_output_without_a_row_for_each_sample_is_a_failure_with_advice(job):
@@ -166,7 +166,7 @@ def test_outputs_of_another_shape_fail_that_case_alone(job):
     failed = evaluate.evaluate(made, [case("fp32"), case("bad")])
 
     assert {"bad@ort/b1"} == failed
-    assert 1 == len(made.store.found)
+    assert len(made.store.found) == 1
 
 
 def test_nan_answers_are_wrong_and_not_lost(job):
@@ -175,7 +175,7 @@ def test_nan_answers_are_wrong_and_not_lost(job):
     evaluate.evaluate(made, [case("fp32"), case("nan")])
     broken = next(r for r in made.store.found if r.case.startswith("nan"))
 
-    assert (0.0, 0.0) == (broken.per_sample.mean(), broken.agreement.mean())
+    assert (broken.per_sample.mean(), broken.agreement.mean()) == (0.0, 0.0)
 
 
 def test_what_is_stored_is_not_evaluated_again(job):
@@ -187,9 +187,9 @@ def test_what_is_stored_is_not_evaluated_again(job):
     second.store = first.store
     evaluate.evaluate(second, [case("fp32"), case("graph")])
 
-    assert ["graph@ort/b1"] == list(second.seen)
-    assert ["fp32@ort/b1", "graph@ort/b1"] == [r.case for r in second.store.found if isinstance(r, QualityRecord)]
-    assert 0.0 == second.store.found[1].agreement.mean()
+    assert list(second.seen) == ["graph@ort/b1"]
+    assert [r.case for r in second.store.found if isinstance(r, QualityRecord)] == ["fp32@ort/b1", "graph@ort/b1"]
+    assert second.store.found[1].agreement.mean() == 0.0
 
 
 def test_without_data_there_is_nothing_to_evaluate(job):

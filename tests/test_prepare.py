@@ -23,14 +23,14 @@ def prepared_for(study, tmp_path, **options):
 def test_the_reference_is_always_made_first(fake_study):
     """Also when nobody named it, or named it last."""
     for texts in (("graph",), ("graph", "fp32"), ("fp32", "graph")):
-        assert ["fp32", "graph"] == [variant.text for variant in prepare.check_names(fake_study(variants=texts))]
+        assert [variant.text for variant in prepare.check_names(fake_study(variants=texts))] == ["fp32", "graph"]
 
 
 def test_without_variants_the_usual_ones_are_made(fake_study):
     """More than one."""
     texts = [variant.text for variant in prepare.check_names(fake_study(variants=()))]
 
-    assert "fp32" == texts[0]
+    assert texts[0] == "fp32"
     assert len(texts) > 3
 
 
@@ -46,7 +46,7 @@ def test_calibration_rows_are_never_evaluated_on(fake_study, tmp_path):
     prepared = prepared_for(study, tmp_path)
     rows = [{row.tobytes() for row in part.inputs["x"]} for part in (prepared.evaluation, prepared.calibration)]
 
-    assert 64 == len(rows[0]) + len(rows[1])
+    assert len(rows[0]) + len(rows[1]) == 64
     assert set() == rows[0] & rows[1]
     assert len(rows[1]) == 32
 
@@ -55,7 +55,7 @@ def test_without_a_variant_that_needs_it_nothing_is_cut(fake_study, tmp_path):
     """All rows are evaluated."""
     prepared = prepared_for(fake_study(), tmp_path)
 
-    assert (64, None) == (len(prepared.evaluation), prepared.calibration)
+    assert (len(prepared.evaluation), prepared.calibration) == (64, None)
 
 
 def test_calibration_data_that_is_also_evaluated_is_dropped(fake_study, tmp_path, small_data):
@@ -64,7 +64,7 @@ def test_calibration_data_that_is_also_evaluated_is_dropped(fake_study, tmp_path
     np.savez(tmp_path / "c.npz", x=np.concatenate([rows["x"][:5], rows["x"][:3] + 1]))
     prepared = prepared_for(fake_study(variants=("int8-static",), calibration=str(tmp_path / "c.npz")), tmp_path)
 
-    assert (64, 3) == (len(prepared.evaluation), len(prepared.calibration))
+    assert (len(prepared.evaluation), len(prepared.calibration)) == (64, 3)
 
 
 def test_without_data_random_rows_stand_in_and_it_is_said(fake_study, tmp_path):
@@ -93,7 +93,7 @@ def test_open_sizes_need_a_shape(tmp_path, fake_study):
         prepared_for(fake_study(model=str(tmp_path / "m.onnx"), data=None), tmp_path)
     prepared = prepared_for(fake_study(model=str(tmp_path / "m.onnx"), data=None, input_shapes={"x": (7, 3)}), tmp_path)
 
-    assert (7, 3) == prepared.rows["x"].shape[1:]
+    assert prepared.rows["x"].shape[1:] == (7, 3)
 
 
 def test_a_model_without_inputs_is_refused(tmp_path, fake_study):
@@ -126,8 +126,8 @@ def test_a_variant_that_cannot_be_made_is_a_failure_and_the_others_go_on(fake_st
         prepared_for(study, tmp_path), prepare.check_names(study), ArtifactStore(tmp_path / "c"), heard
     )
 
-    assert ["fp32", "bf16"] == [record.variant for record in made]
-    assert [("graph", "variant", "graph cannot do that")] == [(f.case, f.stage, f.message) for f in failures]
+    assert [record.variant for record in made] == ["fp32", "bf16"]
+    assert [(f.case, f.stage, f.message) for f in failures] == [("graph", "variant", "graph cannot do that")]
     assert heard.notes
 
 
@@ -162,7 +162,7 @@ def test_timing_takes_real_rows_the_same_for_every_case(batch, seed):
         for v, b, t in (("fp32", "ort", 1), ("graph", "ov", 4))
     )
 
-    assert 2 * prepare.TIMING_TURNS == len(feeds)
+    assert len(feeds) == 2 * prepare.TIMING_TURNS
     for turn in range(prepare.TIMING_TURNS):
         x, ids = feeds[f"{turn}/x"], feeds[f"{turn}/ids"]
         assert (batch, 3) == x.shape

@@ -47,7 +47,10 @@ def blocks_of(run):
 
 def answers_of(run):
     return {
-        q.case: (q.metric, q.per_sample.tobytes(), None if q.predictions is None else q.predictions.tobytes(), q.agreement.tobytes(), q.data_sha256, q.notes)
+        q.case: (
+            q.metric, q.per_sample.tobytes(), None if q.predictions is None else q.predictions.tobytes(),
+            q.agreement.tobytes(), q.data_sha256, q.notes,
+        )
         for q in run.qualities
     }  # fmt: skip
 
@@ -92,7 +95,7 @@ def test_a_run_measures_every_block_of_its_plan(tmp_path, fake_study, listener):
     run = read(tmp_path, execute(study, out=tmp_path, progress=heard))
     keys = {f"fp32@{backend}/b{batch}/t1" for backend in study.backends for batch in (1, 4)}
 
-    assert "finished" == run.status
+    assert run.status == "finished"
     assert {(key, replicate, 0, index) for key in keys for replicate in range(2) for index in range(2)} == blocks_of(
         run
     )
@@ -108,7 +111,8 @@ def test_the_order_of_blocks_is_drawn_anew_in_each_round_and_known_from_the_seed
     """Random, stored, and the same for the same seed."""
 
     def orders(out, seed):
-        study = fake_study(backends=tuple(failing(seed=n) for n in range(3)), seed=seed, data=None, effort={**fake_study().effort.model_dump(), "processes": 1, "rounds": 6})  # fmt: skip
+        backends = tuple(failing(seed=n) for n in range(3))
+        study = fake_study(backends=backends, seed=seed, data=None, effort={**ONE, "rounds": 6})
         run = read(out, execute(study, out=out))
         return [
             tuple(b.case for b in sorted(run.blocks, key=lambda b: b.position) if b.round == index)
@@ -128,7 +132,7 @@ def test_accuracy_is_the_same_at_every_batch_size(tmp_path, fake_study):
     one, *others = answers_of(run).values()
 
     assert [one, one] == others
-    assert all(64 == len(q.per_sample) for q in run.qualities)
+    assert all(len(q.per_sample) == 64 for q in run.qualities)
 
 
 @pytest.mark.process
@@ -143,14 +147,14 @@ def test_failures_are_records_and_the_other_cases_finish(tmp_path, fake_study):
     found = {f.case.partition("@")[2].partition("/")[0]: f for f in run.failures}
     kinds = {backend: (failure.kind, failure.stage) for backend, failure in found.items()}
 
-    assert "finished" == run.status
+    assert run.status == "finished"
     assert {
         failing(fail="segv"): ("crash", "quality"),
         failing(fail="oom", fail_at="infer"): ("out_of_memory", "quality"),
         failing(fail="unsupported"): ("unsupported", "quality"),
         failing(fail="hang", fail_at=66): ("timeout", "warmup"),
     } == {key: kinds[key] for key in kinds if "exit" not in key}
-    assert "crash" == kinds[failing(fail="exit", fail_at=80)][0]
+    assert kinds[failing(fail="exit", fail_at=80)][0] == "crash"
     hang = found[failing(fail="hang", fail_at=66)]
     assert "--time-limit" in hang.message
     assert "_hang" in hang.log_tail
@@ -163,8 +167,8 @@ def test_a_case_beyond_the_memory_limit_fails_alone(tmp_path, fake_study):
     study = fake_study(backends=(FAKE, failing(memory_mb=3000)), effort=ONE, memory_limit_bytes=700_000_000)
     run = read(tmp_path, execute(study, out=tmp_path))
 
-    assert ["out_of_memory"] == [f.kind for f in run.failures]
-    assert 1 == len(run.blocks)
+    assert [f.kind for f in run.failures] == ["out_of_memory"]
+    assert len(run.blocks) == 1
 
 
 @pytest.mark.process
@@ -258,8 +262,8 @@ def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path, fake_stu
     first = read(tmp_path)
     execute(None, out=tmp_path, resume="latest")
 
-    assert [-signal.SIGKILL] * 3 == codes
-    assert "running" == first.status
+    assert codes == [-signal.SIGKILL] * 3
+    assert first.status == "running"
     assert_same_run(run, read(tmp_path))
 
 
@@ -291,7 +295,7 @@ def test_agreement_after_a_resume_is_with_the_reference_although_its_file_is_gon
     run = read(tmp_path)
 
     assert [f"fp32@{FAKE}/b1"] == [q.case for q in cut.qualities]
-    assert [(), ()] == [q.notes for q in run.qualities]
+    assert [q.notes for q in run.qualities] == [(), ()]
     assert (tmp_path / run.id / "reference-outputs.bin").is_file()
 
 
@@ -310,7 +314,7 @@ def test_a_damaged_reference_file_is_made_again(tmp_path, fake_study, listener, 
     path.write_bytes(damage)
     execute(None, out=tmp_path, resume="latest")
 
-    assert 2 == len(read(tmp_path).qualities)
+    assert len(read(tmp_path).qualities) == 2
 
 
 @pytest.mark.process
@@ -330,10 +334,10 @@ def test_a_run_whose_data_or_model_changed_is_not_resumed(tmp_path, fake_study, 
         execute(None, out=tmp_path / "o", resume="latest")
     np.savez(data, x=rows)
     build_model(model, seed=9)
-    with pytest.raises(StudyError, match="model .*changed"):
+    with pytest.raises(StudyError, match=r"model .*changed"):
         execute(None, out=tmp_path / "o", resume="latest")
 
-    assert "interrupted" == read(tmp_path / "o").status
+    assert read(tmp_path / "o").status == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -363,7 +367,7 @@ def test_what_is_not_possible_leaves_no_run_behind(tmp_path, fake_study, setting
     runs = store.runs()
     store.close()
 
-    assert [] == runs
+    assert runs == []
     assert {"cache", ".lock", "edgeprof.sqlite"} >= {path.name for path in tmp_path.iterdir()}
 
 
@@ -389,7 +393,10 @@ def test_nothing_to_run_is_told(tmp_path):
 
 def test_two_runs_at_once_in_a_folder_are_refused(tmp_path, fake_study):
     """The second names the process of the first; when that is gone, however it ended, the folder is free."""
-    code = "import fcntl, os, sys; f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(f, fcntl.LOCK_EX); os.pwrite(f, str(os.getpid()).encode(), 0); print('held', flush=True); sys.stdin.read()"  # fmt: skip
+    code = (
+        "import fcntl, os, sys; f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); fcntl.flock(f, fcntl.LOCK_EX); "
+        "os.pwrite(f, str(os.getpid()).encode(), 0); print('held', flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -413,9 +420,9 @@ def test_no_worker_is_left_after_a_run(tmp_path, fake_study):
     """Not after failures and not after success."""
     execute(fake_study(backends=(FAKE, failing(fail="segv", fail_at=70)), effort=ONE), out=tmp_path)
 
-    assert [] == [
+    assert [
         child for child in psutil.Process().children(recursive=True) if "profiler.worker" in " ".join(child.cmdline())
-    ]
+    ] == []
 
 
 @pytest.mark.process
@@ -428,7 +435,7 @@ def test_an_error_inside_a_run_marks_it_as_interrupted(tmp_path, fake_study, lis
     with pytest.raises(RuntimeError):
         execute(fake_study(), out=tmp_path, progress=listener(4, fail))
 
-    assert "interrupted" == read(tmp_path).status
+    assert read(tmp_path).status == "interrupted"
 
 
 @pytest.mark.process
@@ -438,7 +445,7 @@ def test_another_database_can_hold_the_records(tmp_path, fake_study):
     run_id = execute(fake_study(effort=ONE), out=tmp_path / "out", database=url)
     store = open_store(url)
 
-    assert 1 == len(store.records(run_id, BlockRecord))
+    assert len(store.records(run_id, BlockRecord)) == 1
     assert not (tmp_path / "out" / "edgeprof.sqlite").exists()
     store.close()
 
@@ -451,7 +458,7 @@ def test_a_real_runtime_runs_from_model_to_records(tmp_path, fake_study):
     run = read(tmp_path, execute(study, out=tmp_path))
     answers = {q.case: q for q in run.qualities}
 
-    assert [] == [f for f in run.failures if f.kind != "skipped"]
+    assert [f for f in run.failures if f.kind != "skipped"] == []
     assert (answers["fp32@ort/b1"].agreement == 1).all()
     assert 0.8 < answers["int8-dynamic@ort/b1"].agreement.mean() <= 1
     assert {"CPUExecutionProvider"} == {p.facts.provider for p in run.processes}

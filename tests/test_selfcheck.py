@@ -42,6 +42,6 @@ def test_a_folder_of_the_user_is_noticed(tmp_path, name):
         check=False,
     )
 
-    assert 1 == done.returncode
+    assert done.returncode == 1
     assert f"edgeprof's package '{name}'" in done.stderr
     assert str(tmp_path) in done.stderr

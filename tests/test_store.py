@@ -41,9 +41,13 @@ RECORDS = {
         "fp32@ort/b1/t1", 0, 1, 2, 4711, 0.1, 0.2, 0.3, None, 123, FACTS,
         WarmupRecord(RNG.random(9), 4, "warmup", None), 0.001, ("n",),
     ),
-    "process without warm-up": ProcessRecord("graph@ort/b1/t1", 0, 0, 0, 1, 0.1, 0.2, 0.3, 5, None, replace(FACTS, precision=None, precision_reason="why")),
+    "process without warm-up": ProcessRecord(
+        "graph@ort/b1/t1", 0, 0, 0, 1, 0.1, 0.2, 0.3, 5, None, replace(FACTS, precision=None, precision_reason="why")
+    ),
     "block": BlockRecord("fp32@ort/b1/t1", 0, 1, 2, 3, 4, 5.5, RNG.random(7), 1, 2, 8, 0.5, 0.6, {"steal_share": 0.0}),
-    "quality": QualityRecord("fp32@ort/b1", "top1", RNG.random((5, 2)), RNG.integers(-(2**63), 9, 5), RNG.random(5), "d" * 64, 0.5),
+    "quality": QualityRecord(
+        "fp32@ort/b1", "top1", RNG.random((5, 2)), RNG.integers(-(2**63), 9, 5), RNG.random(5), "d" * 64, 0.5
+    ),
     "quality without classes": QualityRecord("graph@ort/b1", "rmse", RNG.random(5), None, RNG.random(5), "d" * 64, 0.5, ("n",)),
     "failure": FailureRecord("graph@ov/b1/t1", "load", "crash", "it crashed\nbadly", 2, "last\nwords · µ"),
     "failure of a plan": FailureRecord("graph", "variant", "unsupported", "no"),
@@ -105,8 +109,8 @@ def test_a_run_comes_back_whole(tmp_path):
         run.study,
         run.environment,
     )
-    assert ({"cases": [{"variant": "fp32"}], "data_rows": 5}, ("a note",)) == (run.plan, run.notes)
-    assert (1, 2, 1, 2, 2) == tuple(map(len, (run.artifacts, run.processes, run.blocks, run.qualities, run.failures)))
+    assert (run.plan, run.notes) == ({"cases": [{"variant": "fp32"}], "data_rows": 5}, ("a note",))
+    assert tuple(map(len, (run.artifacts, run.processes, run.blocks, run.qualities, run.failures))) == (1, 2, 1, 2, 2)
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
@@ -143,7 +147,7 @@ def test_runs_do_not_mix(opened, run_id):
     opened.add(run_id, RECORDS["block"])
 
     assert opened.add(other, RECORDS["block"])
-    assert (1, 1) == (len(opened.records(run_id, BlockRecord)), len(opened.records(other, BlockRecord)))
+    assert (len(opened.records(run_id, BlockRecord)), len(opened.records(other, BlockRecord))) == (1, 1)
 
 
 def test_the_latest_run_is_the_one_begun_last(opened):
@@ -172,10 +176,10 @@ def test_an_empty_database_says_what_makes_a_run(opened):
 
 def test_attempts_are_counted_by_replicate_and_group(opened, run_id):
     """-1 before the first."""
-    assert -1 == opened.last_attempt(run_id, 0, 2)
+    assert opened.last_attempt(run_id, 0, 2) == -1
     opened.add(run_id, RECORDS["process"])
 
-    assert (1, -1, -1) == tuple(opened.last_attempt(run_id, *where) for where in ((0, 2), (0, 1), (1, 2)))
+    assert tuple(opened.last_attempt(run_id, *where) for where in ((0, 2), (0, 1), (1, 2))) == (1, -1, -1)
 
 
 def test_a_discarded_run_leaves_nothing(opened, run_id):
@@ -187,8 +191,8 @@ def test_a_discarded_run_leaves_nothing(opened, run_id):
     opened.discard(run_id)
 
     assert [other] == [summary.id for summary in opened.runs()]
-    assert () == opened.records(run_id, BlockRecord)
-    assert 1 == len(opened.records(other, BlockRecord))
+    assert opened.records(run_id, BlockRecord) == ()
+    assert len(opened.records(other, BlockRecord)) == 1
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_a_damaged_database_is_told(tmp_path, damage):
     store.close()
     damage(tmp_path / DATABASE_NAME)
 
-    with pytest.raises(StoreError, match=DATABASE_NAME):
+    with pytest.raises(StoreError, match=DATABASE_NAME):  # noqa: PT012 (whichever of the two notices)
         reopened = open_store(tmp_path)
         try:
             reopened.run(reopened.resolve("latest"))
@@ -284,12 +288,12 @@ def test_an_older_database_is_migrated_in_one_transaction(tmp_path, monkeypatch)
     monkeypatch.setattr(store_module, "_MIGRATIONS", {1: step(1), 2: step(2)})
     for _ in range(2):
         store = open_store(tmp_path)
-        assert 1 == len(store.records(run_id, BlockRecord))
+        assert len(store.records(run_id, BlockRecord)) == 1
         store.close()
     connection = sqlite3.connect(tmp_path / DATABASE_NAME)
 
-    assert [1, 2] == calls
-    assert 3 == connection.execute("select version from edgeprof_schema").fetchone()[0]
+    assert calls == [1, 2]
+    assert connection.execute("select version from edgeprof_schema").fetchone()[0] == 3
     connection.close()
 
 
@@ -307,8 +311,8 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
         open_store(tmp_path)
     connection = sqlite3.connect(tmp_path / DATABASE_NAME)
 
-    assert 1 == connection.execute("select version from edgeprof_schema").fetchone()[0]
-    assert [] == connection.execute("select name from sqlite_master where name = 'half'").fetchall()
+    assert connection.execute("select version from edgeprof_schema").fetchone()[0] == 1
+    assert connection.execute("select name from sqlite_master where name = 'half'").fetchall() == []
     connection.close()
 
 
@@ -331,7 +335,7 @@ def test_a_schema_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     connection.close()
     monkeypatch.setattr(store_module, "_prepare", real)
 
-    assert [] == tables
+    assert tables == []
     open_store(tmp_path).close()
 
 
@@ -363,7 +367,7 @@ def test_a_folder_without_a_database_names_the_option(tmp_path):
     with pytest.raises(StoreError, match="--out"):
         open_store(tmp_path, create=False)
 
-    assert [] == list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_names_the_option(tmp_path):
@@ -391,7 +395,7 @@ def test_a_full_disk_is_told_and_what_was_stored_is_kept(tmp_path):
         store = open_store(small)
         run_id = store.create_run(make_study(model="m"), describe(), version="0")
         stored = 0
-        with pytest.raises(StoreError, match=r"full.*--resume|No space"):
+        with pytest.raises(StoreError, match=r"full.*--resume|No space"):  # noqa: PT012 (which record fills the disk is not known)
             for index in range(500):
                 samples = np.random.default_rng(index).random(2000)
                 store.add(run_id, replace(RECORDS["block"], round=index, samples_s=samples))
@@ -445,8 +449,8 @@ def test_two_writers_wait_for_each_other(tmp_path):
         thread.join()
     store = open_store(tmp_path)
 
-    assert [] == errors
-    assert 45 == len(store.done_blocks(run_id))
+    assert errors == []
+    assert len(store.done_blocks(run_id)) == 45
     store.close()
 
 

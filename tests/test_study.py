@@ -97,7 +97,7 @@ def test_all_problems_are_told_at_once():
 @pytest.mark.parametrize("text", ["int8 static", "int8{", "", "a{b}", "{x=1}", "int8-static{a=1,a=2}", "ort:", "a}b"])
 def test_names_that_do_not_parse_are_refused(text):
     """Variants and backends share one text form."""
-    with pytest.raises(EdgeprofError, match="cannot read|stands twice"):
+    with pytest.raises(EdgeprofError, match=r"cannot read|stands twice"):
         make_study(model="m.onnx", variants=(text,))
 
 
@@ -152,7 +152,7 @@ def test_a_study_file_is_read_from_its_own_folder(tmp_path):
     study = read_study(path)
 
     assert (str(tmp_path / "m.onnx"), "pkg.mod:rows", "/abs/c.npz") == (study.model, study.data, study.calibration)
-    assert (("ov", "ort"), 3) == (study.backends, study.effort.rounds)
+    assert (study.backends, study.effort.rounds) == (("ov", "ort"), 3)
 
 
 def test_a_home_path_in_a_study_file_is_a_home_path(tmp_path, monkeypatch):

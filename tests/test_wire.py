@@ -74,7 +74,7 @@ def test_frames_follow_one_another_until_a_clean_end():
     """Reading goes on frame by frame and says None at the end, not an error."""
     stream = io.BytesIO(written({"n": 1}) + written({"n": 2}, {"a": np.ones(3)}))
 
-    assert [1, 2] == [wire.read_frame(stream)[0]["n"] for _ in range(2)]
+    assert [wire.read_frame(stream)[0]["n"] for _ in range(2)] == [1, 2]
     assert wire.read_frame(stream) is None
 
 
@@ -94,7 +94,7 @@ def test_random_bytes_are_an_error_of_the_wire_or_a_frame(garbage):
     try:
         wire.read_frame(io.BytesIO(garbage))
     except WireError as error:
-        assert str(error)
+        assert str(error)  # noqa: PT017 (either outcome is fine)
 
 
 @given(JSON)
@@ -103,14 +103,15 @@ def test_a_header_of_any_json_is_an_error_of_the_wire_or_a_frame(header):
     try:
         frame = wire.read_frame(frame_of(header))
     except WireError as error:
-        assert "header" in str(error)
+        assert "header" in str(error)  # noqa: PT017 (either outcome is fine)
     else:
         assert isinstance(frame[0], dict)
 
 
 @given(
-    st.one_of(st.sampled_from(["f4", "<i8", "O", "V8", "U3", "S2", "M8[s]", "m8[s]", "c16", "i4,i4", "x", "", "f,", "(2,)i4", "(", "i4 i4"]),
-              st.text(max_size=6), JSON),
+    st.one_of(
+        st.sampled_from(["f4", "<i8", "O", "V8", "U3", "S2", "M8[s]", "m8[s]", "c16", "i4,i4", "x", "f,", "(2,)i4", "(", "e", ">u2"]), st.text(max_size=6), JSON
+    ),
     st.one_of(st.lists(st.integers(-3, 5), max_size=4), JSON),
 )  # fmt: skip
 def test_an_array_of_any_dtype_and_shape_is_numeric_or_refused(dtype, shape):
@@ -150,7 +151,7 @@ def test_a_huge_header_is_refused_before_it_is_read():
     with pytest.raises(WireError, match="4294967295 bytes, at most"):
         wire.read_frame(stream)
 
-    assert 4 == stream.asked
+    assert stream.asked == 4
 
 
 def test_many_arrays_together_keep_to_the_limit():
@@ -174,7 +175,7 @@ def test_only_numbers_leave(array):
     with pytest.raises(WireError, match="'odd'"):
         wire.write_frame(stream, {}, {"odd": array})
 
-    assert b"" == stream.getvalue()
+    assert stream.getvalue() == b""
 
 
 def test_nan_in_a_header_is_refused():
@@ -183,7 +184,7 @@ def test_nan_in_a_header_is_refused():
     with pytest.raises(ValueError, match="JSON"):
         wire.write_frame(stream, {"cpu_s": float("nan")})
 
-    assert b"" == stream.getvalue()
+    assert stream.getvalue() == b""
 
 
 @pytest.mark.parametrize(

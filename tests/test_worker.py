@@ -46,7 +46,7 @@ def test_an_unknown_command_is_answered_with_the_known_ones(state):
     """A newer parent gets words, not silence."""
     reply, _ = ask(state, "dance")
 
-    assert (False, "error") == (reply["ok"], reply["kind"])
+    assert (reply["ok"], reply["kind"]) == (False, "error")
     assert "'dance'" in reply["message"]
     assert "hello" in reply["message"]
 
@@ -61,7 +61,10 @@ def test_commands_before_load_say_so(state, command):
 
 @pytest.mark.parametrize(
     ("command", "fields"),
-    [("load", {}), ("put", {}), ("have", {"sha256": "a" * 64}), ("load", {"backend": "nosuch"}), ("availability", {"backend": "ortt"})],
+    [
+        ("load", {}), ("put", {}), ("have", {"sha256": "a" * 64}), ("load", {"backend": "nosuch"}),
+        ("availability", {"backend": "ortt"}),
+    ],
 )  # fmt: skip
 def test_incomplete_commands_are_answered(state, command, fields):
     """A missing field or unknown backend is a failure in words."""
@@ -103,8 +106,8 @@ def test_feeds_that_do_not_fit_are_refused_before_timing(state, artifact):
     )
     replies = [ask(state, "feed", arrays)[0] for arrays in wrong]
 
-    assert [False] * 4 == [reply["ok"] for reply in replies]
-    assert [] == state.feeds
+    assert [reply["ok"] for reply in replies] == [False] * 4
+    assert state.feeds == []
 
 
 def test_received_arrays_can_be_written_to(state, artifact):
@@ -136,7 +139,7 @@ def test_an_artifact_travels_in_chunks_and_is_known_by_its_hash(state):
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     answers.append(ask(state, "have", **fields)[0]["have"])
 
-    assert [False, False, True, False] == answers
+    assert answers == [False, False, True, False]
 
 
 def test_a_shorter_file_replaces_a_longer_one(state):
@@ -144,7 +147,7 @@ def test_a_shorter_file_replaces_a_longer_one(state):
     for content in (b"x" * 100, b"y" * 10):
         ask(state, "put", {"chunk": np.frombuffer(content, np.uint8)}, sha256="b" * 64, name="m", offset=0)
 
-    assert b"y" * 10 == (state.cache / ("b" * 64) / "m").read_bytes()
+    assert (state.cache / ("b" * 64) / "m").read_bytes() == b"y" * 10
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_names_that_leave_the_cache_are_refused(state, tmp_path, command, sha, n
     )  # fmt: skip
 
     assert not reply["ok"]
-    assert [] == [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_timing_leaves_the_collector_as_it_was(state, artifact):
@@ -176,7 +179,7 @@ def test_timing_leaves_the_collector_as_it_was(state, artifact):
 
     assert gc.isenabled()
     assert reply["ok"]
-    assert 5 == len(arrays["durations_ns"])
+    assert len(arrays["durations_ns"]) == 5
 
 
 def frame(header, arrays=None) -> bytes:
@@ -217,8 +220,8 @@ def test_stop_ends_the_worker():
     process = start()
     out, _ = process.communicate(frame({"command": "stop"}) + frame({"command": "hello"}), timeout=30)
 
-    assert 0 == process.returncode
-    assert 1 == out.count(b'"ok"')
+    assert process.returncode == 0
+    assert out.count(b'"ok"') == 1
 
 
 CHATTY = """
@@ -247,7 +250,7 @@ main()
 
 @pytest.mark.process
 def test_native_chatter_cannot_corrupt_the_protocol(artifact):
-    """Python, C, file descriptor 1 and child processes may print, and read stdin: answers arrive whole, the noise is in the log."""
+    """Python, C, descriptor 1 and child processes may print, and read stdin: answers arrive whole, the noise is in the log."""
     base = local()
     with WorkerProcess(Target("chatty", (sys.executable, "-c", CHATTY), True, base.environment)) as process:
         process.request("load", backend="fake", path=str(artifact), threads=1, batch=1, timeout_s=20)
@@ -257,8 +260,8 @@ def test_native_chatter_cannot_corrupt_the_protocol(artifact):
         _, outputs = process.request("infer", {"x": np.zeros((1, 4), "f4")}, timeout_s=5)
 
     assert all(who in log for who in ("python says", "fd one says", "C says", "a child says"))
-    assert 20 == len(arrays["durations_ns"])
-    assert (1, 2) == outputs["y"].shape
+    assert len(arrays["durations_ns"]) == 20
+    assert outputs["y"].shape == (1, 2)
 
 
 TEXTUAL = """
@@ -289,7 +292,7 @@ def test_an_answer_that_cannot_travel_is_a_failure_and_not_the_end(artifact):
             process.request("infer", {"x": np.zeros((1, 4), "f4")}, timeout_s=5)
         hello, _ = process.request("hello", timeout_s=5)
 
-    assert "error" == caught.value.kind
+    assert caught.value.kind == "error"
     assert hello["ok"]
 
 
@@ -319,7 +322,7 @@ def test_an_artifact_is_sent_once(tmp_path):
             process.request("load", backend="fake", sha256=sha, name="model.onnx", threads=1, batch=1, timeout_s=20)
             puts.append(sent.count("put"))
 
-    assert [5, 0, 1] == puts
+    assert puts == [5, 0, 1]
     assert contents == {name: (cache / sha / name).read_bytes() for name in contents}
 
 
@@ -394,8 +397,8 @@ def test_the_worker_runs_on_python_310_with_numpy_psutil_and_one_runtime(tmp_pat
     expected = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, {"x": rows})[0]
 
     assert hello["python"].startswith("3.10")
-    assert 5 == len(arrays["durations_ns"])
+    assert len(arrays["durations_ns"]) == 5
     assert timing["wall_s"] > 0
     assert memory["peak_rss_bytes"]
-    assert "CPUExecutionProvider" == facts["facts"]["provider"]
+    assert facts["facts"]["provider"] == "CPUExecutionProvider"
     np.testing.assert_allclose(expected, outputs["y"], rtol=1e-4, atol=1e-5)

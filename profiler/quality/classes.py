@@ -184,6 +184,11 @@ class Auc(BaseMetric):
             )
         return float(np.mean(defined))
 
+    def ranked(self, per_sample: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows with each column replaced by its dense ranks: the same area, and a bootstrap need not sort again."""
+        columns = [np.unique(column, return_inverse=True)[1] for column in per_sample[:, 1:].T]
+        return np.column_stack([per_sample[:, 0], *columns]).astype(np.float64)
+
     def _probabilities(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.scale == "probabilities":
             return rows
@@ -201,11 +206,17 @@ def _area(positive: NDArray[np.bool_], columns: NDArray[np.float64]) -> float | 
     n_negative = len(positive) - n_positive
     if not n_positive or not n_negative:
         return None
-    _, inverse, counts = np.unique(columns, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    mean_rank = ends - (counts - 1) / 2
-    rank_sum = float(mean_rank[inverse][positive].sum())
-    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    ranks = columns.astype(np.intp) if _are_ranks(columns) else np.unique(columns, return_inverse=True)[1]
+    levels = int(ranks.max()) + 1
+    positives = np.bincount(ranks[positive], minlength=levels)
+    negatives = np.bincount(ranks[~positive], minlength=levels)
+    below = np.cumsum(negatives) - negatives / 2
+    return float((positives * below).sum() / (n_positive * n_negative))
+
+
+def _are_ranks(columns: NDArray[np.float64]) -> bool:
+    """Small whole numbers can be counted without sorting."""
+    return bool(columns.min() >= 0 and columns.max() <= 4 * len(columns) and (columns == np.floor(columns)).all())
 
 
 def _as_classes(metric: str, labels: Array) -> NDArray[np.int64]:

@@ -60,7 +60,7 @@ def metric_estimate(
     value = metric.value(per_sample)
     if metric.mean_reduced and _binary(per_sample):
         return _share(per_sample, metric.unit, ids, level, seed)
-    low, high, note = _bootstrap(_defined(metric), None, per_sample, ids, level, seed)
+    low, high, note = _bootstrap(_defined(metric), None, _ranked(metric, per_sample), ids, level, seed)
     return Estimate(value, low, high, metric.unit, level, note=note)
 
 
@@ -106,7 +106,9 @@ def paired_drop(
         rare = 1 - (1 - level) ** (1 / n)
         note = f"no sample changed; changes in fewer than {rare:.2%} of samples would probably not have shown"
         return Estimate(0.0, 0.0, 0.0, metric.unit, level, note=note)
-    bootstrap_low, bootstrap_high, note = _bootstrap(_defined(metric), reference, variant, ids, level, seed)
+    bootstrap_low, bootstrap_high, note = _bootstrap(
+        _defined(metric), _ranked(metric, reference), _ranked(metric, variant), ids, level, seed
+    )
     if flips is not None and bootstrap_low is not None and bootstrap_high is not None:
         bad, good, n = _changed_clusters(reference, variant, ids)
         if bad + good < FEW_CHANGED:
@@ -189,6 +191,12 @@ def _bootstrap(
         reason = f"{groups} independent sample(s)" if groups < 2 else "the metric is undefined on too many resamples"
         return None, None, f"no interval: {reason}"
     return low, high, f"bootstrap over {groups} clusters" if clustered(ids) else None
+
+
+def _ranked(metric: Metric, rows: Rows) -> Rows:
+    """What the bootstrap draws from: metrics of ranks say how to sort once instead of in every resample."""
+    ranked: Callable[[Rows], Rows] | None = getattr(metric, "ranked", None)
+    return rows if ranked is None else ranked(rows)
 
 
 def _nothing(rows: Rows, statistic: Callable[[Rows], float]) -> tuple[Rows, Callable[[Rows], float]]:

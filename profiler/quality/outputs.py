@@ -99,7 +99,7 @@ def similarity(values: Array, reference: Array) -> NDArray[np.float64]:
     """Similarity of each row to the reference's, shape (n,), in [−1, 1]; 1 for rows that are equal, zero vectors too.
 
     Cosine similarity of the flattened rows. For one value a row, where a cosine sees the sign only, it is
-    1 − |a − b| / max(|a|, |b|): 0.99 means one per cent apart. Where only one is zero, NaN or infinite it is 0.
+    1 − |a − b| / max(|a|, |b|), or 1 − |a − b| when all values lie in 0 … 1: 0.99 means one per cent apart. Where only one is zero, NaN or infinite it is 0.
     """
     _check_same_shape(values, reference)
     n = len(values)
@@ -108,7 +108,9 @@ def similarity(values: Array, reference: Array) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         largest_a, largest_b = np.abs(a).max(axis=1, initial=0), np.abs(b).max(axis=1, initial=0)
         if a.shape[1] == 1:
-            result = 1 - np.abs(a - b)[:, 0] / np.maximum(largest_a, largest_b)
+            # Shares and probabilities (a column within 0 … 1) are compared as they are: 1e-5 and 2e-5 agree.
+            shares = bool(((b >= 0) & (b <= 1)).all() and ((a >= 0) & (a <= 1)).all())
+            result = 1 - np.abs(a - b)[:, 0] / (1.0 if shares else np.maximum(largest_a, largest_b))
         else:
             # Scaled by the largest entry first: squares of very large or small values leave the range of floats.
             a, b = a / largest_a[:, np.newaxis], b / largest_b[:, np.newaxis]

@@ -35,7 +35,7 @@ def test_profile_ends_with_a_decision_a_table_and_a_report(edgeprof, tmp_path, s
         "--quick", "--out", tmp_path, "--max-drop", "5pt",
     )  # fmt: skip
 
-    assert 0 == told.code, told.err
+    assert told.code == 0, told.err
     assert "Ship fp32" in told.out
     (report,) = tmp_path.glob("*/report.html")
     assert "report.html" in told.out
@@ -61,7 +61,7 @@ def test_profile_json_is_only_json(edgeprof, tmp_path, small_model, small_data, 
     )
 
     assert json.loads(told.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    assert 0 == told.code
+    assert told.code == 0
 
 
 def test_no_case_that_fits_is_exit_code_1(edgeprof, tmp_path, small_model, small_data, quick):
@@ -71,7 +71,7 @@ def test_no_case_that_fits_is_exit_code_1(edgeprof, tmp_path, small_model, small
         "--quick", "--out", tmp_path, "--slo-p99", "1us",
     )  # fmt: skip
 
-    assert 1 == told.code
+    assert told.code == 1
     assert "No case" in told.out
 
 
@@ -85,9 +85,9 @@ def test_a_study_file_is_done_and_resumed(edgeprof, tmp_path, small_model, small
     again = edgeprof("run", "--resume", "latest", "--out", tmp_path / "o", "--json")
     runs = json.loads(edgeprof("runs", "--out", tmp_path / "o", "--json").out)
 
-    assert (0, 0) == (first.code, again.code), first.err + again.err
+    assert (first.code, again.code) == (0, 0), first.err + again.err
     assert json.loads(first.out) == json.loads(again.out)
-    assert ["finished"] == [run["status"] for run in runs]
+    assert [run["status"] for run in runs] == ["finished"]
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path, small_model, small_data):
@@ -110,10 +110,10 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, small_model, small_data):
         check=True,
     )
 
-    assert 130 == process.returncode
+    assert process.returncode == 130
     assert "edgeprof run --resume" in err
     assert "Traceback" not in err
-    assert ["interrupted"] == [run["status"] for run in json.loads(runs.stdout)]
+    assert [run["status"] for run in json.loads(runs.stdout)] == ["interrupted"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_what_a_run_holds_can_be_read_as_text_and_json(edgeprof, finished, tmp_p
     text = edgeprof(*arguments, "--out", finished, *(["--to", tmp_path / "r.html"] if arguments == ["report"] else []))
     data = edgeprof(*arguments, "--out", finished, "--json")
 
-    assert (0, 0) == (text.code, data.code), text.err + data.err
+    assert (text.code, data.code) == (0, 0), text.err + data.err
     assert text.out.strip()
     assert json.loads(data.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON")) is not None
 
@@ -138,7 +138,7 @@ def test_the_frontier_is_also_csv(edgeprof, finished):
     """A header, and a row for each measured case."""
     rows = list(csv.DictReader(io.StringIO(edgeprof("frontier", "--csv", "--out", finished).out)))
 
-    assert 2 <= len(rows)
+    assert len(rows) >= 2
 
 
 def test_the_report_is_written_where_it_is_asked_for(edgeprof, finished, tmp_path):
@@ -158,7 +158,7 @@ def test_backends_are_listed_with_what_is_missing(edgeprof):
 
     assert {"ort", "ov", "trt", "fake"} <= {row["backend"] for row in rows}
     assert all(row["available"] or row["reason"] for row in rows)
-    assert 0 == told.code
+    assert told.code == 0
     assert "fake" in told.out
 
 
@@ -167,7 +167,7 @@ def test_devices_and_prices_are_listed(edgeprof, arguments):
     """As text and JSON, filtered by what stands in their names."""
     told, data = edgeprof("devices", *arguments), edgeprof("devices", *arguments, "--json")
 
-    assert (0, 0) == (told.code, data.code)
+    assert (told.code, data.code) == (0, 0)
     assert ("nosuchdevice" in arguments) == (json.loads(data.out)["entries"] == [])
 
 
@@ -187,10 +187,10 @@ def test_variants_are_made_and_told(edgeprof, tmp_path, small_model, small_data)
     )
     content = json.loads(told.out)
 
-    assert 0 == told.code, told.err
-    assert ["fp32", "prune-magnitude{sparsity=0.5}"] == [row["variant"] for row in content["artifacts"]]
+    assert told.code == 0, told.err
+    assert [row["variant"] for row in content["artifacts"]] == ["fp32", "prune-magnitude{sparsity=0.5}"]
     assert all(Path(row["path"]).is_file() for row in content["artifacts"])
-    assert 0 == edgeprof("variants", small_model, "--variants", "fp32", "--out", tmp_path).code
+    assert edgeprof("variants", small_model, "--variants", "fp32", "--out", tmp_path).code == 0
 
 
 def test_an_onnx_model_is_exported_to_itself(edgeprof, tmp_path, small_model, small_data):
@@ -198,7 +198,7 @@ def test_an_onnx_model_is_exported_to_itself(edgeprof, tmp_path, small_model, sm
     told = edgeprof("export", small_model, "-o", tmp_path / "a.onnx", "--data", small_data)
     data = edgeprof("export", small_model, "-o", tmp_path / "b.onnx", "--json")
 
-    assert (0, 0) == (told.code, data.code), told.err + data.err
+    assert (told.code, data.code) == (0, 0), told.err + data.err
     assert "opset" in told.out
     assert str(tmp_path / "b.onnx") == json.loads(data.out)["path"]
     assert (tmp_path / "a.onnx").is_file()
@@ -211,12 +211,12 @@ def test_a_study_file_is_written_that_can_be_done(edgeprof, tmp_path, small_mode
     first = edgeprof("init", small_model, "--data", small_data, "-o", tmp_path / "s.toml")
     again = edgeprof("init", small_model, "-o", tmp_path / "s.toml")
 
-    assert 0 == first.code, first.err
+    assert first.code == 0, first.err
     assert (str(small_model), str(small_data)) == (
         read_study(tmp_path / "s.toml").model,
         read_study(tmp_path / "s.toml").data,
     )
-    assert 2 == again.code
+    assert again.code == 2
     assert "exists" in again.err
 
 
@@ -227,7 +227,7 @@ def test_a_study_file_holds_any_name(edgeprof, tmp_path, build_model):
     model = build_model(tmp_path / 'a "b" c\\d µ 😀' / "m.onnx")
     told = edgeprof("init", model, "-o", tmp_path / "s.toml")
 
-    assert 0 == told.code, told.err
+    assert told.code == 0, told.err
     assert str(model) == read_study(tmp_path / "s.toml").model
 
 
@@ -251,4 +251,4 @@ def test_a_reader_that_leaves_is_no_error(finished):
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
     assert "Traceback" not in done.stderr
-    assert 0 == done.returncode
+    assert done.returncode == 0

@@ -32,7 +32,7 @@ def test_every_command_explains_itself(edgeprof, command, flag):
     """Exit code 0, its own sentence, its options and the exit codes."""
     told = edgeprof(command, flag)
 
-    assert (0, "") == (told.code, told.err)
+    assert (told.code, told.err) == (0, "")
     assert COMMANDS[command].split(":")[0].split(",")[0] in " ".join(told.out.split())
     assert "--help" in told.out
     assert "Exit codes" in told.out
@@ -43,7 +43,7 @@ def test_the_help_page_lists_every_command(edgeprof, arguments):
     """Also without any argument."""
     told = edgeprof(*arguments)
 
-    assert 0 == told.code
+    assert told.code == 0
     assert all(name in told.out and text in told.out for name, text in COMMANDS.items())
 
 
@@ -58,7 +58,10 @@ def test_the_version_is_one_line(edgeprof):
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"]])
 def test_the_help_page_imports_nothing_heavy(arguments):
     """It answers at once: in a fresh interpreter, none of the heavy packages was imported."""
-    code = f"import sys, atexit; atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr)); from profiler.cli import main; main({arguments!r})"
+    code = (
+        "import sys, atexit; atexit.register(lambda: print('MODULES', *sys.modules, file=sys.stderr)); "
+        f"from profiler.cli import main; main({arguments!r})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -80,7 +83,7 @@ def test_it_runs_as_a_module():
         check=False,
     )
 
-    assert 0 == done.returncode
+    assert done.returncode == 0
     assert done.stdout.startswith("edgeprof ")
 
 
@@ -91,10 +94,10 @@ def test_an_unknown_command_is_answered_with_its_near_match(edgeprof, typed, nea
     """One line on stderr, exit code 2."""
     told = edgeprof(typed)
 
-    assert (2, "") == (told.code, told.out)
+    assert (told.code, told.out) == (2, "")
     assert f"unknown command '{typed}'" in told.err
     assert near in told.err
-    assert 1 == len(told.err.strip().splitlines())
+    assert len(told.err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -102,7 +105,7 @@ def test_an_unknown_option_is_a_usage_error(edgeprof, command):
     """Exit code 2 and no traceback."""
     told = edgeprof(command, "--no-such-option")
 
-    assert 2 == told.code
+    assert told.code == 2
     assert "No such option" in told.err
     assert "Traceback" not in told.err
 
@@ -112,5 +115,5 @@ def test_a_missing_argument_is_a_usage_error(edgeprof, command):
     """It names the argument."""
     told = edgeprof(command)
 
-    assert 2 == told.code
+    assert told.code == 2
     assert "MODEL" in told.err.upper()

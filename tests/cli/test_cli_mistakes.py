@@ -12,12 +12,12 @@ from profiler.cli import app
 
 def assert_refused(told, *words: str) -> None:
     """One message on stderr that holds the words."""
-    assert 2 == told.code, told.err
+    assert told.code == 2, told.err
     text = told.err
     assert "Traceback" not in text
     assert "unexpected" not in text, text
     message = [line for line in text.splitlines() if line.startswith("edgeprof: ") and "steps)" not in line]
-    assert 1 == len(message), text
+    assert len(message) == 1, text
     for word in words:
         assert word in message[0]
 
@@ -172,7 +172,7 @@ def test_files_that_are_no_data_are_refused_by_name(edgeprof, tmp_path, small_mo
 def test_a_folder_without_runs_is_told(edgeprof, tmp_path, command):
     """With the option that names another; nothing is made there."""
     assert_refused(edgeprof(command, "--out", tmp_path), "--out")
-    assert [] == list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["frontier", "report", "show"])
@@ -216,7 +216,7 @@ def test_unknown_names_in_a_run_are_answered(edgeprof, finished):
 def test_debug_shows_the_traceback(tmp_path):
     """For the report of a bug; wherever the option stands."""
     for arguments in (["--debug", "runs", "--out", str(tmp_path)], ["runs", "--out", str(tmp_path), "--debug"]):
-        with pytest.raises(Exception, match="edgeprof.sqlite"):
+        with pytest.raises(Exception, match=r"edgeprof\.sqlite"):
             app.main(arguments)
 
 
@@ -230,7 +230,7 @@ def test_a_bug_is_told_as_one(edgeprof, monkeypatch):
     monkeypatch.setattr(store, "open_store", broken)
     told = edgeprof("runs")
 
-    assert 2 == told.code
+    assert told.code == 2
     assert "bug in edgeprof" in told.err
     assert "--debug" in told.err
     assert "Traceback" not in told.err

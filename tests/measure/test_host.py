@@ -43,12 +43,12 @@ def test_a_linux_tree_is_read(tree):
 
     assert pytest.approx((100 + 20 + 30 + 6 + 7) / TICKS) == values["busy_s"]
     assert pytest.approx(8 / TICKS) == values["steal_s"]
-    assert (2.5, 3.0, 0.25) == (values["run_delay_s"], values["cpu_pressure_s"], values["throttled_s"])
+    assert (values["run_delay_s"], values["cpu_pressure_s"], values["throttled_s"]) == (2.5, 3.0, 0.25)
 
 
 def test_the_older_control_groups_count_in_nanoseconds(tree):
     """cgroup v1."""
-    assert 0.5 == host.read(tree({"sys/fs/cgroup/cpu/cpu.stat": "throttled_time 500000000\n"})).values["throttled_s"]
+    assert host.read(tree({"sys/fs/cgroup/cpu/cpu.stat": "throttled_time 500000000\n"})).values["throttled_s"] == 0.5
 
 
 @pytest.mark.parametrize("damage", ["", "garbage", "cpu x y z\n", "some total=\n", "throttled_usec many\n"])
@@ -74,17 +74,17 @@ def test_our_own_ticks_do_not_make_others_negative():
     """The kernel's 10 ms ticks lag behind the process clock."""
     labels = host.difference(Counters(0, 0, {"busy_s": 0}), Counters(0.01, 0.01, {"busy_s": 0}))
 
-    assert 0 == labels["other_cpu_share"]
+    assert labels["other_cpu_share"] == 0
 
 
 def test_a_counter_that_vanished_is_absent():
     """A control group may disappear in between."""
-    assert {} == host.difference(Counters(0, 0, {"throttled_s": 1.0}), Counters(1, 0, {}))
+    assert host.difference(Counters(0, 0, {"throttled_s": 1.0}), Counters(1, 0, {})) == {}
 
 
 def test_no_time_between_readings_is_no_division_by_zero():
     """Two readings in one tick of a coarse clock."""
-    assert {"steal_share": 0.0} == host.difference(Counters(1, 1, {"steal_s": 1.0}), Counters(1, 1, {"steal_s": 1.0}))
+    assert host.difference(Counters(1, 1, {"steal_s": 1.0}), Counters(1, 1, {"steal_s": 1.0})) == {"steal_share": 0.0}
 
 
 def test_this_machine_can_be_read():

@@ -38,8 +38,8 @@ def test_each_inference_is_timed_alone():
     machine = Machine([5, 700, 30, 2])
     timing = time_inferences(machine.infer, [{}], Limits(0, 4, 1), clock=machine.clock)
 
-    assert [5, 700, 30, 2] == timing.durations_ns.tolist()
-    assert [1000, 1005, 1705, 1735] == timing.starts_ns.tolist()
+    assert timing.durations_ns.tolist() == [5, 700, 30, 2]
+    assert timing.starts_ns.tolist() == [1000, 1005, 1705, 1735]
 
 
 def test_feeds_are_taken_in_turn():
@@ -56,7 +56,7 @@ def test_a_sample_of_several_inferences_is_their_sum():
     machine = Machine(range(1, 100))
     timing = time_inferences(machine.infer, [{}], Limits(0, 3, 1), clock=machine.clock, per_sample=4)
 
-    assert [1 + 2 + 3 + 4, 5 + 6 + 7 + 8, 9 + 10 + 11 + 12] == timing.durations_ns.tolist()
+    assert timing.durations_ns.tolist() == [1 + 2 + 3 + 4, 5 + 6 + 7 + 8, 9 + 10 + 11 + 12]
 
 
 @given(
@@ -84,7 +84,7 @@ def test_one_sample_is_taken_at_least():
     """A model slower than the longest block gives one sample, not none."""
     machine = Machine(endless(10**12))
 
-    assert 1 == len(time_inferences(machine.infer, [{}], Limits(0, 5, 0.001), clock=machine.clock).durations_ns)
+    assert len(time_inferences(machine.infer, [{}], Limits(0, 5, 0.001), clock=machine.clock).durations_ns) == 1
 
 
 def test_the_cost_of_the_loop_is_outside_samples_but_for_one_look_at_the_clock():
@@ -92,12 +92,12 @@ def test_the_cost_of_the_loop_is_outside_samples_but_for_one_look_at_the_clock()
     machine = Machine(endless(1000), look_ns=30)
     timing = time_inferences(machine.infer, [{}], Limits(0, 5, 1), clock=machine.clock)
 
-    assert [1030] * 5 == timing.durations_ns.tolist()
+    assert timing.durations_ns.tolist() == [1030] * 5
 
 
 def test_the_collector_rests_inside_and_works_again_after_an_error():
     """Also when the model raises."""
-    with pytest.raises(RuntimeError), quiet_collector():
+    with pytest.raises(RuntimeError), quiet_collector():  # noqa: PT012 (the block is what is tested)
         inside = gc.isenabled()
         raise RuntimeError
 

@@ -66,15 +66,15 @@ def test_a_worker_does_a_case_from_load_to_outputs(artifact):
         _, outputs = worker.request("infer", {"x": ROWS["0/x"]}, timeout_s=5)
 
     assert (1, worker.pid) == (hello["protocol"], hello["pid"])
-    assert ["x"] == [info["name"] for info in answer["inputs"]]
-    assert 2 == fed["turns"]
+    assert [info["name"] for info in answer["inputs"]] == ["x"]
+    assert fed["turns"] == 2
     assert first["first_inference_s"] >= 200e-6
-    assert 7 == len(arrays["durations_ns"])
+    assert len(arrays["durations_ns"]) == 7
     assert (arrays["durations_ns"] >= 200_000).all()
     assert timing["cpu_s"] > 0
     assert memory["peak_rss_bytes"] >= memory["rss_bytes"] > 1 << 20
-    assert "fake" == facts["facts"]["runtime"]
-    assert (1, 2) == outputs["y"].shape
+    assert facts["facts"]["runtime"] == "fake"
+    assert outputs["y"].shape == (1, 2)
 
 
 @pytest.mark.process
@@ -115,10 +115,10 @@ def test_a_hung_worker_is_ended_at_its_deadline_by_itself(artifact):
         worker.request("feed", ROWS, timeout_s=5)
         failure = failure_of(worker, "first", timeout_s=0.5)
 
-        assert "timeout" == failure.kind
+        assert failure.kind == "timeout"
         assert "'first' within 0.5 s (--time-limit)" in str(failure)
         assert "_hang" in (failure.log_tail or "")
-        assert 1 == worker._process.poll()
+        assert worker._process.poll() == 1
 
 
 @pytest.mark.process
@@ -137,7 +137,7 @@ def test_a_worker_whose_own_timer_fails_is_ended_by_the_parent(quick_grace):
     child = int(worker.log_tail())
     failure = failure_of(worker, timeout_s=0.2)
 
-    assert "timeout" == failure.kind
+    assert failure.kind == "timeout"
     assert worker._process.poll() == -signal.SIGKILL
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     worker.close()
@@ -149,7 +149,7 @@ def test_a_memory_limit_is_an_allocation_that_fails_and_not_a_dead_machine(artif
     with WorkerProcess(local(), memory_limit_bytes=400 << 20) as worker, pytest.raises(WorkerFailure) as caught:
         loaded(worker, artifact, memory_mb="1500")
 
-    assert "out_of_memory" == caught.value.kind
+    assert caught.value.kind == "out_of_memory"
 
 
 @pytest.mark.process
@@ -171,7 +171,11 @@ def test_below_the_memory_limit_nothing_happens(artifact):
         ("import sys; sys.stdout.buffer.write(b'\\xff' * 100); sys.stdout.flush(); sys.stdin.read()", "error", "pipe"),
         ("import sys, time; sys.stdout.close(); import os; os.close(1); time.sleep(600)", "error", "pipe"),
         ("import sys; sys.stdout.buffer.write(b'\\x00\\x00\\x00\\x02{}'); sys.stdout.flush(); sys.stdin.read()", "error", "pipe"),
-        ("import sys; sys.stdout.buffer.write(b'\\x00\\x00\\x00\\x0d{\"arrays\":[]}'); sys.stdout.flush(); sys.stdin.read()", "error", "no reason"),
+        (
+            "import sys; sys.stdout.buffer.write(b'\\x00\\x00\\x00\\x0d{\"arrays\":[]}'); sys.stdout.flush(); sys.stdin.read()",
+            "error",
+            "no reason",
+        ),
     ],
     ids=["exit", "chatter", "garbage", "closed pipe", "no arrays", "no verdict"],
 )  # fmt: skip
@@ -202,7 +206,7 @@ def test_the_log_tail_is_the_end_of_what_was_written(quick_grace):
     worker.close()
 
     assert tail.endswith("the end")
-    assert process._LOG_TAIL_LINES == len(tail.splitlines())
+    assert len(tail.splitlines()) == process._LOG_TAIL_LINES
 
 
 def test_a_command_that_does_not_exist_is_a_target_error():
@@ -238,7 +242,7 @@ def test_bytes_that_were_not_sent_are_never_written_to_another_file(tmp_path, qu
         if handle != number:
             os.close(handle)
 
-    assert b"" == (tmp_path / "innocent").read_bytes()
+    assert (tmp_path / "innocent").read_bytes() == b""
 
 
 @pytest.mark.process
@@ -253,7 +257,7 @@ def test_many_open_files_do_not_matter():
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         with WorkerProcess(local()) as worker:
-            assert 1 == worker.request("hello", timeout_s=20)[0]["protocol"]
+            assert worker.request("hello", timeout_s=20)[0]["protocol"] == 1
     finally:
         for handle in held:
             os.close(handle)
@@ -268,7 +272,7 @@ def test_a_closed_worker_is_gone_and_closing_twice_is_harmless(artifact):
     worker.close()
     worker.close()
 
-    assert 0 == worker._process.poll()
+    assert worker._process.poll() == 0
 
 
 def workers_with(mark: str) -> list[int]:
@@ -304,7 +308,9 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(tmp_path, artifact):
         from profiler.targets.process import WorkerProcess
         idle, busy = (WorkerProcess(local(), cache=Path({mark!r})) for _ in range(2))
         for worker in (idle, busy):
-            worker.request("load", backend="fake", path={str(artifact)!r}, threads=1, batch=1, options={{"latency_us": "1000"}}, timeout_s=20)
+            worker.request(
+                "load", backend="fake", path={str(artifact)!r}, threads=1, batch=1, options={{"latency_us": "1000"}}, timeout_s=20
+            )
             worker.request("feed", {{"0/x": np.zeros((1, 4), np.float32)}}, timeout_s=5)
         print("ready", flush=True)
         busy.request("time", timeout_s=2, min_s=1.0, min_samples=1, max_s=1.0)
@@ -313,12 +319,12 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(tmp_path, artifact):
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
-    assert b"ready" == parent.stdout.readline().strip()
+    assert parent.stdout.readline().strip() == b"ready"
     parent_and_workers = workers_with(mark)
     time.sleep(0.1)
     parent.kill()
     parent.wait()
     parent.stdout.close()
 
-    assert 2 == len(parent_and_workers)
+    assert len(parent_and_workers) == 2
     assert wait_until(lambda: not workers_with(mark))

@@ -37,4 +37,4 @@ def test_a_worker_does_not_import_the_users_folders(tmp_path):
         capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 
-    assert (0, b"", b"") == (done.returncode, done.stdout, done.stderr)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
