@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from profiler import units
 from profiler.cost import detect, prices
 from profiler.cost import model as cost_model
-from profiler.errors import EdgeprofError
+from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.quality import compare, verdict
 from profiler.quality.metrics import Metric, get_metric
 from profiler.records import (
@@ -149,11 +149,12 @@ class Analysis:
 
     def case(self, text: str) -> CaseResult:
         """A case by number, key or unique prefix. Raises StudyError."""
-        from profiler.errors import unknown
-
         found = [result for result in self.cases if text in (result.key, str(result.number))]
         found = found or [result for result in self.cases if result.key.startswith(text)]
-        if len(found) != 1:
+        if len(found) > 1:
+            names = ", ".join(f"{result.number} {result.key}" for result in found[:6])
+            raise StudyError(f"'{text}' fits {len(found)} cases: {names}. Give the number or more of the name.")
+        if not found:
             raise unknown("case", text, [result.key for result in self.cases], hint="Numbers of the table work too.")
         return found[0]
 
@@ -411,6 +412,8 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if record is None or metric is None:
         reason = result.accuracy_change.reason if isinstance(result.accuracy_change, NotMeasured) else "no metric"
         return Check(name, "NOT_MEASURED", reason)
+    if record.case == result.reference_quality:
+        return Check(name, "PASS", "the reference itself")
     if isinstance(result.accuracy_change, NotMeasured):
         if not set(np.unique(record.agreement)) <= {0.0, 1.0}:
             return Check(name, "NOT_MEASURED", result.accuracy_change.reason)

@@ -88,7 +88,7 @@ def recommend(analysis: Analysis, frontier_view: FrontierView) -> Recommendation
     ruled_out = tuple((case, _why_out(case)) for case in analysis.measured if case not in fitting)
     if not fitting:
         return Recommendation(None, _nothing_fits(analysis), (), ruled_out)
-    chosen = min(fitting, key=lambda case: _preference(case, frontier_view.x))
+    chosen = min(_candidates(analysis, fitting, frontier_view.x), key=lambda case: _preference(case, frontier_view.x))
     return Recommendation(chosen, _headline(chosen), tuple(_sentences(analysis, chosen, frontier_view)), ruled_out)
 
 
@@ -170,6 +170,20 @@ def _change(value: float, unit: str) -> str:
     return f"{units.points(value)} points" if unit == "proportion" else units.significant(value)
 
 
+def _candidates(analysis: Analysis, fitting: Sequence[CaseResult], x: str) -> Sequence[CaseResult]:
+    """Whoever leaves the reference needs a reason: cases shown to be faster, then those whose interval says so, then itself.
+
+    Only for latency, where the reference is measured beside every case; other figures are compared as they are.
+    """
+    if x not in ("latency_p50", "latency_p99"):
+        return fitting
+    faster = [case for case in fitting if isinstance(case.time_ratio, Estimate) and case.time_ratio.high is not None]
+    faster = [case for case in faster if (case.time_ratio.high or 1.0) < 1]  # type: ignore[union-attr]
+    proven = [case for case in faster if case.time_ratio_verdict == "differs"]
+    reference = [case for case in fitting if case.key == analysis.reference]
+    return proven or faster or reference or fitting
+
+
 def _preference(case: CaseResult, x: str) -> tuple[float, float]:
     """Best x first; among cases that the data can't tell apart here, the smaller file."""
     sign = -1 if AXES[x].maximise else 1
@@ -180,6 +194,10 @@ def _nothing_fits(analysis: Analysis) -> str:
     if not analysis.measured:
         return "Nothing was measured: see the failures."
     verdicts = {case.verdict for case in analysis.measured}
+    if verdicts == {"NOT_MEASURED"}:
+        missing = {check.text for case in analysis.measured for check in case.checks if check.verdict == "NOT_MEASURED"}
+        why = "; ".join(sorted(missing))[:200]
+        return f"A limit was set on something that was not measured ({why}): measure it, or drop the limit."
     if verdicts <= {"FAIL"}:
         return "No case meets the constraints: loosen one, or add variants."
     return "No case is shown to meet the constraints: some are undecided. More samples or --thorough may decide."

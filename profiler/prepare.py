@@ -61,11 +61,11 @@ def check_names(study: Study) -> tuple[Variant, ...]:
             raise unknown(f"device of backend '{backend.name}'", backend.device, devices)
     for name in study.targets:
         get_target(name)
+    if study.metric is not None:
+        get_metric(study.metric)
     book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
     if study.cost.machine is not None:
         parse_deployment(study.cost.machine, book)
-    if study.metric is not None:
-        get_metric(study.metric)
     texts = study.variants or variant_registry.default_variants("default")
     return tuple(variant_registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *texts)))
 

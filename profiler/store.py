@@ -7,6 +7,7 @@ database's own (no second block for the same case, replicate, group and round), 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import sqlalchemy as sa
@@ -229,16 +231,19 @@ class Store:
             )
             summaries = []
             for row in rows:
-                study = json.loads(row["study"])
+                try:
+                    asked = json.loads(row["study"])
+                    model, data = str(asked["model"]), asked["data"]
+                except (ValueError, KeyError, TypeError):
+                    # One damaged run must not hide the others.
+                    model, data = "(damaged record)", None
                 counts = [
                     connection.execute(
                         sa.select(sa.func.count(sa.distinct(table.c.case))).where(table.c.run_id == row["id"])
                     ).scalar_one()
                     for table in (_TABLES[BlockRecord], _TABLES[FailureRecord])
                 ]
-                summaries.append(
-                    RunSummary(row["id"], row["created_at"], row["status"], study["model"], study["data"], *counts)
-                )
+                summaries.append(RunSummary(row["id"], row["created_at"], row["status"], model, data, *counts))
         return summaries
 
     def resolve(self, text: str) -> str:
@@ -289,6 +294,11 @@ def open_store(place: str | Path, *, create: bool = True) -> Store:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from None
+        if not create and not os.access(folder, os.W_OK):
+            # Reports can be made from an archive or a read-only mount, where SQLite could not keep its log.
+            return Store(
+                _engine(f"sqlite:///file:{quote(str(path.resolve()))}?mode=ro&immutable=1&uri=true"), str(path)
+            )
         engine, shown = _engine(f"sqlite:///{path}"), str(path)
     try:
         with engine.begin() as connection:
@@ -303,7 +313,7 @@ def _engine(url: str) -> sa.Engine:
         engine = sa.create_engine(url)
     except (SQLAlchemyError, ImportError) as error:
         raise StoreError(f"cannot use the database address '{url.rpartition('@')[2]}': {error}.") from None
-    if engine.dialect.name == "sqlite":
+    if engine.dialect.name == "sqlite" and "immutable=1" not in url:
         sa.event.listen(engine, "connect", _sqlite_settings)
         sa.event.listen(engine, "begin", _sqlite_begin)
     return engine

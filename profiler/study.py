@@ -99,7 +99,7 @@ class Study(_Frozen):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     time_limit_s: float = Field(default=300.0, gt=0, le=86_400)
     """Longest a single command to a worker may take before the case counts as hung."""
-    memory_limit_bytes: int | None = Field(default=None, ge=1 << 20)
+    memory_limit_bytes: int | None = Field(default=None, ge=1 << 20, le=1 << 50)
 
     @field_validator("effort", mode="before")
     @classmethod

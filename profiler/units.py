@@ -62,7 +62,12 @@ def parse_bytes(text: str) -> int:
 def parse_drop(text: str) -> float:
     """`1pt`, `0.5 points`, `1%` → proportion (0.01): the largest accuracy loss accepted, absolute."""
     scales = {"pt": 0.01, "pts": 0.01, "points": 0.01, "%": 0.01, "": 1.0}
-    return _parse(text, scales, "a loss such as 1pt (one percentage point) or 0.01")
+    value = _parse(text, scales, "a loss such as 1pt (one percentage point) or 0.01")
+    if value >= 1 and not re.search(r"[a-z%]", text):
+        raise EdgeprofError(
+            f"a loss of '{text}' is {value * 100:g} percentage points: write {text.strip()}pt, or 0.01 for one point."
+        )
+    return value
 
 
 def _parse(text: str, scales: dict[str, float], expected: str) -> float:

@@ -121,6 +121,8 @@ _MEMORY_WORDS = (
     "bad allocation",
     "allocaterawinternal",
     "cannot allocate memory",
+    "unable to start watchdog thread",
+    "can't start new thread",
 )
 _UNSUPPORTED_WORDS = (
     "not implemented", "not_implemented", "unsupported", "no opset import", "is not a registered function", "not supported",

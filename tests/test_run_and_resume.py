@@ -202,7 +202,7 @@ def whole(tmp_path_factory, small_model, small_data):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("step", [2, 3, 8, 12])
+@pytest.mark.parametrize("step", [2, 3, 8])
 def test_an_interrupted_run_resumes_to_what_it_would_have_been(tmp_path, fake_study, listener, whole, step):
     """Ctrl-C while making, evaluating, opening, measuring: marked as interrupted, and the rest is measured, once."""
 
@@ -453,14 +453,14 @@ def test_another_database_can_hold_the_records(tmp_path, fake_study):
 @pytest.mark.process
 @pytest.mark.runtime
 def test_a_real_runtime_runs_from_model_to_records(tmp_path, fake_study):
-    """onnxruntime on the small model: the quantized variant's answers are compared with the reference's."""
-    study = fake_study(backends=("ort",), variants=("fp32", "int8-dynamic"), effort=ONE)
+    """onnxruntime on the small model: the pruned variant's answers are compared with the reference's."""
+    study = fake_study(backends=("ort",), variants=("fp32", "prune-magnitude{sparsity=0.5}"), effort=ONE)
     run = read(tmp_path, execute(study, out=tmp_path))
     answers = {q.case: q for q in run.qualities}
 
     assert [f for f in run.failures if f.kind != "skipped"] == []
     assert (answers["fp32@ort/b1"].agreement == 1).all()
-    assert 0.8 < answers["int8-dynamic@ort/b1"].agreement.mean() <= 1
+    assert 0.5 < answers["prune-magnitude{sparsity=0.5}@ort/b1"].agreement.mean() <= 1
     assert {"CPUExecutionProvider"} == {p.facts.provider for p in run.processes}
 
 

@@ -110,7 +110,11 @@ def test_a_header_of_any_json_is_an_error_of_the_wire_or_a_frame(header):
 
 @given(
     st.one_of(
-        st.sampled_from(["f4", "<i8", "O", "V8", "U3", "S2", "M8[s]", "m8[s]", "c16", "i4,i4", "x", "f,", "(2,)i4", "(", "e", ">u2"]), st.text(max_size=6), JSON
+        st.sampled_from(
+            ["f4", "<i8", "O", "V8", "U3", "S2", "M8[s]", "m8[s]", "c16", "i4,i4", "x", "f,", "(2,)i4", "(", "e", ">u2"]
+        ),
+        st.text(max_size=6),
+        JSON,
     ),
     st.one_of(st.lists(st.integers(-3, 5), max_size=4), JSON),
 )  # fmt: skip

@@ -60,12 +60,15 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         # Depending on its version, typer turns Ctrl-C into this code itself.
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
-        return code if isinstance(code, int) else EXIT_OK
+        # typer turns Ctrl-C into this code on its own, without a word.
+        return _interrupted() if code == EXIT_INTERRUPTED else code if isinstance(code, int) else EXIT_OK
     except typer.Exit as error:
-        return error.exit_code
+        return _interrupted() if error.exit_code == EXIT_INTERRUPTED else error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; what was measured is kept. Go on with: edgeprof run --resume latest", err=True)
-        return EXIT_INTERRUPTED
+        return _interrupted()
+    except SystemExit as error:
+        typer.echo(f"edgeprof: code that the study imports ended the program (exit code {error.code}).", err=True)
+        return EXIT_ERROR
     except BrokenPipeError:
         # The reader (head, less) has seen enough; python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -74,6 +77,11 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         return _told(error)
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted; what was measured is kept. Go on with: edgeprof run --resume latest", err=True)
+    return EXIT_INTERRUPTED
 
 
 def _command(name: str) -> Any:

@@ -28,7 +28,8 @@ def command(json: o.Json = False) -> None:
     for title in ("backend", "device", "usable", "version", "why not, and what to install"):
         table.add_column(title, overflow="fold")
     for row in rows:
-        why = " ".join(str(row[key]) for key in ("reason", "install") if row[key])
+        why = "; install: ".join(str(row[key]) for key in ("reason", "install") if row[key])
+        why = why or ("for tests: computes nothing" if row["backend"] == "fake" else "")
         table.add_row(
             str(row["backend"]),
             str(row["device"]),

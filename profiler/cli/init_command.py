@@ -57,9 +57,10 @@ def _from(folder: Path, path: Path) -> str:
 def _text(model: str, data: str | None, inputs: list[str], variants: tuple[str, ...]) -> str:
     listed = "".join(f"#   {line}\n" for line in inputs)
     quoted = ",\n".join(f"  {_quoted(variant)}" for variant in variants)
+    limit = "" if data else "# "  # without data no accuracy is measured, and nothing could keep to the limit
     data_line = f"data = {_quoted(data)}" if data else '# data = "test.npz"'
     return f"""# A study for edgeprof: which variant of this model to deploy, on what, at what cost.
-# Run it with: edgeprof run {{this file}}     Lines that start with # are off; the values shown are the defaults.
+# Run it with: edgeprof run {{this file}}     Lines that start with # are off.
 
 model = {_quoted(model)}
 {"# Its inputs are:" + chr(10) + listed if inputs else ""}
@@ -85,7 +86,7 @@ seed = 0
 
 # What a deployment must keep to. The recommendation is the fastest case that is shown to keep to all of it.
 [constraints]
-max_drop = 0.01                 # one percentage point of accuracy, against the unmodified model on the same rows
+{limit}max_drop = 0.01                 # one percentage point of accuracy, against the unmodified model on the same rows
 # slo_p99_s = 0.005
 # max_memory_bytes = 512_000_000
 # max_usd_per_million = 0.05

@@ -118,7 +118,8 @@ def _import(name: str, source: str) -> object:
                 "Run edgeprof where the module lies, or install it."
             ) from error
         raise ModelError(
-            f"model '{source}': importing '{name}' needs '{error.name}', which is not installed."
+            f"model '{source}': importing '{name}' needs '{error.name}', which is not installed: "
+            f"pip install {error.name}, or edgeprof with the extra that brings it ([torch], [sklearn])."
         ) from error
     except Exception as error:  # the user's own code may raise anything
         raise ModelError(f"model '{source}': importing '{name}' raised {brief(error)}.") from error

@@ -99,7 +99,8 @@ def similarity(values: Array, reference: Array) -> NDArray[np.float64]:
     """Similarity of each row to the reference's, shape (n,), in [−1, 1]; 1 for rows that are equal, zero vectors too.
 
     Cosine similarity of the flattened rows. For one value a row, where a cosine sees the sign only, it is
-    1 − |a − b| / max(|a|, |b|), or 1 − |a − b| when all values lie in 0 … 1: 0.99 means one per cent apart. Where only one is zero, NaN or infinite it is 0.
+    1 − |a − b| / max(|a|, |b|), or 1 − |a − b| when all values lie in 0 … 1: 0.99 means one per cent
+    apart. Where only one is zero, NaN or infinite it is 0.
     """
     _check_same_shape(values, reference)
     n = len(values)

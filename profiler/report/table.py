@@ -97,7 +97,7 @@ def _frontier(page: Page, story: Story) -> None:
         page.line(f"no frontier: {words.one_line(why)}")
     else:
         _grid_or_cards(page, story, shown, _columns(story, shown))
-        _footnotes(page, story, shown)
+        _footnotes(page, story, shown, [case for case, _ in view.dominated])
     hidden = [(case, by) for case, by in view.dominated if case not in shown]
     for case, by in hidden[:MAX_DOMINATED]:
         page.line(f"○ {_short(story, case)}; {words.one_line(by)} is better", hanging=4, style="dim")
@@ -128,7 +128,12 @@ def _short(story: Story, case: CaseResult) -> str:
 
 
 def _verdict(case: CaseResult) -> str:
-    return case.verdict.replace("_", " ") if case.checks else ""
+    """The verdict, and with several limits which of them decided it."""
+    if not case.checks:
+        return ""
+    word = case.verdict.replace("_", " ")
+    deciding = [check.name for check in case.checks if check.verdict == case.verdict]
+    return word if case.verdict == "PASS" or len(case.checks) == 1 else f"{word} ({', '.join(deciding)})"
 
 
 def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
@@ -207,7 +212,7 @@ def _grid_or_cards(
         page.line("; ".join(figures), indent=4)
 
 
-def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult]) -> None:
+def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Sequence[CaseResult] = ()) -> None:
     """What the columns mean, and once for all why a column is empty."""
     figures = [
         figure for case in shown
@@ -216,7 +221,7 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult]) -> None:
     notes = ["[ ] are 95 % intervals (memory: range over processes)"]
     if any(not isinstance(figure, NotMeasured) and (figure.low is None or figure.high is None) for figure in figures):
         notes.append(words.UNBOUNDED_MEANING)
-    if any(words.corrected(case) for case in shown):
+    if any(words.corrected(case) for case in (*shown, *below)):
         notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:
         notes.append(f"the reference shows its own {words.metric_name(story.analysis)}")

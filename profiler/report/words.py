@@ -13,7 +13,9 @@ from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate, Figure, NotMeasured
 
 UNBOUNDED = "?"
-UNBOUNDED_MEANING = "? = this many samples don't bound that side"
+UNBOUNDED_MEANING = (
+    "? = the processes differ too much to bound that side: measure more (--thorough), or on a quieter machine"
+)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 

@@ -25,7 +25,7 @@ from profiler.targets.base import Target
 _CHUNK_BYTES = 4 << 20
 _GRACE_S = 5.0
 _LOG_TAIL_LINES = 15
-_LOG_TAIL_BYTES = 8000
+_LOG_BYTES = 64_000
 
 
 class WorkerFailure(TargetError):  # noqa: N818 (becomes a FailureRecord, it is not a mistake of ours)
@@ -152,12 +152,15 @@ class WorkerProcess:
 
     def log_tail(self) -> str | None:
         """The last lines that the process and its native libraries wrote, or None."""
+        text = self._log_text()
+        return None if text is None else "\n".join(text.splitlines()[-_LOG_TAIL_LINES:]) or None
+
+    def _log_text(self) -> str | None:
         try:
             end = os.lseek(self._log.fileno(), 0, os.SEEK_END)
-            text = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, end - _LOG_TAIL_BYTES)).decode(errors="replace")
+            return os.pread(self._log.fileno(), _LOG_BYTES, max(0, end - _LOG_BYTES)).decode(errors="replace")
         except (OSError, ValueError):
             return None
-        return "\n".join(text.splitlines()[-_LOG_TAIL_LINES:]) or None
 
     def _death(self, command: str, timeout_s: float, error: Exception | None) -> WorkerFailure:
         """What the end of the process says about its cause."""
@@ -167,7 +170,8 @@ class WorkerProcess:
             self.kill()
             return WorkerFailure("error", f"the worker closed its pipe during '{command}': {error}.", self.log_tail())
         tail = self.log_tail()
-        if tail and "Timeout (" in tail and code == 1:
+        # faulthandler's first line; the stack below it may be longer than the tail.
+        if code == 1 and "Timeout (" in (self._log_text() or ""):
             return WorkerFailure("timeout", _timeout_text(command, timeout_s), tail)
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"

@@ -139,7 +139,7 @@ def test_a_worker_whose_own_timer_fails_is_ended_by_the_parent(quick_grace):
 
     assert failure.kind == "timeout"
     assert worker._process.poll() == -signal.SIGKILL
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
     worker.close()
 
 
