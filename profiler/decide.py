@@ -84,7 +84,7 @@ def recommend(analysis: Analysis, frontier_view: FrontierView) -> Recommendation
     fitting = [case for case in analysis.measured if case.verdict == "PASS"]
     if analysis.run.study.constraints.max_drop is None:
         # Without a limit on the loss the fastest wrecked model would win: nothing that may be worse by over a point.
-        fitting = [case for case in fitting if _loses_little(case)]
+        fitting = [case for case in fitting if _loses_little(analysis, case)]
     ruled_out = tuple((case, _why_out(case)) for case in analysis.measured if case not in fitting)
     if not fitting:
         return Recommendation(None, _nothing_fits(analysis), (), ruled_out)
@@ -146,10 +146,14 @@ def _value(case: CaseResult, axis: str) -> float:
     return figure.value if isinstance(figure, Estimate) else float("inf")
 
 
-def _loses_little(case: CaseResult) -> bool:
+def _loses_little(analysis: Analysis, case: CaseResult) -> bool:
     change = case.accuracy_change
     if isinstance(change, Estimate):
-        return change.low is None or change.low >= -DEFAULT_DROP or change.value >= 0
+        limit = DEFAULT_DROP
+        own = next((other.accuracy for other in analysis.measured if other.key == analysis.reference), None)
+        if change.unit != "proportion" and isinstance(own, Estimate):
+            limit *= abs(own.value)
+        return change.value >= 0 or (change.low is not None and change.low >= -limit)
     agreement = case.agreement
     return isinstance(agreement, NotMeasured) or agreement.value >= 1 - DEFAULT_DROP
 

@@ -24,7 +24,9 @@ def main(path: Path) -> None:
     tops = {name.split("/", 1)[0] for name in names}
     extra = {top for top in tops - TOP if not top.endswith(".dist-info")}
     problems += [f"top-level '{top}' does not belong into the wheel" for top in sorted(extra)]
-    problems += [f"{name} does not belong into the wheel" for name in names if name.endswith((".pyc", ".sqlite", ".tmp"))]
+    problems += [
+        f"{name} does not belong into the wheel" for name in names if name.endswith((".pyc", ".sqlite", ".tmp"))
+    ]
     if not any(name.startswith("profiler/report/") and name.endswith((".html", ".j2", ".html.j2")) for name in names):
         problems.append("the report's template is missing")
     size = path.stat().st_size

@@ -376,7 +376,9 @@ def test_cases_are_found_by_number_key_and_beginning(two):
     analysis = analyse(two().data(), today=TODAY)
 
     assert {"int8-static@ort/b1/t1"} == {analysis.case(text).key for text in ("2", "int8-static@ort/b1/t1", "int8")}
-    for text in ("", "fp33", "99"):
+    with pytest.raises(StudyError, match="'' fits 2 cases: 1 fp32@ort/b1/t1, 2 int8-static"):
+        analysis.case("")
+    for text in ("fp33", "99"):
         with pytest.raises(StudyError, match="unknown case"):
             analysis.case(text)
 
