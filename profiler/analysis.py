@@ -125,6 +125,7 @@ class Axis:
 AXES: Mapping[str, Axis] = {
     "latency_p50": Axis("latency_p50_s", "latency p50"),
     "latency_p99": Axis("latency_p99_s", "latency p99"),
+    "throughput": Axis("throughput_per_s", "throughput", maximise=True),
     "usd_per_million": Axis("usd_per_million", "USD per million inferences"),
     "energy": Axis("energy_j", "energy per inference"),
     "peak_rss": Axis("peak_rss_bytes", "peak RSS"),

@@ -7,20 +7,25 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from backends import spec
+from backends.base import SessionFacts
 from profiler import __version__, campaign, prepare
 from profiler.artifacts import ArtifactStore, source_sha256
-from profiler.cost.detect import detect_machine
+from profiler.cost.detect import DetectedMachine, detect_machine
+from profiler.cost.model import price_case
+from profiler.cost.prices import load_prices
 from profiler.environment import describe
 from profiler.errors import DataError, ModelError, StoreError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
 from profiler.progress import Progress, Silent
-from profiler.records import ArtifactRecord
+from profiler.records import ArtifactRecord, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study, reference_case
 
@@ -107,6 +112,7 @@ def _execute(run_id: str, study: Study, variants: Sequence[Any], store: Store, o
                 "detected": asdict(detected),
             }
             store.set_plan(run_id, plan, prepared.notes)
+        _warn_about_price(study, detected, progress)
         job = Job(
             run_id,
             study,
@@ -142,6 +148,23 @@ def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence
         raise StudyError(
             f"the model (or what makes {changed[0]}) changed since run {before.id} began: start a new run instead of resuming."
         )
+
+
+def _warn_about_price(study: Study, detected: DetectedMachine, progress: Progress) -> None:
+    """Say before the measurement what would otherwise stand in its report: that this machine can't be priced as declared."""
+    if study.cost.machine is None or any(
+        spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends
+    ):
+        return
+    environment = describe()
+    facts = SessionFacts("", "", "CPU", max(study.threads), None)
+    book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
+    figure = price_case(
+        Estimate(1.0, None, None, "samples/s"), study.cost.machine, environment=environment, facts=facts,
+        today=datetime.now(timezone.utc).date(), book=book, detected=detected,
+    )  # fmt: skip
+    if isinstance(figure, NotMeasured):
+        progress.note(f"there will be no costs: {figure.reason}")
 
 
 def _clusters(prepared: prepare.Prepared) -> list[int] | None:

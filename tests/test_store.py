@@ -473,3 +473,21 @@ def describe_once():
     if not _environment:
         _environment.append(describe())
     return _environment[0]
+
+
+def test_a_folder_that_cannot_be_written_can_still_be_read(tmp_path, monkeypatch):
+    """Reports are made from archives too, where SQLite could not keep its log."""
+    store = open_store(tmp_path)
+    run_id = store.create_run(make_study(model="m.onnx"), describe(), version="0")
+    store.close()
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr("profiler.store.os.access", lambda path, mode: False)
+
+    archive = open_store(tmp_path, create=False)
+
+    assert archive.resolve("latest") == run_id
+    assert archive.run(run_id).study.model == "m.onnx"
+    with pytest.raises(StoreError, match="readonly"):
+        archive.set_status(run_id, "finished")
+    archive.close()
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before

@@ -74,6 +74,12 @@ def test_texts_with_units_are_read(read, text, value):
     assert value == pytest.approx(read(text))
 
 
+def test_a_loss_of_one_without_unit_is_not_taken_for_everything():
+    """`--max-drop 1` means one point to a person and 100 points to a proportion."""
+    with pytest.raises(EdgeprofError, match="100 percentage points: write 1pt"):
+        units.parse_drop("1")
+
+
 @pytest.mark.parametrize("read", [units.parse_seconds, units.parse_bytes, units.parse_drop])
 @pytest.mark.parametrize(
     "text",

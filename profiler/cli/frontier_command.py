@@ -13,7 +13,8 @@ from profiler.errors import StudyError
 def command(
     run: o.Run = "latest",
     x: Annotated[
-        str, typer.Option("--x", help="latency_p50, latency_p99, usd_per_million, energy, peak_rss or size.")
+        str,
+        typer.Option("--x", help="latency_p50, latency_p99, throughput, usd_per_million, energy, peak_rss or size."),
     ] = "latency_p50",
     y: Annotated[str, typer.Option("--y", help="accuracy or agreement.")] = "accuracy",
     json: o.Json = False,

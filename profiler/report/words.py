@@ -294,7 +294,7 @@ def figure_cell(case: CaseResult, axis: str, unit: Unit | None = None) -> Cell:
     if AXES[axis].field.startswith("latency"):
         return seconds(figure, unit)
     shown: dict[str, Callable[[Figure], Cell]] = {
-        "usd_per_million": usd, "energy": energy, "peak_rss": size, "size": size, "accuracy": quality,
+        "throughput": rate, "usd_per_million": usd, "energy": energy, "peak_rss": size, "size": size, "accuracy": quality,
         "agreement": quality,
     }  # fmt: skip
     return shown[axis](figure) if axis in shown else scaled(figure, _PLAIN)

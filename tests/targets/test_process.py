@@ -122,6 +122,24 @@ def test_a_hung_worker_is_ended_at_its_deadline_by_itself(artifact):
 
 
 @pytest.mark.process
+def test_a_hang_deep_in_the_stack_is_still_a_time_out(quick_grace):
+    """The timer's first line is what tells; the stack below it may be longer than the tail of the log."""
+    worker = WorkerProcess(
+        python("""
+        import faulthandler, time
+        faulthandler.dump_traceback_later(0.2, exit=True)
+        def deep(n): time.sleep(60) if n == 0 else deep(n - 1)
+        deep(60)
+        """)
+    )
+    failure = failure_of(worker, timeout_s=20)
+    worker.close()
+
+    assert failure.kind == "timeout"
+    assert "--time-limit" in str(failure)
+
+
+@pytest.mark.process
 def test_a_worker_whose_own_timer_fails_is_ended_by_the_parent(quick_grace):
     """Deaf to everything: it is killed with its children, and it counts as hung."""
     worker = WorkerProcess(
