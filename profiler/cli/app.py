@@ -68,16 +68,22 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return _unread()
         typer.echo(f"edgeprof: code that the study imports ended the program (exit code {error.code}).", err=True)
         return EXIT_ERROR
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; python would complain again while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_OK
+        return _unread()
     except Exception as error:
         if debug:
             raise
         return _told(error)
+
+
+def _unread() -> int:
+    """The reader (head, less) has seen enough; python would complain again while closing stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return EXIT_OK
 
 
 def _interrupted() -> int:

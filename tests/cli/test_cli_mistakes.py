@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -242,3 +244,28 @@ def test_a_folder_without_permission_is_told(edgeprof, tmp_path, small_model):
     tmp_path.chmod(0o500)
 
     assert_refused(edgeprof("profile", small_model, "--out", tmp_path / "out"), "--out")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_a_reader_that_has_seen_enough_is_no_failure(options):
+    """`edgeprof devices | head -1`: no message, exit code 0."""
+    command = f"set -o pipefail; {sys.executable} -m profiler devices --prices {' '.join(options)} | head -1"
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_code_of_the_study_that_exits_is_told(monkeypatch, capsys):
+    """A data function calling sys.exit must not look like edgeprof's own exit code."""
+    monkeypatch.setattr(app, "_command", lambda name: pytest.fail("unreachable") if name != "runs" else _Exits())
+
+    assert app._run(["runs"], debug=False) == 2
+    assert "ended the program (exit code 7)" in capsys.readouterr().err
+
+
+class _Exits:
+    def main(self, **_):
+        sys.exit(7)
