@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, small_model, small_data):
          "--backends", "fake{latency_us=500,read=false}", "--out", str(tmp_path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # A test run in the background of a shell inherits "ignore Ctrl-C", and Python then leaves it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no threads here)
     )  # fmt: skip
     while "measuring" not in process.stderr.readline():
         assert process.poll() is None
