@@ -21,7 +21,7 @@ from profiler.cost import detect, prices
 from profiler.cost import model as cost_model
 from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.quality import compare, verdict
-from profiler.quality.metrics import Metric, get_metric
+from profiler.quality.metrics import Metric, stored_metric
 from profiler.records import (
     REFERENCE_VARIANT,
     ArtifactRecord,
@@ -211,11 +211,12 @@ def analyse(run: RunData, *, today: date) -> Analysis:
 
 
 def _metric(run: RunData) -> tuple[Metric | None, str | None]:
-    """The run's metric, or why there is none: the user's own function may not be importable where a run is read later."""
+    """The run's metric, or why there is none: a later or earlier version may not know its name."""
     if not run.qualities:
         return None, None
     try:
-        return get_metric(run.qualities[0].metric), None
+        first = run.qualities[0]
+        return stored_metric(first.metric, first.metric_unit, first.higher_is_better), None
     except EdgeprofError as error:
         return None, str(error)
 

@@ -99,6 +99,8 @@ def _record(
         data_sha256=data.sha256,
         seconds=seconds,
         notes=notes,
+        metric_unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
     )
 
 

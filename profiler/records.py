@@ -178,6 +178,9 @@ class QualityRecord:
     data_sha256: str
     seconds: float
     notes: tuple[str, ...] = ()
+    metric_unit: Literal["proportion", "native"] = "native"
+    higher_is_better: bool = True
+    """With the unit, what a later reading needs to know of a metric that is the user's own code, without running it."""
 
 
 FailureKind = Literal["unavailable", "unsupported", "crash", "timeout", "out_of_memory", "mismatch", "error", "skipped"]
