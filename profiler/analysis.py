@@ -268,7 +268,7 @@ def _reference(evidence: _Evidence, cases: Sequence[Case], like: Case) -> Case |
 def _result(
     number: int, case: Case, evidence: _Evidence, reference: Case | None, metric: Metric | None, pricing: _Pricing
 ) -> CaseResult:
-    blocks = sorted(evidence.blocks.get(case.key, ()), key=lambda b: (b.replicate, b.attempt, b.group, b.round))
+    blocks = evidence.blocks.get(case.key, ())
     processes = evidence.processes.get(case.key, ())
     artifact = evidence.artifacts.get(case.variant)
     failure = evidence.failures.get(case.key) or evidence.failures.get(case.quality_key)

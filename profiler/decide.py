@@ -181,15 +181,17 @@ def _candidates(analysis: Analysis, fitting: Sequence[CaseResult], x: str) -> Se
     """
     if x not in ("latency_p50", "latency_p99"):
         return fitting
-    faster = [case for case in fitting if isinstance(case.time_ratio, Estimate) and case.time_ratio.high is not None]
-    faster = [case for case in faster if (case.time_ratio.high or 1.0) < 1]  # type: ignore[union-attr]
+    ratios = [(case, case.time_ratio) for case in fitting]
+    faster = [
+        case for case, ratio in ratios if isinstance(ratio, Estimate) and ratio.high is not None and ratio.high < 1
+    ]
     proven = [case for case in faster if case.time_ratio_verdict == "differs"]
     reference = [case for case in fitting if case.key == analysis.reference]
     return proven or faster or reference or fitting
 
 
 def _preference(case: CaseResult, x: str) -> tuple[float, float]:
-    """Best x first; among cases that the data can't tell apart here, the smaller file."""
+    """Best x first; where two are equal, the smaller file."""
     sign = -1 if AXES[x].maximise else 1
     return sign * _value(case, x), _value(case, "size")
 

@@ -16,7 +16,7 @@ from profiler.job import Job
 from profiler.quality.metrics import Metric, default_metric, get_metric
 from profiler.quality.outputs import agreement as agreement_with
 from profiler.quality.outputs import predictions
-from profiler.records import QualityRecord
+from profiler.records import FailureRecord, QualityRecord
 from profiler.study import Case
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
@@ -71,8 +71,6 @@ def evaluate(job: Job, cases: Sequence[Case]) -> set[str]:
 
 
 def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
-    from profiler.records import FailureRecord
-
     failures = job.store.records(job.run_id, FailureRecord)
     return {failure.case for failure in failures if failure.stage == "quality" and failure.case in units}
 

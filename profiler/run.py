@@ -25,7 +25,7 @@ from profiler.errors import DataError, ModelError, StoreError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
 from profiler.progress import Progress, Silent
-from profiler.records import ArtifactRecord, Estimate, NotMeasured
+from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study, reference_case
 
@@ -112,7 +112,7 @@ def _execute(run_id: str, study: Study, variants: Sequence[Any], store: Store, o
                 "detected": asdict(detected),
             }
             store.set_plan(run_id, plan, prepared.notes)
-        _warn_about_price(study, detected, progress)
+        _warn_about_price(study, before.environment, detected, progress)
         job = Job(
             run_id,
             study,
@@ -150,13 +150,12 @@ def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence
         )
 
 
-def _warn_about_price(study: Study, detected: DetectedMachine, progress: Progress) -> None:
+def _warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
     """Say before the measurement what would otherwise stand in its report: that this machine can't be priced as declared."""
     if study.cost.machine is None or any(
         spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends
     ):
         return
-    environment = describe()
     facts = SessionFacts("", "", "CPU", max(study.threads), None)
     book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
     figure = price_case(

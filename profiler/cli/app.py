@@ -58,10 +58,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if first not in COMMANDS:
             raise unknown("command", first, COMMANDS, hint="`edgeprof --help` explains them.")
         code = _command(first).main(args=arguments[1:], prog_name=f"edgeprof {first}", standalone_mode=False)
-        # Depending on its version, typer turns Ctrl-C into this code itself.
-        if code == EXIT_INTERRUPTED:
-            raise KeyboardInterrupt
-        # typer turns Ctrl-C into this code on its own, without a word.
+        # Depending on its version, typer turns Ctrl-C into this code itself, without a word.
         return _interrupted() if code == EXIT_INTERRUPTED else code if isinstance(code, int) else EXIT_OK
     except typer.Exit as error:
         return _interrupted() if error.exit_code == EXIT_INTERRUPTED else error.exit_code
