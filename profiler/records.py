@@ -183,6 +183,81 @@ class QualityRecord:
     """With the unit, what a later reading needs to know of a metric that is the user's own code, without running it."""
 
 
+@dataclass(frozen=True)
+class EnergyRecord:
+    """One window on one meter: a case repeating the same work, or (`case` is `IDLE`) nothing running."""
+
+    case: str
+    meter: str
+    """`rapl`, `nvml`, `ina3221`, `pmic`, `external`."""
+    window: int
+    """Counts over the whole energy stage, so that windows of different cases can be put in order."""
+    energy_j: Mapping[str, float]
+    """Joules by rail over the window, as the meter counts or as its power integrates to."""
+    total_rails: tuple[str, ...]
+    """The rails that add up to what `coverage` names; the others lie inside them or beside them."""
+    coverage: str
+    """What these rails power, for people: `CPU packages and DRAM`, `whole module, carrier board excluded`, …"""
+    method: Literal["counter", "integrated"]
+    inferences: int
+    batch: int
+    wall_s: float
+    started_unix_s: float
+    readings: int
+    """Readings of the meter that fell into the window."""
+    notes: tuple[str, ...] = ()
+
+
+IDLE = "idle"
+"""Stands for a case in energy windows in which nothing runs."""
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """One run of one load scenario on one case: every request, with what happened to it when."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = _ARRAYS
+
+    case: str
+    setting: str
+    """Scenario and its options as text that parses back: `server{max_batch=8,max_delay_s=0.002,workers=2}`."""
+    run: int
+    """Counts over the whole load stage, in the order in which they ran."""
+    purpose: Literal["scenario", "search", "confirm"]
+    rate_per_s: float | None
+    """Offered rate of an open loop; None for closed ones, whose rate is what comes out."""
+    seed: int
+    scheduled_s: NDArray[np.float64] | None
+    """When each request was due, seconds from the beginning, shape (n,). None in closed loops."""
+    sent_s: NDArray[np.float64]
+    """When the generator put it into the queue: later than scheduled by the generator's own lateness."""
+    started_s: NDArray[np.float64]
+    """When the inference that carried it began."""
+    completed_s: NDArray[np.float64]
+    """When that inference had returned; NaN where the run ended first."""
+    batch_size: NDArray[np.int64]
+    """Requests in the inference that carried it."""
+    ended: Literal["complete", "diverged", "timeout"]
+    """`diverged`: the queue only grew, so the run was stopped."""
+    cpu_s: float
+    wall_s: float
+    labels: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SelftestRecord:
+    """One validation of the profiler on one machine: what it found of what was there to find."""
+
+    machine: str
+    """Fingerprint of the machine and software it holds for."""
+    created_at: str
+    passed: bool
+    """Whether A/A and injected differences came out as they should."""
+    figures: Mapping[str, float | None]
+    """By name, SI units in the names; None where it could not be measured, with a note."""
+    notes: tuple[str, ...] = ()
+
+
 FailureKind = Literal["unavailable", "unsupported", "crash", "timeout", "out_of_memory", "mismatch", "error", "skipped"]
 
 
@@ -191,7 +266,7 @@ class FailureRecord:
     """Something that was asked and did not happen. A failure is a result: it is stored, shown and counted."""
 
     case: str
-    stage: Literal["variant", "load", "warmup", "measure", "quality", "plan"]
+    stage: Literal["variant", "load", "warmup", "measure", "quality", "plan", "energy", "serve"]
     kind: FailureKind
     message: str
     replicate: int | None = None

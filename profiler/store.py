@@ -27,16 +27,19 @@ from profiler.errors import EdgeprofError, StoreError
 from profiler.records import (
     ArtifactRecord,
     BlockRecord,
+    EnergyRecord,
     Environment,
     FailureRecord,
+    LoadRecord,
     ProcessRecord,
     QualityRecord,
+    SelftestRecord,
     WarmupRecord,
 )
 from profiler.study import Study, make_study
 
 Status = Literal["running", "interrupted", "finished"]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATABASE_NAME = "edgeprof.sqlite"
 
 _meta = sa.MetaData()
@@ -56,7 +59,7 @@ _runs = sa.Table(
 
 def _records_table(name: str, *key: str) -> sa.Table:
     """A table of records: the columns that identify one, the rest as JSON, the arrays as one compressed blob."""
-    numbers = {"replicate", "attempt", "group", "round"}
+    numbers = {"replicate", "attempt", "group", "round", "window", "run"}
     return sa.Table(
         name, _meta,
         sa.Column("id", sa.Integer, primary_key=True),
@@ -74,13 +77,26 @@ _TABLES: dict[type, sa.Table] = {
     BlockRecord: _records_table("blocks", "case", "replicate", "group", "round"),
     QualityRecord: _records_table("qualities", "case"),
     FailureRecord: _records_table("failures", "case", "stage"),
+    EnergyRecord: _records_table("energies", "case", "meter", "window"),
+    LoadRecord: _records_table("loads", "case", "setting", "run"),
 }
+# Not part of a run: the newest one that fits the machine is copied into each run's plan.
+_selftests = sa.Table(
+    "selftests", _meta,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("machine", sa.Text, nullable=False, index=True),
+    sa.Column("created_at", sa.String(40), nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+)  # fmt: skip
 
-Record = ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | FailureRecord
-R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, FailureRecord)
+Record = ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | FailureRecord | EnergyRecord | LoadRecord
+R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, FailureRecord, EnergyRecord, LoadRecord)
 
 # Version n → n + 1. Each entry gets the connection inside the transaction that also raises the version.
-_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {}
+_MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
+    # Energy, load and self-tests came with tables of their own; records of version 1 read as they are.
+    1: lambda connection: _meta.create_all(connection),
+}
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,8 @@ class RunData:
     blocks: tuple[BlockRecord, ...]
     qualities: tuple[QualityRecord, ...]
     failures: tuple[FailureRecord, ...]
+    energies: tuple[EnergyRecord, ...] = ()
+    loads: tuple[LoadRecord, ...] = ()
 
 
 class Store:
@@ -218,8 +236,22 @@ class Store:
             study=study, environment=environment, notes=notes, plan=plan,
             artifacts=self.records(run_id, ArtifactRecord), processes=self.records(run_id, ProcessRecord),
             blocks=self.records(run_id, BlockRecord), qualities=self.records(run_id, QualityRecord),
-            failures=self.records(run_id, FailureRecord),
+            failures=self.records(run_id, FailureRecord), energies=self.records(run_id, EnergyRecord),
+            loads=self.records(run_id, LoadRecord),
         )  # fmt: skip
+
+    def add_selftest(self, record: SelftestRecord) -> None:
+        """Keep a self-test of this machine."""
+        row = {"machine": record.machine, "created_at": record.created_at, "record": json.dumps(asdict(record))}
+        with self._transaction() as connection:
+            connection.execute(_selftests.insert().values(row))
+
+    def last_selftest(self, machine: str) -> SelftestRecord | None:
+        """The newest self-test of the machine with that fingerprint."""
+        query = sa.select(_selftests.c.record).where(_selftests.c.machine == machine)
+        with self._transaction() as connection:
+            text = connection.execute(query.order_by(_selftests.c.created_at.desc(), _selftests.c.id.desc())).scalar()
+        return None if text is None else _decode(SelftestRecord, text, None)
 
     def runs(self) -> list[RunSummary]:
         """All runs, newest first."""
@@ -390,14 +422,17 @@ def _encode(record: Record) -> tuple[dict[str, Any], wire.Arrays]:
     return content, arrays
 
 
-def _decode(kind: type[R], text: str, packed: bytes | None) -> R:
+_D = TypeVar("_D")
+
+
+def _decode(kind: type[_D], text: str, packed: bytes | None) -> _D:
     try:
         arrays = wire.unpack(packed) if packed else {}
         content = json.loads(text)
-        content.update({name: arrays[name] for name in kind.__dataclass_fields__ if name in arrays})
+        content.update({name: arrays[name] for name in arrays if "." not in name})
         if content.get("warmup") is not None:
             content["warmup"]["samples_s"] = arrays["warmup.samples_s"]
-        record: R = _adapter(kind).validate_python(content)
+        record: _D = _adapter(kind).validate_python(content)
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError, wire.WireError) as error:
         raise StoreError(f"a {kind.__name__} in the run database is damaged: {error}.") from error
     return record
