@@ -1,8 +1,11 @@
 """A backend that does as it is told: programmable latency, memory and failures, for tests of everything above the adapters.
 
-Options: `latency_us`, `jitter` (the relative spread of it, uniform, seeded by `seed`), `load_ms`, `memory_mb` (really
-allocated and touched), `fail=none|raise|unsupported|alloc|oom|segv|exit|hang` and `fail_at=load|infer|N` (N-th inference,
-from 1; `infer` is 1). `read=false` takes any file for x [batch, 4] -> y [batch, 2], which spares importing `onnx`.
+Options: `latency_us`, `jitter` (the relative spread of it, uniform, seeded by `seed`), `shape` (its course over the inferences,
+`backends.fake_shapes`, seeded too), `load_ms`, `memory_mb` (really allocated and touched),
+`fail=none|raise|unsupported|alloc|oom|segv|exit|hang` and `fail_at=load|infer|N` (N-th inference, from 1; `infer` is 1). `read=false` takes any file for x [batch, 4] -> y [batch, 2], which spares importing `onnx`.
+`wait=spin|sleep` says how the latency passes: computing in Python, or asleep, which lets other lanes run meanwhile as a runtime
+does that computes outside the interpreter. `row_us` is added per row. `stall_at=N` makes the N-th inference (of all lanes, from
+1) take `stall_s` more, asleep: a hiccup as of a swapped-out page or a frozen container.
 
 `alloc` is an allocation that fails (MemoryError, the process lives). `oom`, `segv` and `exit` end the process as the kernel's
 OOM killer (SIGKILL), a native crash (SIGSEGV) and a library that calls `exit(3)` do.
@@ -10,6 +13,8 @@ OOM killer (SIGKILL), a native crash (SIGSEGV) and a library that calls `exit(3)
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import random
 import signal
@@ -24,9 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Availability, BackendError, Feeds, LoadOptions, Outputs, SessionFacts, TensorInfo
+from backends.fake_shapes import SHAPES, factors
 from backends.options import choice, number, require_known
 
-_NUMBERS = {"latency_us": 0.0, "jitter": 0.0, "seed": 0.0, "load_ms": 0.0, "memory_mb": 0.0}
+_NUMBERS = {"latency_us": 0.0, "jitter": 0.0, "seed": 0.0, "load_ms": 0.0, "memory_mb": 0.0} | {
+    "row_us": 0.0,
+    "stall_at": 0.0,
+    "stall_s": 0.0,
+}
 _FAILURES = ("none", "raise", "unsupported", "alloc", "oom", "segv", "exit", "hang")
 _ANY_FILE = (
     (TensorInfo("x", "float32", ("batch", 4)),),
@@ -67,11 +77,13 @@ class FakeBackend:
 
     def load(self, artifact: Path, options: LoadOptions) -> FakeSession:
         """Take any file; from an ONNX model (when `onnx` is installed) the inputs and outputs are read, else it is x -> y."""
-        require_known(self.name, options.options, (*_NUMBERS, "fail", "fail_at", "read"))
+        require_known(self.name, options.options, (*_NUMBERS, "shape", "fail", "fail_at", "read", "wait"))
         numbers = {key: number(self.name, options.options, key, default) for key, default in _NUMBERS.items()}
+        choice(self.name, options.options, "shape", SHAPES, "constant")
         fail = choice(self.name, options.options, "fail", _FAILURES, "none")
         fail_at = _fail_at(options.options.get("fail_at", "load"))
         read = choice(self.name, options.options, "read", ("true", "false"), "true") == "true"
+        choice(self.name, options.options, "wait", ("spin", "sleep"), "spin")
         if not self.availability(options.device).available:
             raise BackendError(f"backend 'fake' has no device '{options.device}', expected cpu.")
         if not artifact.is_file():
@@ -107,7 +119,10 @@ class FakeSession:
             fail_at,
         )
         self._random = random.Random(int(numbers["seed"]))
-        self._done = 0
+        self._shape = options.options.get("shape", "constant")
+        self._factors = factors(self._shape, int(numbers["seed"]))
+        self._started = itertools.count(1)
+        self._asleep = options.options.get("wait") == "sleep"
         self._closed = False
         # Ones, not zeros or empty: a page that is never written is never resident.
         self._memory: NDArray[np.uint8] | None = np.ones(int(numbers["memory_mb"] * 1e6), np.uint8)
@@ -127,14 +142,30 @@ class FakeSession:
         if self._closed:
             raise BackendError(f"fake: the session of '{self._artifact.name}' is closed; load it again.")
         start = self._backend.clock_ns()
-        self._done += 1
-        if self._done == self._fail_at:
+        number = next(self._started)
+        if number == self._fail_at:
             self.fail("run")
-        latency = self._numbers["latency_us"] * (1 + self._numbers["jitter"] * self._random.uniform(-1, 1))
+        rows = len(next(iter(feeds.values()))) if self._numbers["row_us"] else 0
+        jitter = self._numbers["jitter"] * self._random.uniform(-1, 1)
+        latency = self._numbers["latency_us"] * next(self._factors) * (1 + jitter)
+        latency += rows * self._numbers["row_us"]
         outputs = {info.name: _answer(info, self.inputs, feeds) for info in self.outputs}
+        if number == self._numbers["stall_at"]:
+            self._backend.sleep(self._numbers["stall_s"])
+        if self._asleep:
+            self._backend.sleep(max(0.0, latency / 1e6 - (self._backend.clock_ns() - start) / 1e9))
         while self._backend.clock_ns() - start < latency * 1e3:
             pass
         return outputs
+
+    def lane(self) -> FakeSession:
+        """Another handle with random numbers of its own; inferences are counted over all lanes."""
+        if self._closed:
+            raise BackendError(f"fake: the session of '{self._artifact.name}' is closed; load it again.")
+        lane = copy.copy(self)
+        lane._random = random.Random(self._random.random())
+        lane._factors = factors(self._shape, lane._random.getrandbits(32))
+        return lane
 
     def close(self) -> None:
         """Free the memory."""

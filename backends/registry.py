@@ -22,6 +22,7 @@ BUILT_IN = {
     "ov": "backends.ov:OvBackend",
     "trt": "backends.trt:TrtBackend",
     "fake": "backends.fake:FakeBackend",
+    "injected": "backends.injected:InjectedBackend",
 }
 
 EntryPoints = Callable[[], Iterable[metadata.EntryPoint]]
