@@ -2,7 +2,8 @@
 
 Options: `latency_us`, `jitter` (the relative spread of it, uniform, seeded by `seed`), `shape` (its course over the inferences,
 `backends.fake_shapes`, seeded too), `load_ms`, `memory_mb` (really allocated and touched),
-`fail=none|raise|unsupported|alloc|oom|segv|exit|hang` and `fail_at=load|infer|N` (N-th inference, from 1; `infer` is 1). `read=false` takes any file for x [batch, 4] -> y [batch, 2], which spares importing `onnx`.
+`fail=none|raise|unsupported|alloc|oom|segv|exit|hang` and `fail_at=load|infer|N` (N-th inference, from 1; `infer` is 1).
+`read=false` takes any file for x [batch, 4] -> y [batch, 2], which spares importing `onnx`.
 `wait=spin|sleep` says how the latency passes: computing in Python, or asleep, which lets other lanes run meanwhile as a runtime
 does that computes outside the interpreter. `row_us` is added per row. `stall_at=N` makes the N-th inference (of all lanes, from
 1) take `stall_s` more, asleep: a hiccup as of a swapped-out page or a frozen container.
