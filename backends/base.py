@@ -35,6 +35,7 @@ __all__ = [
     "TensorInfo",
     "check_feeds",
     "format_shape",
+    "lane",
 ]
 
 Feeds = Mapping[str, NDArray[np.generic]]
@@ -74,6 +75,11 @@ class LoadOptions:
     """Threads inside one inference, on CPU devices. Ignored by devices that have none; `facts.threads` tells."""
     batch: int = 1
     """Rows an inference will carry; runtimes that compile for a shape use it."""
+    varying_batch: bool = False
+    """Inferences will carry 1 to `batch` rows. A runtime that cannot leave the axis open compiles for `batch`, its inputs say
+    so, and the caller fills smaller batches up."""
+    streams: int = 1
+    """Inferences that will run at the same time on lanes (see `lane`); runtimes that plan for it use it."""
     sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of each input as it will be fed, batch included; what a compiled engine's profile is made from."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -152,6 +158,23 @@ class Backend(Protocol):
         BackendError (the runtime refuses the model; its own words are quoted).
         """
         ...
+
+
+def lane(session: Session) -> Session:
+    """One more handle on the model that `session` has loaded, for one more thread: both may infer at the same time.
+
+    A session is not thread-safe, its lanes are to each other. Not part of the Protocol: an adapter whose runtime can run
+    several inferences on one loaded model has a method `lane()`. Close lanes before the session they came from. Raises
+    BackendError when the adapter has no lanes, and what the adapter raises.
+    """
+    make = getattr(session, "lane", None)
+    if make is None:
+        raise BackendError(
+            f"{session.facts.runtime} runs one inference at a time on a loaded model (its adapter has no lanes), "
+            "several workers were asked for: use --workers 1, or another backend."
+        )
+    made: Session = make()
+    return made
 
 
 def check_feeds(inputs: Sequence[TensorInfo], feeds: Feeds) -> None:

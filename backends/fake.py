@@ -164,8 +164,8 @@ class FakeSession:
         if self._closed:
             raise BackendError(f"fake: the session of '{self._artifact.name}' is closed; load it again.")
         lane = copy.copy(self)
-        lane._random = random.Random(self._random.random())
-        lane._factors = factors(self._shape, lane._random.getrandbits(32))
+        lane._random = random.Random(self._random.random())  # noqa: SLF001 (a copy of ourselves)
+        lane._factors = factors(self._shape, lane._random.getrandbits(32))  # noqa: SLF001 (a copy of ourselves)
         return lane
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ Here the first is a ProviderMismatch and the second is switched off.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tempfile
@@ -135,6 +136,12 @@ class OrtSession:
                 raise BackendError(f"ort: the session of '{self._artifact.name}' is closed; load it again.") from error
             raise BackendError(f"ort could not run '{self._artifact.name}': {error}") from error
 
+    def lane(self) -> OrtSession:
+        """Another handle on the same `InferenceSession`, whose `run` is thread-safe. Lanes share one pool of `threads`."""
+        if self._session is None:
+            raise BackendError(f"ort: the session of '{self._artifact.name}' is closed; load it again.")
+        return copy.copy(self)
+
     @property
     def facts(self) -> SessionFacts:
         """What runs. The first call loads the model a second time, profiles one inference and forgets it.
@@ -158,6 +165,8 @@ class OrtSession:
             "spin": self._options.options.get("spin", "true"),
             "providers": ",".join(self._used),
         }
+        if self._options.streams > 1:
+            details["lanes"] = f"{self._options.streams}, sharing one pool of {self._options.threads} threads"
         if seen is not None:
             details |= {f"ops on {provider}": str(count) for provider, count in seen.providers.items()}
         return SessionFacts(

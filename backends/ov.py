@@ -13,6 +13,7 @@ plans memory and kernels for fixed shapes. Without sample shapes, or if the mode
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,9 +91,10 @@ class OvBackend:
             raise BackendUnavailable(
                 f"ov:{device} cannot run here: {availability.reason}. Install: {availability.install}."
             )
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": options.streams}
         if device.startswith("CPU"):
-            settings["INFERENCE_NUM_THREADS"] = options.threads
+            # OpenVINO counts the threads of all streams together.
+            settings["INFERENCE_NUM_THREADS"] = options.threads * options.streams
         if precision != "runtime":
             settings["INFERENCE_PRECISION_HINT"] = precision
         if options.cache_dir is not None:
@@ -100,7 +102,7 @@ class OvBackend:
         core = _core()
         try:
             model = core.read_model(str(artifact))
-            note = _fix_shapes(model, options.sample_shapes) if static else "dynamic, as asked"
+            note = _fix_shapes(model, options) if static else "dynamic, as asked"
             compiled = core.compile_model(model, device, settings)
         except RuntimeError as error:
             raise BackendError(f"ov could not load '{artifact.name}': {_words(error)}") from error
@@ -145,6 +147,14 @@ class OvSession:
             raise BackendError(f"ov could not run '{self._artifact}': {_words(error)}") from error
         return dict(zip(self._names, results.values(), strict=True))
 
+    def lane(self) -> OvSession:
+        """Another request on the same compiled model. As many run at once as there are streams (`LoadOptions.streams`)."""
+        if self._compiled is None:
+            raise BackendError(f"ov: the session of '{self._artifact}' is closed; load it again.")
+        lane = copy.copy(self)
+        lane._request = self._compiled.create_infer_request()  # noqa: SLF001 (a copy of ourselves)
+        return lane
+
     @property
     def facts(self) -> SessionFacts:
         """What runs, from the compiled model's properties and its execution graph."""
@@ -172,7 +182,10 @@ class OvSession:
             reason = f"OpenVINO gives no execution graph for {self._device}: {_words(error)}"
         if kernels:
             details["kernels"] = ",".join(f"{kernel}={count}" for kernel, count in kernels.items())
-        threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS")) if self._device.startswith("CPU") else None
+        threads = None
+        if self._device.startswith("CPU"):
+            streams = max(1, int(self._compiled.get_property("NUM_STREAMS")))
+            threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS")) // streams
         return SessionFacts(
             runtime="openvino",
             runtime_version=metadata.version("openvino"),
@@ -229,15 +242,29 @@ def _hint(compiled: Any) -> str | None:
     return str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
 
 
-def _fix_shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _fix_shapes(model: Any, options: LoadOptions) -> str:
+    shapes = options.sample_shapes
     if not shapes:
         return "dynamic where the model is: no sample shapes were given" if model.is_dynamic() else "static"
     before = {port: port.get_partial_shape() for port in model.inputs}
+
+    def fixed(port: Any, shape: tuple[int, ...]) -> Any:
+        import openvino
+
+        first = before[port][0] if options.varying_batch else None
+        if first is None or first.is_static:
+            return openvino.PartialShape(list(shape))
+        return openvino.PartialShape([openvino.Dimension(1, options.batch), *map(openvino.Dimension, shape[1:])])
+
     try:
-        model.reshape({port: list(shapes[name]) for port in model.inputs for name in port.get_names() & shapes.keys()})
+        model.reshape(
+            {port: fixed(port, shapes[name]) for port in model.inputs for name in port.get_names() & shapes.keys()}
+        )
     except RuntimeError as error:
         model.reshape(before)
         return f"dynamic: the model cannot take the sample shapes ({_words(error)})"
+    if options.varying_batch and model.is_dynamic():
+        return f"batches of 1 to {options.batch}, the rest static"
     return "dynamic: some shapes follow from values" if model.is_dynamic() else "static"
 
 
