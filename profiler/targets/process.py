@@ -21,28 +21,47 @@ from profiler import wire
 from profiler.errors import TargetError
 from profiler.records import FailureKind
 from profiler.targets.base import Target
+from profiler.targets.out_of_memory import Finding, Witness, peak_of, speaks_of_memory
 
 _CHUNK_BYTES = 4 << 20
 _GRACE_S = 5.0
 _LOG_TAIL_LINES = 15
 _LOG_BYTES = 64_000
+_KILLED_EXIT_CODE = 128 + signal.SIGKILL
+"""What shells, containers and ssh make of a SIGKILL on the other side."""
 
 
 class WorkerFailure(TargetError):  # noqa: N818 (becomes a FailureRecord, it is not a mistake of ours)
     """A worker answered that it failed, died, or did not answer in time."""
 
-    def __init__(self, kind: FailureKind, message: str, log_tail: str | None = None) -> None:
-        """`kind` as in FailureRecord; `log_tail` is what the process wrote last."""
+    def __init__(
+        self, kind: FailureKind, message: str, log_tail: str | None = None, *, needs_more_than_bytes: int | None = None
+    ) -> None:
+        """`kind` as in FailureRecord; `log_tail` is what the process wrote last.
+
+        `needs_more_than_bytes` is a lower bound of the host memory the case needs, where a lack of it is what failed.
+        """
         super().__init__(message)
         self.kind: FailureKind = kind
         self.log_tail = log_tail
+        self.needs_more_than_bytes = needs_more_than_bytes
 
 
 class WorkerProcess:
     """A running worker. Use it in a `with` block; leaving the block ends the process."""
 
-    def __init__(self, target: Target, *, cache: Path | None = None, memory_limit_bytes: int | None = None) -> None:
-        """Start the worker; returns before it is ready. Raises TargetError when the command cannot be started."""
+    def __init__(
+        self,
+        target: Target,
+        *,
+        cache: Path | None = None,
+        memory_limit_bytes: int | None = None,
+        root: Path = Path("/"),
+    ) -> None:
+        """Start the worker; returns before it is ready. Raises TargetError when the command cannot be started.
+
+        Below `root` lie the `/proc` and `/sys` that tell, should it die, whether that was for its memory.
+        """
         self._target = target
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process, closed with it)
         environment = {**os.environ, **target.environment}
@@ -50,6 +69,9 @@ class WorkerProcess:
             environment["EDGEPROF_WORKER_CACHE"] = str(cache)
         if memory_limit_bytes is not None:
             environment["EDGEPROF_WORKER_MEMORY_BYTES"] = str(memory_limit_bytes)
+        # Only where the worker is a process of this machine do its kernel's counts mean anything.
+        self._witness = Witness(target.shares_files, memory_limit_bytes, root)
+        self._peak_bytes: int | None = None
         try:
             # A process group of its own: Ctrl-C in the terminal reaches us, and we end the workers in order.
             self._process = subprocess.Popen(
@@ -61,6 +83,7 @@ class WorkerProcess:
             raise TargetError(
                 f"cannot start a worker on '{target.name}': {target.command[0]}: {error.strerror or error}."
             ) from error
+        self._witness.pid = self._process.pid
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._pipe = _Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
@@ -86,6 +109,7 @@ class WorkerProcess:
         self, command: str, arrays: Mapping[str, NDArray[np.generic]] | None = None, *, timeout_s: float, **fields: Any
     ) -> tuple[dict[str, Any], wire.Arrays]:
         """Send one command and wait for its answer, at most `timeout_s`. Raises WorkerFailure."""
+        self._witness.look()
         self._pipe.until = time.monotonic() + timeout_s + _GRACE_S
         try:
             header = {"command": command, "deadline_s": timeout_s, **fields}
@@ -102,7 +126,12 @@ class WorkerProcess:
         if not reply.get("ok"):
             kind = str(reply.get("kind", "error"))
             known = cast("FailureKind", kind) if kind in get_args(FailureKind) else "error"
-            raise WorkerFailure(known, str(reply.get("message", "the worker gave no reason.")), self.log_tail())
+            message = str(reply.get("message", "the worker gave no reason."))
+            if known == "out_of_memory":
+                found = self._witness.of_allocation(message, alive=True)
+                raise _failure(known, found, self.log_tail())
+            raise WorkerFailure(known, message, self.log_tail())
+        self._witness.heard(reply)
         return reply, reply_arrays
 
     def send_artifact(
@@ -165,7 +194,7 @@ class WorkerProcess:
     def _death(self, command: str, timeout_s: float, error: Exception | None) -> WorkerFailure:
         """What the end of the process says about its cause."""
         try:
-            code = self._process.wait(_GRACE_S)
+            code = self._reap(_GRACE_S)
         except subprocess.TimeoutExpired:
             self.kill()
             return WorkerFailure("error", f"the worker closed its pipe during '{command}': {error}.", self.log_tail())
@@ -173,13 +202,42 @@ class WorkerProcess:
         # faulthandler's first line; the stack below it may be longer than the tail.
         if code == 1 and "Timeout (" in (self._log_text() or ""):
             return WorkerFailure("timeout", _timeout_text(command, timeout_s), tail)
+        if code in (-signal.SIGKILL, _KILLED_EXIT_CODE):
+            found = self._witness.of_kill(command, self._peak_bytes)
+            return _failure("out_of_memory" if found.is_memory else "crash", found, tail)
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
-            if code == -signal.SIGKILL:
-                text = f"the worker was killed (SIGKILL) during '{command}': usually the kernel out of memory."
-                return WorkerFailure("out_of_memory", text, tail)
-            return WorkerFailure("crash", f"the worker crashed ({name}) during '{command}'.", tail)
-        return WorkerFailure("crash", f"the worker ended with exit code {code} during '{command}'.", tail)
+            text = f"the worker crashed ({name}) during '{command}'."
+        else:
+            text = f"the worker ended with exit code {code} during '{command}'."
+        if code in (-signal.SIGABRT, 1) and speaks_of_memory(tail):
+            # What C++ does with an exception that nobody caught, and Python outside of a command.
+            found = self._witness.of_allocation(f"out of memory: {text}", alive=False)
+            return _failure("out_of_memory", found, tail)
+        return WorkerFailure("crash", text, tail)
+
+    def _reap(self, timeout_s: float) -> int:
+        """Wait for the end of the process; keeps its highest resident set, which `Popen.wait` throws away."""
+        until = time.monotonic() + timeout_s
+        pause_s = 0.0005
+        while self._process.returncode is None:
+            try:
+                pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has reaped it: the status is lost
+                return self._process.wait(timeout_s)
+            if pid:
+                self._peak_bytes = peak_of(usage)
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() >= until:
+                raise subprocess.TimeoutExpired(self._target.name, timeout_s)
+            else:
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 2, 0.05)
+        return self._process.returncode
+
+
+def _failure(kind: FailureKind, found: Finding, log_tail: str | None) -> WorkerFailure:
+    return WorkerFailure(kind, found.message, log_tail, needs_more_than_bytes=found.needs_more_than_bytes)
 
 
 def _timeout_text(command: str, timeout_s: float) -> str:

@@ -17,6 +17,7 @@ import pytest
 from profiler.errors import TargetError
 from profiler.targets import process
 from profiler.targets.base import Target, local
+from profiler.targets.out_of_memory import machine_kills
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 ROWS = {"0/x": np.zeros((1, 4), np.float32)}
@@ -83,7 +84,7 @@ def test_a_worker_does_a_case_from_load_to_outputs(artifact):
     [
         ("infer", "segv", "crash", "SIGSEGV"),
         ("load", "segv", "crash", "SIGSEGV"),
-        ("infer", "oom", "out_of_memory", "SIGKILL"),
+        ("infer", "oom", "crash", "killed (SIGKILL) from outside"),
         ("load", "exit", "crash", "exit code 3"),
         ("infer", "alloc", "out_of_memory", "MemoryError"),
         ("infer", "raise", "error", "told to fail"),
@@ -91,7 +92,9 @@ def test_a_worker_does_a_case_from_load_to_outputs(artifact):
     ],
 )
 def test_every_way_to_fail_has_its_kind(artifact, where, fail, kind, words):
-    """A native crash, the OOM killer, exit(), a failed allocation, an error, an unknown op: while loading and while running."""
+    """A native crash, a kill, exit(), a failed allocation, an error, an unknown op: while loading and while running."""
+    if fail == "oom" and machine_kills() is None:
+        pytest.skip("this kernel counts no out-of-memory kills, so the cause of a kill is a guess")
     with WorkerProcess(local()) as worker:
         if where == "load":
             with pytest.raises(WorkerFailure) as caught:
@@ -168,6 +171,8 @@ def test_a_memory_limit_is_an_allocation_that_fails_and_not_a_dead_machine(artif
         loaded(worker, artifact, memory_mb="1500")
 
     assert caught.value.kind == "out_of_memory"
+    assert caught.value.needs_more_than_bytes == 400 << 20
+    assert "--memory-limit" in str(caught.value)
 
 
 @pytest.mark.process
