@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 from importlib import metadata
@@ -45,6 +47,29 @@ def describe(root: Path = Path("/")) -> Environment:
         load_1min=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         notes=(gpu_note,) if gpu_note else (),
     )
+
+
+_DECISIVE_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino")
+
+
+def fingerprint(environment: Environment, version: str | None = None) -> str:
+    """16 hexadecimal digits that stay the same while a self-test holds: same machine type, cores, kernel and software.
+
+    Load, hostname and free memory are left out, so that a reboot or a twin machine gives the same. `version` is edgeprof's own,
+    default the one that runs.
+    """
+    from profiler import __version__
+
+    facts = {
+        "machine": environment.machine,
+        "cpu_model": environment.cpu_model,
+        "usable_cores": environment.usable_cores,
+        "system": environment.system,
+        "hypervisor": environment.hypervisor,
+        "edgeprof": version or __version__,
+        "versions": {name: environment.versions.get(name) for name in _DECISIVE_PACKAGES},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

@@ -29,6 +29,7 @@ COMMANDS = {
     "report": "Write a run's report: one HTML file, a picture, CSV and JSON.",
     "show": "Everything known about one case of a run.",
     "runs": "List the runs of a folder.",
+    "doctor": "What on this machine will spoil measurements, and the command that repairs it.",
     "backends": "Which runtimes and devices work here, and what is missing for the others.",
     "devices": "Device profiles and prices that a measurement can be declared as.",
     "export": "Export a model to ONNX and compare it with its source.",
