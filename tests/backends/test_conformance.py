@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
 from backends import registry
-from backends.base import Backend, BackendError, LoadOptions, Session, SessionFacts, check_feeds
+from backends.base import Backend, BackendError, LoadOptions, Session, SessionFacts, check_feeds, lane
 
 _MARKS = {"fake": (), "trt": (pytest.mark.tensorrt,)}
 COMPUTES_NOTHING = {"fake"}
@@ -209,3 +211,70 @@ def test_unknown_device_is_refused(backend, mlp_file):
     """A device that the backend does not know is an error, not the default device."""
     with pytest.raises(BackendError, match="abacus"):
         backend.load(mlp_file, LoadOptions(device="abacus"))
+
+
+LANES = 3
+
+
+def test_lanes_at_the_same_time_answer_what_one_session_answers(backend, example):
+    """Several threads, each on a lane of its own, on different rows: the same outputs as one after the other."""
+    feeds = [example.feed(2, seed) for seed in range(LANES)]
+    options = LoadOptions(batch=2, streams=LANES, sample_shapes=shapes(feeds[0]))
+    session = backend.load(example.path, options)
+    if not hasattr(session, "lane"):
+        pytest.skip(f"{backend.name} has no lanes")
+    expected = [{name: np.array(values) for name, values in session.infer(feed).items()} for feed in feeds]
+    lanes = [session, *(lane(session) for _ in range(LANES - 1))]
+    seen: list[list[dict[str, np.ndarray]]] = [[] for _ in lanes]
+    ready = threading.Barrier(LANES)
+
+    def work(number: int) -> None:
+        ready.wait(timeout=60)
+        for _ in range(20):
+            outputs = lanes[number].infer(feeds[number])
+            seen[number].append({name: np.array(values) for name, values in outputs.items()})
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(LANES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, answers in enumerate(seen):
+        assert len(answers) == 20
+        for answer in answers:
+            for name, values in expected[number].items():
+                np.testing.assert_array_equal(answer[name], values, err_msg=f"lane {number}, {name}")
+    for one in reversed(lanes):
+        one.close()
+
+
+def test_a_lane_of_a_closed_session_is_refused(backend, mlp_file):
+    """In words of ours."""
+    session = backend.load(mlp_file, LoadOptions())
+    session.close()
+    with pytest.raises(BackendError, match=r"closed|no lanes"):
+        lane(session)
+
+
+def test_batches_of_varying_size_are_taken_or_the_inputs_say_the_one_that_is(backend, examples):
+    """`varying_batch`: either every size up to `batch` runs, or the batch axis is fixed at `batch`, for the caller to fill."""
+    example = examples["mlp"]
+    full = example.feed(4, 0)
+    session = backend.load(example.path, LoadOptions(batch=4, varying_batch=True, sample_shapes=shapes(full)))
+    axes = {info.shape[0] for info in session.inputs}
+    if axes == {4}:
+        return
+    assert not any(isinstance(axis, int) for axis in axes)
+    for rows in (1, 4, 3):
+        feeds = example.feed(rows, rows)
+        answers = session.infer(feeds)
+        assert {len(values) for values in answers.values()} == {rows}
+        if backend.name not in COMPUTES_NOTHING:
+            np.testing.assert_allclose(answers["y"], example.expected(feeds)["y"], rtol=1e-4, atol=example.atol)
+
+
+def test_threads_are_told_per_inference_whatever_the_streams(backend, mlp_file):
+    """Two streams of one thread each are inferences of one thread."""
+    facts = backend.load(mlp_file, LoadOptions(threads=1, streams=2)).facts
+
+    assert facts.threads in {1, None}

@@ -211,3 +211,22 @@ def test_a_row_s_answer_does_not_depend_on_its_batch(anything):
     assert not np.array_equal(together[0], together[1])
     assert together.min() >= 0
     assert together.max() < 1
+
+
+def test_a_stall_hits_one_inference_of_all_lanes(anything):
+    """The N-th, whichever lane it is on, and no other."""
+    clock = Clock(step_ns=0)
+    session = load(anything, clock, stall_at="3", stall_s="0.5")
+    lanes = [session, session.lane()]
+    for number in range(6):
+        lanes[number % 2].infer(X)
+
+    assert [seconds for seconds in clock.slept_s if seconds] == [0.5]
+
+
+def test_latency_may_pass_asleep_and_grow_with_rows(anything):
+    """`wait=sleep` takes the latency as a sleep; `row_us` counts the rows."""
+    clock = Clock(step_ns=0)
+    load(anything, clock, wait="sleep", latency_us="100", row_us="50").infer(X)
+
+    assert clock.slept_s == [pytest.approx(200e-6)]
