@@ -10,22 +10,22 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import units
-from profiler.cost import detect, prices
-from profiler.cost import model as cost_model
+from profiler import stopping, units
+from profiler.disturbance import Judged, dirty_share, judge_run
 from profiler.errors import EdgeprofError, StudyError, unknown
+from profiler.grade import Grade, grade
+from profiler.latency import LEVEL, judged_ratio, latency, time_to_steady
+from profiler.pricing import Pricing
 from profiler.quality import compare, verdict
 from profiler.quality.metrics import Metric, stored_metric
 from profiler.records import (
     REFERENCE_VARIANT,
     ArtifactRecord,
-    BlockRecord,
     Estimate,
     FailureRecord,
     Figure,
@@ -33,8 +33,7 @@ from profiler.records import (
     ProcessRecord,
     QualityRecord,
 )
-from profiler.stats.quantiles import quantile_interval, throughput_interval
-from profiler.stats.ratios import RatioEstimate, compare_verdict, holm, ratio_interval
+from profiler.stats.ratios import RatioEstimate, compare_verdict, holm
 from profiler.store import RunData
 from profiler.study import Case
 
@@ -45,7 +44,6 @@ _R = TypeVar("_R")
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
 
 NO_ENERGY = NotMeasured("no energy meter was read in this run")
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,14 @@ class Check:
     name: str
     verdict: Verdict
     text: str
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """`fixed`: as many processes as asked; `converged`: the asked precision is reached; `budget_exhausted`: it is not."""
+
+    status: Literal["fixed", "converged", "budget_exhausted"]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,14 @@ class CaseResult:
     """Of one inference of the whole batch, service time only: no queue in front of it."""
     throughput_per_s: Figure
     """Samples per second, back to back."""
+    observed: Mapping[str, Figure]
+    """Percentiles and throughput of all samples; the fields above leave interference out."""
+    excluded_share: float | None
+    """Share of the samples left out there; None where nothing on this system tells interference apart."""
+    dirty_share: float | None
+    """Share of the blocks that were disturbed from outside."""
+    stopping: Stopping
+    """Why the measurement of this case ended."""
     time_ratio: Figure
     """p50 time of this case / of the reference case at the same batch and threads; below 1 is faster."""
     time_ratio_verdict: str
@@ -81,6 +95,8 @@ class CaseResult:
     import_s: Figure
     load_s: Figure
     first_inference_s: Figure
+    time_to_steady_s: Figure
+    """How long inferences had to run until they were steady."""
     peak_rss_bytes: Figure
     size_bytes: Figure
     compressed_bytes: Figure
@@ -144,6 +160,10 @@ class Analysis:
     reference: str | None
     """Key of the case that the others are compared with, at the first batch and thread count."""
     cases: tuple[CaseResult, ...]
+    judged: Mapping[str, Sequence[Judged]]
+    """The blocks of each case, with what disturbed them."""
+    grade: Grade
+    """How far the numbers can be trusted."""
     machine: str | None
     """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected."""
     notes: tuple[str, ...]
@@ -170,13 +190,14 @@ class _Evidence:
     """A run's records, by what they belong to."""
 
     run: RunData
-    blocks: Mapping[str, Sequence[BlockRecord]]
+    judged: Mapping[str, Sequence[Judged]]
     processes: Mapping[str, Sequence[ProcessRecord]]
     qualities: Mapping[str, QualityRecord]
     artifacts: Mapping[str, ArtifactRecord]
     failures: Mapping[str, FailureRecord]
     ids: NDArray[np.str_] | None
     """Source of each evaluation row where rows share one."""
+    look: stopping.RunLook
     metric_missing: str | None = None
     """Why the metric that the rows were kept for is not at hand."""
 
@@ -186,20 +207,22 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     run = _in_order(run)
     evidence = _Evidence(
         run,
-        _by(run.blocks, lambda block: block.case),
+        judge_run(_by(run.blocks, lambda block: block.case), run.study.effort.rounds),
         _by(run.processes, lambda process: process.case),
         {record.case: record for record in run.qualities},
         {record.variant: record for record in run.artifacts},
         {record.case: record for record in run.failures},
         None if run.plan.get("clusters") is None else np.asarray(run.plan["clusters"]).astype(np.str_),
+        stopping.look(run) if stopping.sequential(run.study) else stopping.RunLook(False, {}),
     )
     cases = [Case(**fields) for fields in run.plan.get("cases", [])]
     metric, missing = _metric(run)
     evidence = replace(evidence, metric_missing=missing)
-    pricing = _Pricing.of(run, today)
+    pricing = Pricing.of(run, today)
+    graded = _grade(evidence)
     references = {(case.target, case.batch, case.threads): _reference(evidence, cases, case) for case in cases}
     results = [
-        _result(number, case, evidence, references[case.target, case.batch, case.threads], metric, pricing)
+        _result(number, case, evidence, references[case.target, case.batch, case.threads], metric, pricing, graded)
         for number, case in enumerate(cases, start=1)
     ]
     results = _holm_corrected(results, evidence, references)
@@ -207,7 +230,18 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     skipped = [
         _unplanned(number, failure) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
     ]
-    return Analysis(run, metric, first, (*results, *skipped), pricing.machine, (*run.notes, *pricing.notes))
+    return Analysis(
+        run, metric, first, (*results, *skipped), evidence.judged, graded, pricing.machine, (*run.notes, *pricing.notes)
+    )
+
+
+def _grade(evidence: _Evidence) -> Grade:
+    plan = evidence.run.plan
+    counts = [len({item.block.replicate for item in judged}) for judged in evidence.judged.values()]
+    return grade(
+        dirty=dirty_share(evidence.judged), processes=min(counts, default=0), selftest=plan.get("selftest"),
+        dedicated=plan.get("dedicated"), fixed_clocks=plan.get("fixed_clocks"),
+    )  # fmt: skip
 
 
 def _metric(run: RunData) -> tuple[Metric | None, str | None]:
@@ -233,80 +267,74 @@ def _in_order(run: RunData) -> RunData:
     )
 
 
-def paired_ratio(blocks: Sequence[BlockRecord], reference: Sequence[BlockRecord]) -> RatioEstimate | None:
-    """Ratio of p50 times, from blocks of the same replicate, attempt, group and round. None without any such pair."""
-    medians = {_place(block): _log_median(block) for block in reference}
-    by_process: dict[int, list[float]] = {}
-    for block in blocks:
-        other = medians.get(_place(block))
-        if other is not None:
-            by_process.setdefault(block.replicate, []).append(_log_median(block) - other)
-    return ratio_interval([np.array(values) for values in by_process.values()]) if by_process else None
-
-
-def _place(block: BlockRecord) -> tuple[int, int, int, int]:
-    return block.replicate, block.attempt, block.group, block.round
-
-
-def _log_median(block: BlockRecord) -> float:
-    return float(np.log(np.median(_kept(block))))
-
-
-def _kept(block: BlockRecord) -> NDArray[np.float64]:
-    return block.samples_s[block.discarded :]
-
-
 def _reference(evidence: _Evidence, cases: Sequence[Case], like: Case) -> Case | None:
     """The unmodified model at the same target, batch and threads, on the first of the study's backends where it ran."""
     for backend in evidence.run.study.backends:
         case = Case(REFERENCE_VARIANT, backend, like.target, like.batch, like.threads)
-        if case in cases and evidence.blocks.get(case.key):
+        if case in cases and evidence.judged.get(case.key):
             return case
     return None
 
 
 def _result(
-    number: int, case: Case, evidence: _Evidence, reference: Case | None, metric: Metric | None, pricing: _Pricing
+    number: int,
+    case: Case,
+    evidence: _Evidence,
+    reference: Case | None,
+    metric: Metric | None,
+    pricing: Pricing,
+    graded: Grade,
 ) -> CaseResult:
-    blocks = evidence.blocks.get(case.key, ())
+    judged = evidence.judged.get(case.key, ())
     processes = evidence.processes.get(case.key, ())
     artifact = evidence.artifacts.get(case.variant)
     failure = evidence.failures.get(case.key) or evidence.failures.get(case.quality_key)
-    status = _status(blocks, failure, evidence.run)
+    status = _status(judged, failure, evidence.run)
     why = _why_not(status, failure)
     own = Case(REFERENCE_VARIANT, case.backend, case.target, case.batch, case.threads)
-    throughput = _throughput(blocks, case, why)
+    timed = latency(judged, case.batch, why)
     base = _reference_quality(evidence)
     accuracy, change, agreement = _quality(case, evidence, metric, base)
     result = CaseResult(
         number=number, case=case, status=status, failure=failure,
-        latency_p50_s=_quantile(blocks, 0.5, why), latency_p90_s=_quantile(blocks, 0.9, why),
-        latency_p99_s=_quantile(blocks, 0.99, why), throughput_per_s=throughput,
+        **timed.clean, observed=timed.observed, excluded_share=timed.excluded_share, dirty_share=timed.dirty_share,
+        stopping=_stopping(case, evidence),
         time_ratio=_ratio_figure(evidence, case, reference, why), time_ratio_verdict="inconclusive",
         time_ratio_own=_ratio_figure(evidence, case, own, why),
         import_s=_spread([process.import_s for process in processes], "s", why),
         load_s=_spread([process.load_s for process in processes], "s", why),
         first_inference_s=_spread([process.first_inference_s for process in processes], "s", why),
+        time_to_steady_s=time_to_steady(processes, why),
         peak_rss_bytes=_spread([process.peak_rss_bytes for process in processes], "B", why),
         size_bytes=_exact(None if artifact is None else artifact.size_bytes, "B"),
         compressed_bytes=_exact(None if artifact is None else artifact.compressed_bytes, "B"),
         energy_j=NO_ENERGY, accuracy=accuracy, accuracy_change=change, agreement=agreement,
         reference_quality=base,
-        usd_per_million=pricing.price(throughput, processes),
-        checks=(), verdict="NOT_MEASURED", blocks=len(blocks), samples=sum(len(_kept(block)) for block in blocks),
+        usd_per_million=pricing.price(timed.clean["throughput_per_s"], processes),
+        checks=(), verdict="NOT_MEASURED", blocks=len(judged), samples=sum(len(item.observed) for item in judged),
         process=processes[-1] if processes else None,
         warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
-        notes=artifact.notes if artifact is not None else (),
+        notes=(*(artifact.notes if artifact is not None else ()), *timed.notes),
     )  # fmt: skip
-    return _checked(result, evidence, metric)
+    return _checked(result, evidence, metric, graded)
 
 
-def _status(blocks: Sequence[BlockRecord], failure: FailureRecord | None, run: RunData) -> Status:
+def _status(judged: Sequence[Judged], failure: FailureRecord | None, run: RunData) -> Status:
     if failure is not None:
         return "skipped" if failure.kind == "skipped" else "failed"
     effort = run.study.effort
-    done = len({(block.replicate, block.round) for block in blocks}) >= effort.processes * effort.rounds
-    return "measured" if done or (blocks and run.status == "interrupted") else "not finished"
+    done = len({(item.block.replicate, item.block.round) for item in judged}) >= effort.processes * effort.rounds
+    return "measured" if done or (judged and run.status != "running") else "not finished"
+
+
+def _stopping(case: Case, evidence: _Evidence) -> Stopping:
+    study = evidence.run.study
+    if not stopping.sequential(study):
+        return Stopping("fixed", f"{study.effort.processes} processes of {study.effort.rounds} rounds, as asked")
+    found = evidence.look.by_case.get(case.key)
+    if found is None:
+        return Stopping("budget_exhausted", "nothing was measured")
+    return Stopping("converged" if found.converged else "budget_exhausted", found.reason)
 
 
 def _why_not(status: Status, failure: FailureRecord | None) -> str:
@@ -315,30 +343,12 @@ def _why_not(status: Status, failure: FailureRecord | None) -> str:
     return "the run was not finished: `edgeprof run --resume RUN`" if status != "measured" else "nothing was recorded"
 
 
-def _quantile(blocks: Sequence[BlockRecord], p: float, why: str) -> Figure:
-    if not blocks:
-        return NotMeasured(why)
-    estimate = quantile_interval(
-        [_kept(block) for block in blocks], p, level=LEVEL, processes=[block.replicate for block in blocks]
-    )
-    return Estimate(estimate.value, estimate.low, estimate.high, "s", LEVEL, note=estimate.reason)
-
-
-def _throughput(blocks: Sequence[BlockRecord], case: Case, why: str) -> Figure:
-    if not blocks:
-        return NotMeasured(why)
-    value, low, high = throughput_interval(
-        [_kept(block) for block in blocks], batch=case.batch, level=LEVEL, processes=[b.replicate for b in blocks]
-    )
-    return Estimate(value, low, high, "samples/s", LEVEL)
-
-
 def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: str) -> Figure:
-    if reference is None or not evidence.blocks.get(reference.key):
+    if reference is None or not evidence.judged.get(reference.key):
         return NotMeasured("the unmodified model was not measured beside it")
     if reference == case:
         return Estimate(1.0, 1.0, 1.0, "×", LEVEL, note="the reference itself")
-    ratio = paired_ratio(evidence.blocks.get(case.key, ()), evidence.blocks[reference.key])
+    ratio = judged_ratio(evidence.judged.get(case.key, ()), evidence.judged[reference.key])
     return (
         NotMeasured(why) if ratio is None else Estimate(ratio.value, ratio.low, ratio.high, "×", LEVEL, note=ratio.note)
     )
@@ -393,7 +403,7 @@ def _reference_quality(evidence: _Evidence) -> str | None:
     return next((key for key in evidence.qualities if key.startswith(f"{REFERENCE_VARIANT}@")), None)
 
 
-def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None) -> CaseResult:
+def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None, graded: Grade) -> CaseResult:
     limits = evidence.run.study.constraints
     checks = []
     if limits.max_drop is not None:
@@ -404,7 +414,8 @@ def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None) -> 
         ("USD per million", result.usd_per_million, limits.max_usd_per_million),
     ):
         if limit is not None:
-            checks.append(_check_limit(name, figure, float(limit)))
+            check = _check_limit(name, figure, float(limit))
+            checks.append(_cautious(check, result, float(limit), graded) if name == "p99" else check)
     return replace(result, checks=tuple(checks), verdict=_overall(result, checks))
 
 
@@ -430,6 +441,20 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
         )
     decided = verdict.drop_verdict(result.accuracy_change, max_drop, flips=flips, samples=len(record.per_sample))
     return Check(name, decided.verdict, decided.reason)
+
+
+def _cautious(check: Check, result: CaseResult, limit: float, graded: Grade) -> Check:
+    """A latency limit is only met or missed when the machine was quiet enough to say, and both views of the samples agree."""
+    observed = result.observed.get("latency_p99_s")
+    if check.verdict not in ("PASS", "FAIL") or observed is None:
+        return check
+    if not graded.absolute:
+        why = f"but too much was disturbed to decide it on this machine (grade {graded})"
+        return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded, {why}")
+    seen = _check_limit(check.name, observed, limit)
+    if seen.verdict in (check.verdict, "NOT_MEASURED"):
+        return check
+    return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded; as observed {seen.text}")
 
 
 def _check_limit(name: str, figure: Figure, limit: float) -> Check:
@@ -471,7 +496,7 @@ def _holm_corrected(
         reference = references[case.target, case.batch, case.threads]
         if reference is None or reference == case or result.status != "measured":
             continue
-        ratio = paired_ratio(evidence.blocks[case.key], evidence.blocks[reference.key])
+        ratio = judged_ratio(evidence.judged[case.key], evidence.judged[reference.key])
         if ratio is not None and ratio.p_value is not None:
             ratios[result.number] = ratio
     adjusted = (
@@ -487,52 +512,6 @@ def _holm_corrected(
     return corrected
 
 
-@dataclass(frozen=True)
-class _Pricing:
-    """How throughput becomes money in this run."""
-
-    run: RunData
-    machine: str | None
-    book: prices.PriceBook
-    options: cost_model.CostOptions
-    today: date
-    detected: detect.DetectedMachine | None
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, run: RunData, today: date) -> _Pricing:
-        asked = run.study.cost
-        stored = run.plan.get("detected")
-        detected = None if stored is None else detect.DetectedMachine(stored["target"], stored["evidence"])
-        machine = asked.machine or (detected.target if detected is not None else None)
-        notes: tuple[str, ...] = ()
-        if machine is not None and asked.machine is None and detected is not None:
-            notes = (f"priced as {machine}: {detected.evidence}",)
-        options = cost_model.CostOptions(
-            utilisation=asked.utilisation,
-            lifetime_years=asked.lifetime_years,
-            usd_per_kwh=asked.electricity_usd_per_kwh,
-        )
-        try:
-            book = prices.load_prices(None if asked.prices is None else Path(asked.prices))
-        except EdgeprofError as error:
-            # The file may be gone, or on another machine: what was measured can still be told.
-            book, notes = prices.load_prices(), (*notes, f"your own prices are left out: {error}")
-        return cls(run, machine, book, options, today, detected, notes)
-
-    def price(self, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
-        """USD per million inferences, or why not."""
-        if not processes:
-            return NotMeasured("nothing was measured")
-        try:
-            return cost_model.price_case(
-                throughput, self.machine, environment=self.run.environment, facts=processes[-1].facts, today=self.today,
-                options=self.options, book=self.book, detected=self.detected,
-            )  # fmt: skip
-        except EdgeprofError as error:
-            return NotMeasured(str(error))
-
-
 def _outside_plan(run: RunData, cases: Sequence[Case]) -> list[FailureRecord]:
     known = {case.key for case in cases} | {case.quality_key for case in cases}
     return [failure for failure in run.failures if failure.case not in known]
@@ -544,7 +523,9 @@ def _unplanned(number: int, failure: FailureRecord) -> CaseResult:
     case = _case_of(failure.case)
     return CaseResult(
         number=number, case=case, status="skipped" if failure.kind == "skipped" else "failed", failure=failure,
-        latency_p50_s=absent, latency_p90_s=absent, latency_p99_s=absent, throughput_per_s=absent, time_ratio=absent,
+        latency_p50_s=absent, latency_p90_s=absent, latency_p99_s=absent, throughput_per_s=absent, observed={},
+        excluded_share=None, dirty_share=None, stopping=Stopping("fixed", "nothing was measured"), time_to_steady_s=absent,
+        time_ratio=absent,
         time_ratio_verdict="inconclusive", time_ratio_own=absent, import_s=absent, load_s=absent, first_inference_s=absent,
         peak_rss_bytes=absent, size_bytes=absent, compressed_bytes=absent, energy_j=absent, accuracy=absent,
         accuracy_change=absent, agreement=absent, reference_quality=None, usd_per_million=absent, checks=(),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiler import units
-from profiler.analysis import AXES, Analysis, CaseResult, paired_ratio
+from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.errors import StudyError, unknown
 from profiler.frontier import Frontier, frontier
-from profiler.records import BlockRecord, Estimate, NotMeasured
+from profiler.latency import judged_ratio
+from profiler.records import Estimate, NotMeasured
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _maximise(analysis: Analysis, axis: str) -> bool:
 def _separated(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str, y: str) -> bool:
     """Whether the measurement can tell the two apart on one axis. Times are compared pair by pair, not by overlap."""
     if x == "latency_p50":
-        ratio = paired_ratio(_blocks(analysis, better), _blocks(analysis, worse))
+        ratio = judged_ratio(analysis.judged[better.key], analysis.judged[worse.key])
         if ratio is not None and ratio.high is not None and better.case.batch == worse.case.batch:
             if ratio.high < 1:
                 return True
@@ -127,10 +128,6 @@ def _separated(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str
         # Changes are paired with the same reference, so their intervals are far narrower than those of accuracy.
         return _apart(better.accuracy_change, worse.accuracy_change, maximise=True)
     return _apart(better.figure(y), worse.figure(y), maximise=_maximise(analysis, y))
-
-
-def _blocks(analysis: Analysis, case: CaseResult) -> list[BlockRecord]:
-    return [block for block in analysis.run.blocks if block.case == case.key]
 
 
 def _apart(better: object, worse: object, *, maximise: bool) -> bool:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from backends.errors import EdgeprofError
 
 __all__ = [
+    "BudgetError",
     "DataError",
     "EdgeprofError",
     "ModelError",
@@ -21,6 +22,10 @@ __all__ = [
 
 class StudyError(EdgeprofError):
     """What was asked cannot be done as asked: an unknown name, an impossible value, a contradiction."""
+
+
+class BudgetError(StudyError):
+    """The time budget ended before anything could be measured."""
 
 
 class ModelError(EdgeprofError):

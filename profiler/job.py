@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from backends import spec
 from profiler import artifacts
 from profiler.artifacts import ArtifactStore
+from profiler.budget import Budget
 from profiler.prepare import Prepared, timing_feeds
 from profiler.progress import Progress
 from profiler.records import ArtifactRecord, FailureRecord
@@ -38,6 +39,7 @@ class Job:
     folder: Path
     """Files of this run besides the database: reference outputs, the report."""
     progress: Progress
+    budget: Budget = field(default_factory=Budget)
 
     def open(self, case: Case) -> WorkerProcess:
         """A fresh worker on the case's target, not loaded yet."""

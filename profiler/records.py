@@ -129,6 +129,12 @@ class ProcessRecord:
     warmup: WarmupRecord | None = None
     parked_cpu_s: float | None = None
     notes: tuple[str, ...] = ()
+    harness_in_sample_s: float | None = None
+    """What the clock adds to every recorded sample, weighed in this process."""
+    harness_labels_s: float | None = None
+    """What reading the interference counters adds between two inferences, per inference of this case."""
+    memory: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
+    """By phase (import, load, first, run): peak and kinds of memory, bytes."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,13 @@ class BlockRecord:
     wall_s: float
     labels: Mapping[str, float] = field(default_factory=dict)
     """Host facts over the block: steal_share, other_cpu_share, run_delay_s, throttled_s, involuntary_switches, …"""
+    window_s: NDArray[np.float64] | None = None
+    """Wall time of consecutive windows of `label_every` samples each, from the first sample on and without gaps, shape (w,)."""
+    window_cpu_s: NDArray[np.float64] | None = None
+    """Processor time of all threads of the process in each window."""
+    window_waited_s: NDArray[np.float64] | None = None
+    """Run-queue delay of its busy threads in each window; None where one thread's CPU time says more, or nothing tells."""
+    label_every: int = 1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from backends import spec
 from backends.base import SessionFacts
 from profiler import __version__, campaign, prepare
 from profiler.artifacts import ArtifactStore, source_sha256
+from profiler.budget import Budget
 from profiler.cost.detect import DetectedMachine, detect_machine
 from profiler.cost.model import price_case
 from profiler.cost.prices import load_prices
@@ -47,6 +49,7 @@ def execute(
     measured is in the database, and resuming measures the rest. KeyboardInterrupt marks the run as interrupted and passes on.
     """
     progress = progress or Silent()
+    began = time.monotonic()
     with _only_run_in(out):
         store = open_store(database or out)
         try:
@@ -59,7 +62,8 @@ def execute(
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
             try:
-                _execute(run_id, study, variants, store, out, progress)
+                budget = Budget(study.time_budget_s, began=began)
+                _execute(run_id, study, variants, store, out, progress, budget)
             except (StudyError, ModelError, DataError):
                 if resume is None and not store.run(run_id).plan:
                     # Not possible as asked, and nothing was measured: `latest` should stay a run with results.
@@ -79,7 +83,9 @@ def execute(
     return run_id
 
 
-def _execute(run_id: str, study: Study, variants: Sequence[Any], store: Store, out: Path, progress: Progress) -> None:
+def _execute(
+    run_id: str, study: Study, variants: Sequence[Any], store: Store, out: Path, progress: Progress, budget: Budget
+) -> None:
     store.set_status(run_id, "running")
     artifact_store = ArtifactStore(out / CACHE_NAME)
     folder = out / run_id
@@ -122,6 +128,7 @@ def _execute(run_id: str, study: Study, variants: Sequence[Any], store: Store, o
             prepared,
             folder,
             progress,
+            budget,
         )
         failed = evaluate(job, cases)
         groups = _groups(study, cases, made)

@@ -95,7 +95,7 @@ R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, Fail
 # Version n → n + 1. Each entry gets the connection inside the transaction that also raises the version.
 _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     # Energy, load and self-tests came with tables of their own; records of version 1 read as they are.
-    1: lambda connection: _meta.create_all(connection),
+    1: _meta.create_all,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -60,6 +60,13 @@ class Effort(_Frozen):
     block_samples: int = Field(default=20, ge=1, le=1_000_000)
     warmup_s: float = Field(default=0.5, ge=0, le=600)
     warmup_max_s: float = Field(default=6.0, gt=0, le=3600)
+    requeue_share: float = Field(default=0.5, ge=0, le=5)
+    """Rounds that may be added to replace disturbed ones, as a share of `rounds`, per process."""
+    precision: float | None = Field(default=None, gt=0, le=1)
+    """Go on with fresh processes until p50 is known to this share (p90, p99 and ratios: see profiler/stopping.py).
+    None: `processes` and no more, unless there is a time budget."""
+    max_processes: int = Field(default=27, ge=1, le=200)
+    """Where going on ends."""
 
 
 EFFORTS: Mapping[str, Effort] = {
@@ -67,6 +74,49 @@ EFFORTS: Mapping[str, Effort] = {
     "default": Effort(),
     "thorough": Effort(processes=10, rounds=6, warmup_s=1.0, warmup_max_s=30.0),
 }
+
+
+class EnergyPlan(_Frozen):
+    """How energy is measured, after everything else: windows of the same work, and windows in which nothing runs."""
+
+    windows: int = Field(default=10, ge=3, le=1000)
+    """Windows of each case, and of the idle machine."""
+    window_s: float = Field(default=5.0, gt=0, le=60, allow_inf_nan=False)
+    """At most a minute: counters of processors wrap after minutes."""
+    meter: Literal["auto", "ina3221", "pmic", "nvml", "rapl", "external"] = "auto"
+    """`auto`: `external` where one is named, else the first that sees the device a case runs on."""
+    csv: str | None = None
+    """A file that a logger appends to, columns `time` and `power_w` or `energy_j`; see docs/energy.md."""
+    command: str | None = None
+    """A command that prints watts, run on this computer without a shell; see docs/energy.md."""
+
+    @model_validator(mode="after")
+    def _one_meter(self) -> EnergyPlan:
+        named = [name for name in ("csv", "command") if getattr(self, name) is not None]
+        if len(named) == 2:
+            raise ValueError("csv and command are two external meters, name one of them")
+        if named and self.meter not in ("auto", "external"):
+            raise ValueError(f"{named[0]} is an external meter, but meter is '{self.meter}': leave one of them out")
+        if self.meter == "external" and not named:
+            raise ValueError("meter 'external' needs csv or command, to know where it is read")
+        return self
+
+
+class SoakPlan(_Frozen):
+    """A thermal soak in place of the usual rounds: burst from a cool start, the same load until steady, then sustained."""
+
+    max_s: float = Field(default=1200.0, ge=1, le=86_400, allow_inf_nan=False)
+    """Longest load before the sustained phase begins, steady or not."""
+    cool_to_c: float = Field(default=5.0, gt=0, le=50, allow_inf_nan=False)
+    """A start is cool at so many °C above idle, or less."""
+    cool_max_s: float = Field(default=600.0, ge=0, le=86_400, allow_inf_nan=False)
+    """Longest wait for a cool start; without a temperature sensor, the rest between two soaks."""
+    burst_s: float = Field(default=10.0, gt=0, le=600, allow_inf_nan=False)
+    """How long after a cool start counts as burst."""
+    sustained_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
+    """How long is measured once steady."""
+    each: bool = False
+    """One soak per case, so that cases do not share their heat; otherwise all cases take turns in one."""
 
 
 class Study(_Frozen):
@@ -96,10 +146,16 @@ class Study(_Frozen):
     constraints: Constraints = Constraints()
     cost: CostOptions = CostOptions()
     effort: Effort = EFFORTS["default"]
+    soak: SoakPlan | None = None
+    """None: the usual rounds. Otherwise a thermal soak in their place (profiler/soak.py)."""
+    energy: EnergyPlan | None = None
+    """None: energy is not measured."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     time_limit_s: float = Field(default=300.0, gt=0, le=86_400)
     """Longest a single command to a worker may take before the case counts as hung."""
     memory_limit_bytes: int | None = Field(default=None, ge=1 << 20, le=1 << 50)
+    time_budget_s: float | None = Field(default=None, gt=0, le=30 * 86_400)
+    """Longest that the whole run may take. The measurement ends early when its precision is reached."""
 
     @field_validator("effort", mode="before")
     @classmethod
@@ -177,7 +233,13 @@ def make_study(**fields: Any) -> Study:
 
 
 def _no_such_setting(place: tuple[int | str, ...]) -> str:
-    parts: Mapping[object, type[BaseModel]] = {"constraints": Constraints, "cost": CostOptions, "effort": Effort}
+    parts: Mapping[object, type[BaseModel]] = {
+        "constraints": Constraints,
+        "cost": CostOptions,
+        "effort": Effort,
+        "energy": EnergyPlan,
+        "soak": SoakPlan,
+    }
     known = sorted(parts.get(place[0], Study).model_fields if len(place) > 1 else Study.model_fields)
     near = get_close_matches(str(place[-1]), known, n=3, cutoff=0.5)
     suggestion = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -202,6 +264,9 @@ def read_study(path: Path) -> Study:
     for key in ("model", "data", "calibration"):
         if isinstance(content.get(key), str):
             content[key] = _beside(path.parent, content[key])
+    energy = content.get("energy")
+    if isinstance(energy, dict) and isinstance(energy.get("csv"), str):
+        energy["csv"] = str(path.parent.resolve() / Path(energy["csv"]).expanduser())
     return make_study(**content)
 
 

@@ -50,7 +50,9 @@ def points(value: float) -> str:
 
 def parse_seconds(text: str) -> float:
     """`5ms`, `0.5 s`, `800us` → seconds. Raises EdgeprofError for anything else."""
-    return _parse(text, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}, "a time such as 5ms or 0.2s")
+    return _parse(
+        text, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}, "a time such as 5ms or 0.2s"
+    )
 
 
 def parse_bytes(text: str) -> int:
@@ -67,6 +69,14 @@ def parse_drop(text: str) -> float:
         raise EdgeprofError(
             f"a loss of '{text}' is {value * 100:g} percentage points: write {text.strip()}pt, or 0.01 for one point."
         )
+    return value
+
+
+def parse_share(text: str) -> float:
+    """`2%` or `0.02` → 0.02. Raises EdgeprofError unless it lies between 0 and 1."""
+    value = _parse(text, {"%": 0.01, "": 1.0}, "a share such as 2% or 0.02")
+    if not 0 < value < 1:
+        raise EdgeprofError(f"a share of '{text}' is not between 0 and 100 %: write 2% or 0.02.")
     return value
 
 

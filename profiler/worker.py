@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from backends import base, registry
 from profiler import wire
-from profiler.measure import host, loop, memory
+from profiler.measure import host, lanes, loop, memory, threads
+from profiler.measure.energy import serve as energy_meters
 
 PROTOCOL = 1
 _QUIET_SHARE = 0.1
@@ -42,6 +43,9 @@ class State:
     cache: Path
     session: base.Session | None = None
     feeds: list[base.Feeds] = field(default_factory=list)
+    meter: memory.Meter = field(default_factory=memory.Meter)
+    watch: threads.Watch = field(default_factory=threads.Watch)
+    lanes: lanes.Lanes = field(default_factory=lanes.Lanes)
 
 
 def main() -> None:
@@ -61,6 +65,7 @@ def main() -> None:
             )
         if header.get("command") == "stop":
             break
+    state.lanes.close()
     if state.session is not None:
         state.session.close()
 
@@ -190,6 +195,7 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     """Import the runtime, then load the artifact; the two are timed apart because people can only shorten one of them."""
     del arrays
     backend = registry.get(str(header["backend"]))
+    state.meter.begin()
     begin = time.perf_counter()
     for module in getattr(backend, "modules", ()):
         # A missing runtime gets the adapter's own, better words from load below.
@@ -197,6 +203,8 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
             importlib.import_module(module)
     imported = time.perf_counter()
     before = memory.read()
+    state.meter.end("import")
+    state.meter.watch_gpu(str(header["backend"]), header.get("device"))
     path = (
         Path(str(header["path"])) if header.get("path") else _cached(state, str(header["sha256"]), str(header["name"]))
     )
@@ -208,13 +216,16 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         options={str(k): str(v) for k, v in header.get("options", {}).items()},
         cache_dir=Path(str(header["cache_dir"])) if header.get("cache_dir") else None,
     )
+    state.meter.begin()
     start = time.perf_counter()
     state.session = backend.load(path, options)
     loaded = time.perf_counter()
+    state.meter.end("load")
     return {
         "import_s": imported - begin,
         "load_s": loaded - start,
         "rss_before_load_bytes": before.rss_bytes,
+        "phases": _phases(state),
         "inputs": [asdict(info) for info in state.session.inputs],
         "outputs": [asdict(info) for info in state.session.outputs],
     }, {}
@@ -252,14 +263,17 @@ def _first(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Repl
     """Time the very first inference, which allocates and sometimes compiles."""
     del header, arrays
     session = _session(state)
+    state.meter.begin()
     start = time.perf_counter()
     session.infer(state.feeds[0])
-    return {"first_inference_s": time.perf_counter() - start}, {}
+    seconds = time.perf_counter() - start
+    state.meter.end("first")
+    state.meter.begin()
+    return {"first_inference_s": seconds, "phases": _phases(state)}, {}
 
 
 def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     """One stretch of timed inferences: a block, or a piece of the warm-up."""
-    del arrays
     session = _session(state)
     limits = loop.Limits(
         float(header["min_s"]),
@@ -267,13 +281,16 @@ def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         float(header["max_s"]),
         int(header.get("max_samples", 1_000_000)),
     )
-    per_sample = int(header.get("per_sample", 1))
-    with loop.quiet_collector():
-        before = host.read()
+    per_sample, label_every = int(header.get("per_sample", 1)), int(header.get("label_every", 1))
+    clock = time.perf_counter_ns
+    with loop.quiet_collector(), threads.counters(time.process_time_ns, state.watch) as counters:
+        ran, before = threads.executed(), host.read()
         timing = loop.time_inferences(
-            session.infer, state.feeds, limits, clock=time.perf_counter_ns, per_sample=per_sample
-        )
+            session.infer, state.feeds, limits, clock=clock, per_sample=per_sample, counters=counters, label_every=label_every,
+        )  # fmt: skip
         after = host.read()
+        state.watch = threads.learn(ran, threads.executed(), after.wall_s - before.wall_s)
+    cost = _harness_cost(state.watch) if header.get("weigh") else None
     parked_cpu_s = _become_quiet()
     reply = {
         "started_s": float(timing.starts_ns[0]) / 1e9,
@@ -281,8 +298,16 @@ def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         "wall_s": after.wall_s - before.wall_s,
         "labels": host.difference(before, after),
         "parked_cpu_s": parked_cpu_s,
+        "harness": None if cost is None else asdict(cost),
     }
-    return reply, {"durations_ns": timing.durations_ns}
+    arrays = {"durations_ns": timing.durations_ns, "window_ns": timing.window_ns}
+    return reply, {**arrays, **{f"{name}_ns": values for name, values in timing.counters_ns.items()}}
+
+
+def _harness_cost(watch: threads.Watch) -> loop.HarnessCost:
+    """With the counters that the next stretch will read."""
+    with loop.quiet_collector(), threads.counters(time.process_time_ns, watch) as counters:
+        return loop.harness_cost(clock=time.perf_counter_ns, counters=counters)
 
 
 def _become_quiet() -> float:
@@ -301,6 +326,11 @@ def _become_quiet() -> float:
     return time.process_time() - start
 
 
+def _serve(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """One run of a load scenario; see `Lanes.serve`."""
+    return state.lanes.serve(_session(state), header, arrays)
+
+
 def _infer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     """Run one batch for its outputs, untimed."""
     del header
@@ -312,10 +342,35 @@ def _infer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Repl
 
 
 def _memory(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
-    del state, header, arrays
+    """What it holds now, the highest it ever held, and each phase; `running` is everything since the first inference."""
+    del header, arrays
     gc.collect()
     now = memory.read()
-    return {"rss_bytes": now.rss_bytes, "peak_rss_bytes": now.peak_rss_bytes}, {}
+    state.meter.end("running")
+    return {
+        "rss_bytes": now.rss_bytes,
+        "peak_rss_bytes": state.meter.peak_rss_bytes,
+        "phases": _phases(state),
+        "memory_notes": list(state.meter.notes),
+    }, {}
+
+
+def _phases(state: State) -> dict[str, dict[str, int | None]]:
+    return {phase: asdict(found) for phase, found in state.meter.phases.items()}
+
+
+def _energy(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """The energy meters of this machine; with `window_s`, one window of the loaded model, or (`idle`) of nothing running.
+
+    With `clock`, only what this machine's wall clock shows, for meters that are read elsewhere.
+    """
+    del arrays
+    if header.get("clock"):
+        return {"unix_s": time.time()}, {}
+    if header.get("window_s") is None:
+        return energy_meters.meters(int(header.get("gpu", 0))), {}
+    infer = None if header.get("idle") else _session(state).infer
+    return energy_meters.measure(infer, state.feeds, header), {}
 
 
 def _availability(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
@@ -338,8 +393,10 @@ _COMMANDS: dict[str, Callable[[State, Mapping[str, Any], wire.Arrays], Reply]] =
     "feed": _feed,
     "first": _first,
     "time": _time,
+    "serve": _serve,
     "infer": _infer,
     "memory": _memory,
+    "energy": _energy,
     "stop": _stop,
 }
 

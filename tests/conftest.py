@@ -21,6 +21,7 @@ TINY_EFFORT = {
     "block_samples": 5,
     "warmup_s": 0.002,
     "warmup_max_s": 0.02,
+    "requeue_share": 0.0,  # what disturbs a test machine must not change how many blocks there are
 }
 
 
@@ -143,13 +144,13 @@ class MadeRun:
             self.cases.append(case)
         return case
 
-    def timed(self, case: Any, latency_s: float, *, noise: float = 0.01, attempt: int = 0, peak_rss: int = 60_000_000,
+    def timed(self, case: Any, latency_s: float, *, noise: float = 0.01, offsets: float | None = None, attempt: int = 0, peak_rss: int = 60_000_000,
               replicates: Sequence[int] | None = None, group: int = 0) -> MadeRun:  # fmt: skip
         from backends.base import SessionFacts
         from profiler.records import BlockRecord, ProcessRecord
 
         for replicate in range(self.processes) if replicates is None else replicates:
-            offset = np.exp(self.random.normal(0, noise))
+            offset = np.exp(self.random.normal(0, noise if offsets is None else offsets))
             facts = SessionFacts("made", "1", "cpu", case.threads, None, "made up")
             self.process_records.append(
                 ProcessRecord(

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.analysis import AXES, LEVEL, analyse, paired_ratio
+from profiler.analysis import AXES, analyse
+from profiler.latency import LEVEL, paired_ratio
 from profiler.decide import recommend, view
 from profiler.errors import StudyError
 from profiler.records import Estimate, NotMeasured

@@ -25,7 +25,7 @@ from profiler.store import open_store
 from profiler.study import Case, make_study
 
 ROOT = Path(__file__).parents[1]
-ONE = {"processes": 1, "rounds": 1, "block_s": 0.002, "warmup_s": 0.002, "warmup_max_s": 0.02}
+ONE = {"processes": 1, "rounds": 1, "block_s": 0.002, "warmup_s": 0.002, "warmup_max_s": 0.02, "requeue_share": 0.0}
 FAKE, OTHER = "fake{read=false}", "fake{read=false,seed=1}"
 
 

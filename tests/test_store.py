@@ -22,9 +22,12 @@ from profiler.errors import StoreError
 from profiler.records import (
     ArtifactRecord,
     BlockRecord,
+    EnergyRecord,
     FailureRecord,
+    LoadRecord,
     ProcessRecord,
     QualityRecord,
+    SelftestRecord,
     WarmupRecord,
 )
 from profiler.store import DATABASE_NAME, open_store
@@ -45,6 +48,18 @@ RECORDS = {
         "graph@ort/b1/t1", 0, 0, 0, 1, 0.1, 0.2, 0.3, 5, None, replace(FACTS, precision=None, precision_reason="why")
     ),
     "block": BlockRecord("fp32@ort/b1/t1", 0, 1, 2, 3, 4, 5.5, RNG.random(7), 1, 2, 8, 0.5, 0.6, {"steal_share": 0.0}),
+    "labelled block": BlockRecord(
+        "graph@ort/b1/t1", 0, 1, 2, 3, 4, 5.5, RNG.random(8), 1, 2, 8, 0.5, 0.6, {"steal_share": 0.0},
+        RNG.random(4), RNG.random(4), None, 2,
+    ),
+    "energy": EnergyRecord(
+        "fp32@ort/b1/t1", "rapl", 3, {"package-0": 1.5, "dram": 0.2}, ("package-0", "dram"), "packages and DRAM", "counter", 99,
+        8, 5.0, 1.7e9, 12, ("n",),
+    ),
+    "load": LoadRecord(
+        "fp32@ort/b1/t1", "server{workers=2}", 4, "search", 500.0, 7, RNG.random(3), RNG.random(3), RNG.random(3),
+        np.array([0.1, 0.2, np.nan]), np.array([1, 1, 2]), "diverged", 0.5, 0.6, {"steal_share": 0.0},
+    ),
     "quality": QualityRecord(
         "fp32@ort/b1", "top1", RNG.random((5, 2)), RNG.integers(-(2**63), 9, 5), RNG.random(5), "d" * 64, 0.5
     ),
@@ -110,16 +125,16 @@ def test_a_run_comes_back_whole(tmp_path):
         run.environment,
     )
     assert (run.plan, run.notes) == ({"cases": [{"variant": "fp32"}], "data_rows": 5}, ("a note",))
-    assert tuple(map(len, (run.artifacts, run.processes, run.blocks, run.qualities, run.failures))) == (1, 2, 1, 2, 2)
+    assert tuple(map(len, (run.artifacts, run.processes, run.blocks, run.qualities, run.failures))) == (1, 2, 2, 2, 2)
+    assert (len(run.energies), len(run.loads)) == (1, 1)
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
 def test_a_second_record_of_the_same_key_is_refused_and_the_first_stands(opened, run_id, record):
     """A resumed run cannot count twice."""
-    numbers = (
-        {"seconds": 99.0} if hasattr(record, "seconds") else {"message": "other"} if hasattr(record, "message") else {}
-    )
-    numbers = numbers or ({"load_s": 99.0} if isinstance(record, ProcessRecord) else {"cpu_s": 99.0})
+    names = ("seconds", "message", "load_s", "cpu_s", "wall_s")
+    name = next(name for name in names if hasattr(record, name))
+    numbers = {name: "other" if name == "message" else 99.0}
     assert opened.add(run_id, record)
 
     assert not opened.add(run_id, replace(record, **numbers))
@@ -192,7 +207,7 @@ def test_a_discarded_run_leaves_nothing(opened, run_id):
 
     assert [other] == [summary.id for summary in opened.runs()]
     assert opened.records(run_id, BlockRecord) == ()
-    assert len(opened.records(other, BlockRecord)) == 1
+    assert len(opened.records(other, BlockRecord)) == 2
 
 
 @pytest.mark.parametrize(
@@ -284,8 +299,9 @@ def test_an_older_database_is_migrated_in_one_transaction(tmp_path, monkeypatch)
 
         return migrate
 
-    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(store_module, "_MIGRATIONS", {1: step(1), 2: step(2)})
+    now = store_module.SCHEMA_VERSION
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", now + 2)
+    monkeypatch.setattr(store_module, "_MIGRATIONS", {now: step(1), now + 1: step(2)})
     for _ in range(2):
         store = open_store(tmp_path)
         assert len(store.records(run_id, BlockRecord)) == 1
@@ -293,8 +309,50 @@ def test_an_older_database_is_migrated_in_one_transaction(tmp_path, monkeypatch)
     connection = sqlite3.connect(tmp_path / DATABASE_NAME)
 
     assert calls == [1, 2]
-    assert connection.execute("select version from edgeprof_schema").fetchone()[0] == 3
+    assert connection.execute("select version from edgeprof_schema").fetchone()[0] == now + 2
     connection.close()
+
+
+def test_a_database_of_the_first_version_is_read_and_gets_the_new_tables(tmp_path):
+    """Runs made before labels, energy and load existed stay what they were."""
+    store = open_store(tmp_path)
+    run_id = store.create_run(make_study(model="m"), describe(), version="0")
+    store.add(run_id, RECORDS["block"])
+    store.close()
+    connection = sqlite3.connect(tmp_path / DATABASE_NAME)
+    old = json.loads(connection.execute("select record from blocks").fetchone()[0])
+    for name in ("window_s", "window_cpu_s", "window_waited_s", "label_every"):
+        old.pop(name, None)
+    connection.execute("update blocks set record = ?", (json.dumps(old),))
+    for table in ("energies", "loads", "selftests"):
+        connection.execute(f"drop table {table}")
+    connection.execute("update edgeprof_schema set version = 1")
+    connection.commit()
+    connection.close()
+
+    store = open_store(tmp_path)
+    run = store.run(run_id)
+
+    assert run.blocks[0].window_s is None
+    assert (run.energies, run.loads, store.last_selftest("here")) == ((), (), None)
+    store.close()
+
+
+def test_the_newest_self_test_of_a_machine_is_found(tmp_path):
+    """Others' and older ones do not count."""
+    store = open_store(tmp_path)
+    for machine, day, passed in (
+        ("here", "2026-01-02", True),
+        ("here", "2026-01-01", False),
+        ("there", "2026-01-03", False),
+    ):
+        store.add_selftest(SelftestRecord(machine, day, passed, {"aa_ratio": 1.001, "energy_j": None}, ("note",)))
+
+    assert store.last_selftest("here") == SelftestRecord(
+        "here", "2026-01-02", True, {"aa_ratio": 1.001, "energy_j": None}, ("note",)
+    )
+    assert store.last_selftest("nowhere") is None
+    store.close()
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
@@ -305,13 +363,14 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
         connection.exec_driver_sql("create table half (x integer)")
         connection.exec_driver_sql("insert into nowhere values (1)")
 
-    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(store_module, "_MIGRATIONS", {1: half})
+    now = store_module.SCHEMA_VERSION
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", now + 1)
+    monkeypatch.setattr(store_module, "_MIGRATIONS", {now: half})
     with pytest.raises(StoreError, match="nowhere"):
         open_store(tmp_path)
     connection = sqlite3.connect(tmp_path / DATABASE_NAME)
 
-    assert connection.execute("select version from edgeprof_schema").fetchone()[0] == 1
+    assert connection.execute("select version from edgeprof_schema").fetchone()[0] == now
     assert connection.execute("select name from sqlite_master where name = 'half'").fetchall() == []
     connection.close()
 

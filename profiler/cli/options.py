@@ -9,7 +9,7 @@ import typer
 
 from backends.spec import split_list
 from profiler.errors import StudyError
-from profiler.units import parse_bytes, parse_drop, parse_seconds
+from profiler.units import parse_bytes, parse_drop, parse_seconds, parse_share
 
 OUT_DEFAULT = Path("runs")
 
@@ -56,6 +56,16 @@ Utilisation = Annotated[
 Prices = Annotated[str | None, typer.Option("--prices", help="A CSV of your own prices.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer processes and rounds: wider intervals, the same method.")]
 Thorough = Annotated[bool, typer.Option("--thorough", help="More processes: narrower intervals.")]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--time-budget", help="Longest that the whole run may take, e.g. 10min; it ends earlier when precise enough."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="Go on with fresh processes until p50 is known to this share, e.g. 2%."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 TimeLimit = Annotated[str, typer.Option("--time-limit", help="Longest that one step of a case may take, e.g. 300s.")]
 MemoryLimit = Annotated[
@@ -86,7 +96,8 @@ def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
 def study_settings(
     *, variants: str | None, backends: str, batch: str, threads: str, max_drop: str | None, slo_p99: str | None,
     max_memory: str | None, max_cost: float | None, machine: str | None, utilisation: float, prices: str | None, quick: bool,
-    thorough: bool, time_limit: str, memory_limit: str | None, shape: list[str] | None, **others: Any,
+    thorough: bool, time_budget: str | None, precision: str | None, time_limit: str,
+    memory_limit: str | None, shape: list[str] | None, **others: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The options of `profile` as the fields of a study. Raises EdgeprofError for texts that cannot be read."""
     if quick and thorough:
@@ -105,7 +116,16 @@ def study_settings(
             "max_usd_per_million": max_cost,
         },
         "cost": {"machine": machine, "utilisation": utilisation, "prices": prices},
-        "effort": "quick" if quick else "thorough" if thorough else "default",
+        "effort": _effort("quick" if quick else "thorough" if thorough else "default", precision),
         "time_limit_s": parse_seconds(time_limit),
+        "time_budget_s": None if time_budget is None else parse_seconds(time_budget),
         "memory_limit_bytes": None if memory_limit is None else parse_bytes(memory_limit),
     }
+
+
+def _effort(name: str, precision: str | None) -> Any:
+    if precision is None:
+        return name
+    from profiler.study import EFFORTS
+
+    return {**EFFORTS[name].model_dump(), "precision": parse_share(precision)}

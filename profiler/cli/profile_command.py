@@ -25,6 +25,8 @@ def command(
     prices: o.Prices = None,
     quick: o.Quick = False,
     thorough: o.Thorough = False,
+    precision: o.Precision = None,
+    time_budget: o.TimeBudget = None,
     limit: o.Limit = None,
     calibration_samples: o.CalibrationSamples = 256,
     shape: o.Shapes = None,
@@ -40,6 +42,7 @@ def command(
         variants=variants, backends=backends, batch=batch, threads=threads, max_drop=max_drop, slo_p99=slo_p99,
         max_memory=max_memory, max_cost=max_cost, machine=machine, utilisation=utilisation, prices=prices, quick=quick,
         thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
+        precision=precision, time_budget=time_budget,
         calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
     )  # fmt: skip
     from profiler import api

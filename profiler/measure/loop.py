@@ -7,7 +7,7 @@ import itertools
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from backends.base import Feeds
 
 Clock = Callable[[], int]
 """Monotonic nanoseconds: `time.perf_counter_ns`, or a test's own."""
+
+LABEL_FLOOR_S = 50e-6
+"""Counters are read once per window of at least this: reading them costs about 1.5 µs (method.md, interference)."""
 
 
 @dataclass(frozen=True)
@@ -30,44 +33,102 @@ class Limits:
 
 @dataclass(frozen=True)
 class Timing:
-    """Start times and durations of consecutive samples, in nanoseconds, shape (n,)."""
+    """Start times and durations of consecutive samples, in nanoseconds, shape (n,).
+
+    A window is `label_every` samples together with what the harness did around them; windows follow each other without a gap.
+    """
 
     starts_ns: NDArray[np.int64]
     durations_ns: NDArray[np.int64]
+    window_ns: NDArray[np.int64]
+    """Wall time of each window, shape (n / label_every,); empty when no counters were read."""
+    counters_ns: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """What each counter rose by in each window, same shape."""
 
 
 def time_inferences(
-    infer: Callable[[Feeds], object], feeds: Sequence[Feeds], limits: Limits, *, clock: Clock, per_sample: int = 1
+    infer: Callable[[Feeds], object],
+    feeds: Sequence[Feeds],
+    limits: Limits,
+    *,
+    clock: Clock,
+    per_sample: int = 1,
+    counters: dict[str, Clock] | None = None,
+    label_every: int = 1,
 ) -> Timing:
     """Run inferences back to back and time each (or each `per_sample` of them, for models faster than the clock is fine).
 
     The feeds are taken in turn, so that a sequence of different inputs is measured rather than one that caches learn.
+    `counters` are read after every `label_every` samples, between inferences: they tell from outside of the latency
+    whether the processor was taken away meanwhile.
     """
     starts, ends = array("q"), array("q")
     add_start, add_end = starts.append, ends.append
+    readings = {name: array("q") for name in counters or {}}
+    taps = [(readings[name].append, read) for name, read in (counters or {}).items()]
     turn = itertools.cycle(feeds)
     begin = clock()
+    for add, read in taps:
+        add(read())
     earliest, latest = begin + int(limits.min_s * 1e9), begin + int(limits.max_s * 1e9)
+    samples = range(label_every)
     count = 0
     while True:
-        if per_sample == 1:
-            feed = next(turn)
-            start = clock()
-            infer(feed)
-            end = clock()
-        else:
-            batch = [next(turn) for _ in range(per_sample)]
-            start = clock()
-            for feed in batch:
+        for _ in samples:
+            if per_sample == 1:
+                feed = next(turn)
+                start = clock()
                 infer(feed)
-            end = clock()
-        add_start(start)
-        add_end(end)
-        count += 1
+                end = clock()
+            else:
+                batch = [next(turn) for _ in range(per_sample)]
+                start = clock()
+                for feed in batch:
+                    infer(feed)
+                end = clock()
+            add_start(start)
+            add_end(end)
+        for add, read in taps:
+            add(read())
+        count += label_every
         if end >= latest or count >= limits.max_samples or (end >= earliest and count >= limits.min_samples):
             break
-    starts_ns = np.frombuffer(starts, dtype=np.int64)
-    return Timing(starts_ns, np.frombuffer(ends, dtype=np.int64) - starts_ns)
+    starts_ns, ends_ns = np.frombuffer(starts, dtype=np.int64), np.frombuffer(ends, dtype=np.int64)
+    borders = np.concatenate((np.array([begin], np.int64), ends_ns[label_every - 1 :: label_every]))
+    risen: dict[str, NDArray[np.int64]] = {}
+    for name, values in readings.items():
+        read_ns = np.frombuffer(values, dtype=np.int64)
+        risen[name] = read_ns[1:] - read_ns[:-1]
+    return Timing(
+        starts_ns,
+        ends_ns - starts_ns,
+        borders[1:] - borders[:-1] if taps else np.zeros(0, np.int64),
+        risen,
+    )
+
+
+@dataclass(frozen=True)
+class HarnessCost:
+    """What the harness adds on this machine, seconds."""
+
+    in_sample_s: float
+    """What every recorded sample holds too much: the clock itself."""
+    labelled_s: float
+    """What reading the counters adds between two inferences; divide by `label_every` for the cost per inference."""
+
+
+def harness_cost(*, clock: Clock, counters: dict[str, Clock], count: int = 2000) -> HarnessCost:
+    """Weigh the loop with an inference that does nothing: medians over parts of it, so that one interruption does not count."""
+
+    def nothing(_: Feeds) -> None:
+        return None
+
+    limits = Limits(0.0, count, 60.0, count)
+    bare, labelled = (
+        time_inferences(nothing, [{}], limits, clock=clock, counters=found) for found in ({"none": lambda: 0}, counters)
+    )
+    steps = [float(np.median(timing.window_ns)) for timing in (bare, labelled)]
+    return HarnessCost(float(np.median(bare.durations_ns)) / 1e9, max(0.0, steps[1] - steps[0]) / 1e9)
 
 
 @contextmanager
@@ -86,3 +147,8 @@ def quiet_collector() -> Iterator[None]:
 def inferences_per_sample(duration_s: float, *, floor_s: float = 20e-6) -> int:
     """How many inferences to time together so that a sample lasts at least `floor_s` (clock and loop cost below 1 %)."""
     return max(1, int(np.ceil(floor_s / max(duration_s, 1e-9))))
+
+
+def samples_per_window(sample_s: float, *, floor_s: float = LABEL_FLOOR_S) -> int:
+    """How many samples share one reading of the counters, so that a window lasts at least `floor_s`."""
+    return max(1, int(np.ceil(floor_s / max(sample_s, 1e-9))))

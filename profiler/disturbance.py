@@ -1,0 +1,121 @@
+"""What disturbed a run's blocks, from their records: flags per sample, reasons per block, rounds that extra ones replace. Pure.
+
+Two views of the same samples follow from it and are always shown together: *as observed*, all of them, and *interference
+excluded*, without the samples during which the processor was taken away and without disturbed rounds that were measured again.
+Nothing is ever left out for its latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.records import BlockRecord
+from profiler.stats.interference import Rule, Windows, choose_rule, dirt, preempted
+
+Samples = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One block and what its labels say."""
+
+    block: BlockRecord
+    flags: NDArray[np.bool_] | None
+    """Per sample, shape (n,); None when nothing on this system tells."""
+    reasons: tuple[str, ...]
+    """Why it is dirty; empty when clean."""
+    kept: bool = True
+    """Whether its round counts where interference is excluded; an extra round took its place otherwise."""
+
+    @property
+    def observed(self) -> Samples:
+        """All samples but those that re-entered caches."""
+        return self.block.samples_s[self.block.discarded :]
+
+    @property
+    def clean(self) -> Samples:
+        """Those of them that nothing disturbed; all when nothing tells, none when its round does not count."""
+        if not self.kept:
+            return self.block.samples_s[:0]
+        if self.flags is None:
+            return self.observed
+        return self.observed[~self.flags[self.block.discarded :]]
+
+
+def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
+    """Flags and reasons for the blocks of ONE case, in the order given."""
+    windows = [_windows(block) for block in blocks]
+    rule, usual = choose_rule([found for found in windows if found is not None])
+    clocks = [block.labels["clock_hz"] for block in blocks if "clock_hz" in block.labels]
+    clock = float(np.median(clocks)) if clocks else None
+    judged = []
+    for block, found in zip(blocks, windows, strict=True):
+        flags = _per_sample(block, found, rule, usual)
+        measured = None if flags is None else flags[block.discarded :]
+        judged.append(Judged(block, flags, dirt(measured, block.labels, block.wall_s, clock)))
+    return judged
+
+
+def judge_run(blocks: Mapping[str, Sequence[BlockRecord]], rounds: int) -> dict[str, list[Judged]]:
+    """The blocks of all cases, by case. `rounds` were planned per process: the dirtiest beyond that many do not count.
+
+    A round is left out for all cases or for none, so that what is compared was measured beside each other.
+    """
+    judged = {case: judge(found) for case, found in blocks.items()}
+    dirty: dict[tuple[int, int, int], dict[int, float]] = {}
+    for found in judged.values():
+        for item in found:
+            block = item.block
+            place = (block.replicate, block.attempt, block.group)
+            share = 0.0 if item.flags is None else float(item.flags.mean()) if len(item.flags) else 0.0
+            by_round = dirty.setdefault(place, {})
+            # A reason counts for more than any share of samples: what the host did hits samples without a label too.
+            by_round[block.round] = max(by_round.get(block.round, 0.0), (1.0 + share) if item.reasons else share)
+    dropped = {(*place, index) for place, by_round in dirty.items() for index in _surplus(by_round, rounds)}
+    return {
+        case: [
+            Judged(i.block, i.flags, i.reasons, (i.block.replicate, i.block.attempt, i.block.group, i.block.round) not in dropped)
+            for i in found
+        ]
+        for case, found in judged.items()
+    }  # fmt: skip
+
+
+def excluded_share(judged: Sequence[Judged]) -> float | None:
+    """Share of samples that the clean view leaves out; None when nothing on this system tells."""
+    if all(item.flags is None for item in judged):
+        return None
+    total = sum(len(item.observed) for item in judged)
+    return 1 - sum(len(item.clean) for item in judged) / total if total else None
+
+
+def dirty_share(judged: Mapping[str, Sequence[Judged]]) -> float | None:
+    """Share of all blocks that are dirty; None without blocks, or when nothing tells."""
+    every = [item for found in judged.values() for item in found]
+    if not every or all(item.flags is None and not item.block.labels for item in every):
+        return None
+    return sum(bool(item.reasons) for item in every) / len(every)
+
+
+def _surplus(by_round: Mapping[int, float], rounds: int) -> list[int]:
+    """Disturbed rounds that can be spared: the dirtiest, as long as `rounds` remain."""
+    spare = max(0, len(by_round) - rounds)
+    worst = sorted((index for index, dirty in by_round.items() if dirty >= 1), key=lambda index: -by_round[index])
+    return worst[:spare]
+
+
+def _windows(block: BlockRecord) -> Windows | None:
+    if block.window_s is None or not len(block.window_s):
+        return None
+    return Windows(block.window_s, block.window_cpu_s, block.window_waited_s)
+
+
+def _per_sample(
+    block: BlockRecord, windows: Windows | None, rule: Rule, usual: float | None
+) -> NDArray[np.bool_] | None:
+    flags = None if windows is None else preempted(windows, rule, usual)
+    return None if flags is None else np.repeat(flags, block.label_every)[: len(block.samples_s)]

@@ -1,0 +1,65 @@
+"""How far the numbers of a run can be trusted, as one letter with its reasons. Pure.
+
+A: a dedicated machine with fixed clocks, self-tested, under 1 % of blocks disturbed. B: a shared one, self-tested, under 10 %.
+C: self-tested, but more was disturbed; limits on absolute figures are not decided then. D: not self-tested, the self-test failed,
+or too few processes: what is shown was measured, but nothing shows that the measuring works here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Letter = Literal["A", "B", "C", "D"]
+
+QUIET, SHARED, WITHHELD = 0.01, 0.10, 0.30
+FEWEST_PROCESSES = 3
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A letter, and why it is not a better one."""
+
+    letter: Letter
+    reasons: tuple[str, ...]
+    absolute: bool
+    """Whether absolute figures may decide a limit. Ratios may at every grade: they compare neighbours in time."""
+
+    def __str__(self) -> str:
+        """`B: shared machine`."""
+        return f"{self.letter}: {'; '.join(self.reasons)}" if self.reasons else self.letter
+
+
+def grade(
+    *, dirty: float | None, processes: int, selftest: Mapping[str, Any] | None, dedicated: bool | None,
+    fixed_clocks: bool | None,
+) -> Grade:  # fmt: skip
+    """The grade of a run. `dirty` is the share of disturbed blocks, None where nothing on this system tells.
+
+    `selftest` is the stored self-test that the run began with (a SelftestRecord as a mapping), None without one. `dedicated` and
+    `fixed_clocks` are None where the system does not tell.
+    """
+    absolute = dirty is None or dirty <= WITHHELD
+    lacking = []
+    if selftest is None:
+        lacking.append("not self-tested on this machine: edgeprof selftest")
+    elif not selftest.get("passed"):
+        lacking.append("the self-test found that measurements on this machine cannot be trusted: edgeprof selftest")
+    if processes < FEWEST_PROCESSES:
+        lacking.append(f"{processes} processes per case, at least {FEWEST_PROCESSES} are needed")
+    disturbed = (
+        "nothing on this system tells what disturbs" if dirty is None else f"{dirty:.0%} of the blocks were disturbed"
+    )
+    if lacking:
+        return Grade("D", (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else [])), absolute)
+    if dirty is None or dirty >= SHARED:
+        return Grade("C", (disturbed,), absolute)
+    short_of_a = []
+    if not dedicated:
+        short_of_a.append("shared machine" if dedicated is False else "nothing tells whether this machine is shared")
+    if not fixed_clocks:
+        short_of_a.append("clocks are not fixed" if fixed_clocks is False else "nothing tells how clocks are governed")
+    if dirty >= QUIET:
+        short_of_a.append(disturbed)
+    return Grade("B", tuple(short_of_a), absolute) if short_of_a else Grade("A", (), absolute)

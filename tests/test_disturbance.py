@@ -1,0 +1,106 @@
+"""Two views of the same samples: all of them, and those that nothing disturbed. Never by the latency itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from profiler.disturbance import dirty_share, excluded_share, judge, judge_run
+from profiler.records import BlockRecord
+
+WALL = 1e-3
+
+
+def block(case="a", replicate=0, index=0, *, hit=(), labels=None, samples=40, discarded=0, label_every=1, told=True):
+    """A block of equal samples; those in `hit` lasted five times as long because the processor was away."""
+    durations = np.full(samples, WALL)
+    durations[list(hit)] *= 5
+    windows = durations.reshape(-1, label_every).sum(axis=1)
+    return BlockRecord(
+        case=case, replicate=replicate, attempt=0, group=0, round=index, position=0, started_s=float(index), samples_s=durations,
+        discarded=discarded, inferences_per_sample=1, batch=1, cpu_s=samples * WALL, wall_s=float(durations.sum()),
+        labels=labels or {}, window_s=windows if told else None,
+        window_cpu_s=np.full(len(windows), WALL * label_every) if told else None, label_every=label_every,
+    )  # fmt: skip
+
+
+def test_the_clean_view_leaves_out_exactly_the_disturbed_samples():
+    (item,) = judge([block(hit=(5, 9))])
+
+    assert len(item.observed) == 40
+    assert item.clean.tolist() == [WALL] * 38
+    assert excluded_share([item]) == pytest.approx(2 / 40)
+
+
+def test_a_slow_sample_that_kept_its_processor_stays():
+    """The model's own outlier is a fact about the model."""
+    slow = block()
+    slow.samples_s[7] *= 9
+    slow = replace(slow, window_s=slow.samples_s.copy(), window_cpu_s=slow.samples_s.copy())
+    (item,) = judge([slow])
+
+    assert item.clean.max() == pytest.approx(9 * WALL)
+
+
+def test_samples_that_share_a_window_share_its_label():
+    (item,) = judge([block(hit=(5,), label_every=4)])
+
+    assert np.flatnonzero(item.flags).tolist() == [4, 5, 6, 7]
+
+
+def test_reentry_is_in_neither_view():
+    (item,) = judge([block(hit=(0, 30), discarded=3)])
+
+    assert (len(item.observed), len(item.clean)) == (37, 36)
+
+
+def test_where_nothing_tells_both_views_are_the_same():
+    (item,) = judge([block(told=False)])
+
+    assert item.flags is None
+    assert len(item.clean) == len(item.observed)
+    assert excluded_share([item]) is None
+    assert dirty_share({"a": [item]}) is None
+
+
+def test_an_extra_round_takes_the_place_of_a_disturbed_one_for_all_cases():
+    dirty = tuple(range(10, 20))
+    blocks = {
+        "a": [block("a", index=0, hit=dirty), block("a", index=1), block("a", index=2)],
+        "b": [block("b", index=0), block("b", index=1), block("b", index=2)],
+    }
+    judged = judge_run(blocks, rounds=2)
+
+    assert [[item.kept for item in judged[case]] for case in "ab"] == [[False, True, True]] * 2
+    assert [len(item.clean) for item in judged["b"]] == [0, 40, 40]
+    assert dirty_share(judged) == pytest.approx(1 / 6)
+
+
+def test_without_extra_rounds_disturbed_ones_stay():
+    """They are the best there is; their disturbed samples still go."""
+    judged = judge_run({"a": [block(index=0, hit=range(10)), block(index=1)]}, rounds=2)
+
+    assert [item.kept for item in judged["a"]] == [True, True]
+    assert [len(item.clean) for item in judged["a"]] == [30, 40]
+
+
+def test_clean_rounds_are_never_dropped_and_the_dirtiest_goes_first():
+    hits = {0: range(8), 1: range(30), 2: (), 3: ()}
+    judged = judge_run({"a": [block(index=index, hit=hit) for index, hit in hits.items()]}, rounds=3)
+
+    assert [item.kept for item in judged["a"]] == [True, False, True, True]
+    assert all(item.kept for item in judge_run({"a": [block(index=i) for i in range(5)]}, rounds=3)["a"])
+
+
+def test_processes_are_judged_apart():
+    """An extra round of one process does not replace a disturbed one of another."""
+    blocks = [
+        block(replicate=0, index=0, hit=range(20)),
+        block(replicate=0, index=1),
+        block(replicate=1, index=0, hit=range(20)),
+    ]
+    judged = judge_run({"a": blocks}, rounds=1)
+
+    assert [item.kept for item in judged["a"]] == [False, True, True]
