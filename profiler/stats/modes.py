@@ -187,7 +187,8 @@ def _two_groups(units: list[Floats], split: float, visits: int) -> bool:
     medians = np.log([float(np.median(unit)) for unit in units])
     groups = medians[~slow], medians[slow]
     within = sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / (len(units) - 2)
-    return float(groups[1].mean() - groups[0].mean()) > _GAP * within**0.5
+    distance = float(groups[1].mean() - groups[0].mean())
+    return distance > _GAP * float(np.sqrt(within))
 
 
 def _visits(slow: NDArray[np.bool_]) -> int:

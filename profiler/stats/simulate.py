@@ -20,13 +20,15 @@ __all__ = [
     "thermal_rise", "true_quantile", "warmup_decay", "warmup_step",
 ]  # fmt: skip
 
-Kind = Literal["iid", "ar1", "bursts"]
+Kind = Literal["iid", "ar1", "mixed", "bursts"]
 Floats = NDArray[np.float64]
 
 SCATTER = 0.08
 """Standard deviation of log latency."""
 CORRELATION = 100.0
 """Inferences after which the correlation of AR(1) noise has fallen to 1/e."""
+MIXED_SHARE = 0.2
+"""Of `mixed` noise: the share of the variance that is correlated."""
 BURST_FACTOR, BURST_SHARE, BURST_LENGTH = 1.6, 0.10, 200.0
 """How much slower, which share of the time, and for how many inferences on average."""
 
@@ -79,17 +81,18 @@ def noise(
 ) -> Floats:  # fmt: skip
     """Factors with the same scatter of every kind, shape (simulations, len(t)); `true_quantile` tells their percentiles.
 
-    `iid`: independent. `ar1`: all of the scatter is correlated. `bursts`: independent, and 1.6 times as slow during a
-    tenth of the time.
+    `iid`: independent. `ar1`: all of the scatter is correlated. `mixed`: a fifth of its variance is. `bursts`:
+    independent, and 1.6 times as slow during a tenth of the time.
     """
     if kind == "ar1":
         return np.asarray(np.exp(scatter * ar1(rng, t, simulations, correlation)))
+    if kind == "mixed":
+        slow = MIXED_SHARE**0.5 * ar1(rng, t, simulations, correlation)
+        return np.asarray(np.exp(scatter * (slow + rng.normal(0, (1 - MIXED_SHARE) ** 0.5, slow.shape))))
     series = lognormal(rng, simulations, len(t), scatter)
-    return (
-        np.where(bursts(rng, t, simulations, length=burst_length), BURST_FACTOR, 1.0) * series
-        if kind == "bursts"
-        else series
-    )
+    if kind == "bursts":
+        series *= np.where(bursts(rng, t, simulations, length=burst_length), BURST_FACTOR, 1.0)
+    return series
 
 
 def true_quantile(kind: Kind, p: float, *, scatter: float = SCATTER, offset_sd: float = 0.0) -> float:
@@ -120,6 +123,6 @@ def warmup_step(n: int = 3000, *, height: float = 0.15, until: int = 400) -> Flo
     return np.where(np.arange(n) < until, 1 + height, 1.0)
 
 
-def thermal_rise(n: int = 3000, *, height: float = 0.08, tau: float = 850) -> Floats:
+def thermal_rise(n: int = 3000, *, height: float = 0.08, tau: float = 600) -> Floats:
     """From 1 towards 1 + height, the steady level, with time constant `tau`: heat lowers the clock."""
     return np.asarray(1 + height * -np.expm1(-np.arange(n) / tau))
