@@ -152,9 +152,9 @@ def celsius(path: Path | str) -> float | str:
         return "holds no number"
     if found in (_POWERED_DOWN_C, _POWERED_DOWN_C * 1000):
         return "powered down"
-    # Some old drivers give whole degrees.
-    degrees = found / 1000 if abs(found) >= _HIGHEST_C else found
-    return degrees if found and _LOWEST_C < degrees < _HIGHEST_C else f"holds no plausible temperature ({found:g})"
+    # Some old drivers give whole degrees; less than one degree either way is a stuck register.
+    degrees = found if 1 <= found < _HIGHEST_C else found / 1000 if abs(found) >= 1000 else 0.0
+    return degrees if degrees and _LOWEST_C < degrees < _HIGHEST_C else f"holds no plausible temperature ({found:g})"
 
 
 def _zones(root: Path) -> Iterable[tuple[str, Path]]:
