@@ -10,7 +10,7 @@ from rich.console import Console
 from profiler import units
 from profiler.analysis import Analysis, CaseResult
 from profiler.records import ArtifactRecord, Figure, ProcessRecord
-from profiler.report import words
+from profiler.report import trust, words
 from profiler.report.layout import Column, Page
 from profiler.report.words import Cell, Story
 
@@ -63,6 +63,7 @@ def figures(case: CaseResult) -> list[tuple[str, Cell]]:
         ("runtime import", words.seconds(case.import_s)),
         ("model load", words.seconds(case.load_s)),
         ("first inference", words.seconds(case.first_inference_s)),
+        ("time to steady state", words.seconds(case.time_to_steady_s)),
         ("energy per inference", words.energy(case.energy_j)),
         ("USD per million inferences", words.usd(case.usd_per_million)),
     ]
@@ -131,6 +132,7 @@ def _figures(page: Page, case: CaseResult) -> None:
         [
             *[(title, _told(cell)) for title, cell in figures(case)],
             ("against the reference", words.comparison(case)),
+            *trust.case_rows(case),
             ("timings", f"{case.samples:,} in {case.blocks} blocks"),
         ]
     )

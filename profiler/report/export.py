@@ -25,7 +25,8 @@ FIGURES = (
     ("time_ratio_own_backend", "time_ratio_own", "x"), ("accuracy", "accuracy", ""), ("accuracy_change", "accuracy_change", ""),
     ("agreement", "agreement", ""), ("peak_rss", "peak_rss_bytes", "bytes"), ("size", "size_bytes", "bytes"),
     ("compressed", "compressed_bytes", "bytes"), ("import", "import_s", "s"), ("load", "load_s", "s"),
-    ("first_inference", "first_inference_s", "s"), ("energy", "energy_j", "J"), ("usd_per_million", "usd_per_million", "USD"),
+    ("first_inference", "first_inference_s", "s"), ("time_to_steady", "time_to_steady_s", "s"),
+    ("energy", "energy_j", "J"), ("usd_per_million", "usd_per_million", "USD"),
 )  # fmt: skip
 """Name in exports, field of CaseResult, unit in CSV headers; accuracy figures have their unit in a column of its own."""
 
@@ -57,6 +58,8 @@ def to_json(analysis: Analysis) -> str:
             },
             "reference": analysis.reference,
             "priced_as": analysis.machine,
+            "grade": {"letter": analysis.grade.letter, "reasons": list(analysis.grade.reasons)},
+            "selftest": run.plan.get("selftest"),
             "recommendation": {
                 "case": None if chosen.case is None else chosen.case.key,
                 "headline": chosen.headline,
@@ -152,6 +155,10 @@ def _case(story: Story, case: CaseResult) -> dict[str, Any]:
         "checks": [asdict(check) for check in case.checks],
         "comparison": words.comparison(case),
         "figures": {name: _figure(getattr(case, field)) for name, field, _ in FIGURES},
+        "as_observed": {name: _figure(case.observed[field]) for name, field, _ in FIGURES if field in case.observed},
+        "excluded_share": case.excluded_share,
+        "disturbed_share": case.dirty_share,
+        "stopping": asdict(case.stopping),
         "reference_quality": case.reference_quality,
         "blocks": case.blocks,
         "samples": case.samples,
@@ -196,6 +203,9 @@ def _process(record: ProcessRecord) -> dict[str, Any]:
         "load_s": record.load_s,
         "first_inference_s": record.first_inference_s,
         "peak_rss_bytes": record.peak_rss_bytes,
+        "memory": {phase: dict(found) for phase, found in record.memory.items()},
+        "harness_in_sample_s": record.harness_in_sample_s,
+        "harness_labels_s": record.harness_labels_s,
         "warmup": None if warmup is None else warmup.label,
         "time_to_steady_s": None if warmup is None else warmup.time_to_steady_s,
         "ran_with": asdict(record.facts),

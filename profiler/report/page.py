@@ -16,14 +16,9 @@ from typing import Any
 
 from profiler.analysis import AXES, CaseResult
 from profiler.records import Environment, NotMeasured
-from profiler.report import details, figures, words
+from profiler.report import details, figures, trust, words
 from profiler.report.words import Story
 from profiler.study import EFFORTS, Study
-
-_WARMUP = {
-    "flat": "steady from the start", "warmup": "slower at first, cut off", "slowdown": "faster at first, cut off",
-    "no_steady_state": "no steady state was found: read its figures with care",
-}  # fmt: skip
 
 
 def html(story: Story) -> str:
@@ -93,7 +88,9 @@ def _content(story: Story) -> dict[str, Any]:
         "y_title": AXES[story.view.y].title,
         "failures": [_failure(story, case) for case in analysis.cases if case.status != "measured"],
         "variants": _variants(story),
-        "warmups": _warmups(story),
+        "warmups": trust.page_rows(story),
+        "trust": [line for line in (trust.stopping(analysis), *trust.lines(analysis)) if line],
+        "observed_title": trust.OBSERVED_TITLE,
         "machine": _machine(run.environment),
         "effort": run.study.effort,
         "effort_line": words.effort_line(analysis),
@@ -118,7 +115,8 @@ def _out(story: Story, case: CaseResult, why: str) -> dict[str, str]:
 def _row(story: Story, case: CaseResult) -> dict[str, Any]:
     unit = words.time_unit(story.analysis.measured)
     cells = [
-        words.seconds(case.latency_p50_s, unit), words.seconds(case.latency_p99_s, unit), words.versus(case),
+        words.seconds(case.latency_p50_s, unit), words.seconds(case.latency_p99_s, unit),
+        trust.observed_p99(case, unit), words.versus(case),
         words.quality_cell(story, case), words.size(case.peak_rss_bytes), words.size(case.size_bytes),
         words.quality(case.agreement), words.rate(case.throughput_per_s), words.usd(case.usd_per_million),
     ]  # fmt: skip
@@ -156,18 +154,6 @@ def _variants(story: Story) -> list[dict[str, Any]]:
                 "ran": [] if process is None else details.ran(process)[:4],
             }
         )
-    return rows
-
-
-def _warmups(story: Story) -> list[dict[str, str]]:
-    rows = []
-    for case in story.analysis.measured:
-        labels = dict.fromkeys(case.warmup_labels)
-        told = "; ".join(
-            f"{_WARMUP.get(label, label)} ({case.warmup_labels.count(label)} of {len(case.warmup_labels)} processes)"
-            for label in labels
-        )
-        rows.append({"name": f"#{case.number} {story.name(case)}", "told": told or "no warm-up was recorded"})
     return rows
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
 from profiler.records import NotMeasured
-from profiler.report import words
+from profiler.report import trust, words
 from profiler.report.details import case_details
 from profiler.report.layout import Column, Page
 from profiler.report.words import Cell, Story
@@ -157,6 +157,11 @@ def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
         *[column(title, cell) for title, cell in _extra_axes(story)],
         column("p50", lambda case: words.seconds(case.latency_p50_s, unit)),
         column("p99", lambda case: words.seconds(case.latency_p99_s, unit)),
+        *(
+            [column(trust.OBSERVED_TITLE, lambda case: trust.observed_p99(case, unit))]
+            if any(case.excluded_share is not None for case in cases)
+            else []
+        ),
         column("vs reference", words.versus),
         column(words.quality_title(story), lambda case: words.quality_cell(story, case)),
         column("peak RSS", lambda case: words.size(case.peak_rss_bytes)),
@@ -192,7 +197,8 @@ def _grid_or_cards(
 ) -> None:
     """The widest form that fits: one line a case, two lines a case, or a few sentences a case."""
     smaller = [column for column in columns if column.title != "size"]
-    for chosen, lines in ((columns, 1), (columns, 2), (smaller, 2)):
+    smallest = [column for column in smaller if column.title != trust.OBSERVED_TITLE]
+    for chosen, lines in ((columns, 1), (columns, 2), (smaller, 2), (smallest, 2)):
         if page.fits(chosen, lines=lines):
             page.grid(chosen, lines=lines)
             return
@@ -248,5 +254,8 @@ def _how(page: Page, story: Story) -> None:
     page.blank()
     page.line(f"machine: {words.processor(analysis)}", style="dim", hanging=2)
     page.line(f"measured here: {words.effort_line(analysis)}", style="dim", hanging=2)
+    ended = trust.stopping(analysis)
+    for line in [*([ended] if ended else []), *trust.lines(analysis)]:
+        page.line(line, style="dim", hanging=2)
     for note in analysis.notes:
         page.line(f"note: {words.one_line(note)}", style="dim", hanging=2)

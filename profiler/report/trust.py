@@ -1,0 +1,130 @@
+"""How far the numbers of a run can be trusted, in words: grade, what disturbed, what the harness cost, how processes settled."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from profiler import units
+from profiler.analysis import Analysis, CaseResult
+from profiler.records import NotMeasured
+from profiler.report import words
+from profiler.report.words import Cell, Story, Unit
+
+OBSERVED_TITLE = "p99 as observed"
+
+WARMUP = {
+    "flat": "steady from the start", "warmup": "slower at first, cut off", "slowdown": "faster at first, cut off",
+    "no_steady_state": "no steady state was found: read its figures with care",
+}  # fmt: skip
+
+
+def observed_p99(case: CaseResult, unit: Unit | None) -> Cell:
+    """The p99 of all samples, beside the one that leaves interference out."""
+    return words.seconds(case.observed.get("latency_p99_s", case.latency_p99_s), unit)
+
+
+def lines(analysis: Analysis) -> list[str]:
+    """Sentences, most important first."""
+    if not analysis.measured:
+        return []
+    return [line for line in (_grade(analysis), _disturbed(analysis), _settled(analysis), _harness(analysis)) if line]
+
+
+def stopping(analysis: Analysis) -> str | None:
+    """How the measurement ended, when it was to go on until precise."""
+    counts = Counter(case.stopping.status for case in analysis.measured)
+    if not counts or set(counts) == {"fixed"}:
+        return None
+    short = [case for case in analysis.measured if case.stopping.status == "budget_exhausted"]
+    if not short:
+        return "converged: every case reached the asked precision"
+    first = short[0]
+    return (
+        f"budget exhausted: {len(short)} of {len(analysis.measured)} cases did not reach the asked precision; "
+        f"{words.one_line(first.key)}: {words.one_line(first.stopping.reason)}"
+    )
+
+
+def warmup_told(case: CaseResult) -> str:
+    """How the processes of a case settled, in words."""
+    counted = Counter(case.warmup_labels)
+    total = len(case.warmup_labels)
+    told = "; ".join(f"{WARMUP.get(label, label)} ({count} of {total} processes)" for label, count in counted.items())
+    return told or "no warm-up was recorded"
+
+
+def case_rows(case: CaseResult) -> list[tuple[str, str]]:
+    """What `edgeprof show` tells of one case."""
+    rows = [
+        (f"{title} as observed", str(cell(figure)))
+        for title, name, cell in (
+            ("p50", "latency_p50_s", words.seconds), ("p90", "latency_p90_s", words.seconds),
+            ("p99", "latency_p99_s", words.seconds), ("throughput", "throughput_per_s", words.rate),
+        )
+        if (figure := case.observed.get(name)) is not None and not isinstance(figure, NotMeasured)
+    ]  # fmt: skip
+    excluded = (
+        "nothing on this system tells interference apart"
+        if case.excluded_share is None
+        else f"{case.excluded_share:.1%} of the samples are left out of the other figures"
+    )
+    dirty = "" if case.dirty_share is None else f"; {case.dirty_share:.1%} of its blocks were disturbed"
+    return [
+        *rows,
+        ("interference", excluded + dirty),
+        ("warm-up", warmup_told(case)),
+        ("ended", f"{case.stopping.status.replace('_', ' ')}: {words.one_line(case.stopping.reason)}"),
+    ]
+
+
+def _grade(analysis: Analysis) -> str:
+    return f"grade {analysis.grade}"
+
+
+def _disturbed(analysis: Analysis) -> str | None:
+    shares = [case.excluded_share for case in analysis.measured if case.excluded_share is not None]
+    if not shares:
+        return "interference could not be told apart on this system: the figures are as observed"
+    return (
+        f"interference excluded from p50, p99 and ratios: {_span(shares)} of the samples; "
+        f"“{OBSERVED_TITLE}” is of all of them"
+    )
+
+
+def _settled(analysis: Analysis) -> str | None:
+    labels = [label for case in analysis.measured for label in case.warmup_labels]
+    unsettled = [case for case in analysis.measured if "no_steady_state" in case.warmup_labels]
+    slower = sum(label == "slowdown" for label in labels)
+    parts = []
+    if unsettled:
+        names = ", ".join(words.one_line(case.key) for case in unsettled[:3]) + (" …" if len(unsettled) > 3 else "")
+        count = sum(label == "no_steady_state" for label in labels)
+        parts.append(f"no steady state in {count} of {len(labels)} processes ({names})")
+    if slower:
+        parts.append(f"{slower} of {len(labels)} processes slowed down while warming up (clocks or heat)")
+    return "; ".join(parts) or None
+
+
+def _harness(analysis: Analysis) -> str | None:
+    clocks = [p.harness_in_sample_s for p in analysis.run.processes if p.harness_in_sample_s is not None]
+    labels = [p.harness_labels_s for p in analysis.run.processes if p.harness_labels_s is not None]
+    if not clocks or not labels:
+        return None
+    return (
+        f"the harness adds {units.seconds(statistics.median(clocks), 2)} to a recorded inference and takes "
+        f"{units.seconds(statistics.median(labels), 2)} between two for the labels"
+    )
+
+
+def _span(shares: Sequence[float]) -> str:
+    low, high = min(shares), max(shares)
+    return f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"{low:.1%} to {high:.1%}"
+
+
+def page_rows(story: Story) -> list[dict[str, str]]:
+    """Warm-up of each measured case, for the page."""
+    return [
+        {"name": f"#{case.number} {story.name(case)}", "told": warmup_told(case)} for case in story.analysis.measured
+    ]
