@@ -49,8 +49,13 @@ class Job:
             memory_limit_bytes=self.study.memory_limit_bytes,
         )
 
-    def load(self, worker: WorkerProcess, case: Case) -> dict[str, Any]:
-        """Bring the case's artifact to the worker and load it; returns the worker's answer. Raises WorkerFailure."""
+    def load(
+        self, worker: WorkerProcess, case: Case, *, streams: int = 1, varying_batch: bool = False
+    ) -> dict[str, Any]:
+        """Bring the case's artifact to the worker and load it; returns the worker's answer. Raises WorkerFailure.
+
+        `streams` and `varying_batch` as in LoadOptions.
+        """
         record = self.artifacts[case.variant]
         backend = spec.parse(case.backend)
         target = get_target(case.target)
@@ -70,6 +75,8 @@ class Job:
             options={**artifacts.backend_options(record, backend.name), **backend.options},
             threads=case.threads,
             batch=case.batch,
+            streams=streams,
+            varying_batch=varying_batch,
             sample_shapes=shapes,
             path=path,
             sha256=record.sha256,

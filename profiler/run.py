@@ -26,6 +26,7 @@ from profiler.environment import describe
 from profiler.errors import DataError, ModelError, StoreError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
+from profiler.load.stage import measure_load
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store
@@ -130,9 +131,12 @@ def _execute(
             progress,
             budget,
         )
-        failed = evaluate(job, cases)
-        groups = _groups(study, cases, made)
-        campaign.measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
+        failed: set[str] = set()
+        if study.load is None or not study.load.only:
+            failed = evaluate(job, cases)
+            groups = _groups(study, cases, made)
+            campaign.measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
+        measure_load(job, [case for case in cases if case.quality_key not in failed])
     store.set_status(run_id, "finished")
 
 

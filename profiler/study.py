@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from backends import spec
 from profiler.errors import StudyError
+from profiler.load.scenario import LoadPlan
 from profiler.records import REFERENCE_VARIANT
 
 MAX_STUDY_BYTES = 1 << 20
@@ -148,6 +149,8 @@ class Study(_Frozen):
     effort: Effort = EFFORTS["default"]
     soak: SoakPlan | None = None
     """None: the usual rounds. Otherwise a thermal soak in their place (profiler/soak.py)."""
+    load: LoadPlan | None = None
+    """None: no requests are served."""
     energy: EnergyPlan | None = None
     """None: energy is not measured."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
@@ -238,6 +241,7 @@ def _no_such_setting(place: tuple[int | str, ...]) -> str:
         "cost": CostOptions,
         "effort": Effort,
         "energy": EnergyPlan,
+        "load": LoadPlan,
         "soak": SoakPlan,
     }
     known = sorted(parts.get(place[0], Study).model_fields if len(place) > 1 else Study.model_fields)
@@ -267,6 +271,9 @@ def read_study(path: Path) -> Study:
     energy = content.get("energy")
     if isinstance(energy, dict) and isinstance(energy.get("csv"), str):
         energy["csv"] = str(path.parent.resolve() / Path(energy["csv"]).expanduser())
+    load = content.get("load")
+    if isinstance(load, dict) and isinstance(load.get("trace"), str):
+        load["trace"] = str(path.parent.resolve() / Path(load["trace"]).expanduser())
     return make_study(**content)
 
 

@@ -212,6 +212,8 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         device=header.get("device"),
         threads=int(header["threads"]),
         batch=int(header["batch"]),
+        varying_batch=bool(header.get("varying_batch", False)),
+        streams=int(header.get("streams", 1)),
         sample_shapes={str(k): tuple(int(size) for size in v) for k, v in header.get("sample_shapes", {}).items()},
         options={str(k): str(v) for k, v in header.get("options", {}).items()},
         cache_dir=Path(str(header["cache_dir"])) if header.get("cache_dir") else None,

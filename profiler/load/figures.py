@@ -80,9 +80,9 @@ def validity(record: LoadRecord, slo_s: float | None = None) -> Validity:
         late = f"requests were sent up to {late_s * 1e3:.3g} ms late (p99), {allowed * 1e3:.3g} ms are allowed"
     offered, achieved = _rates(record, done)
     not_carried = ended
-    if not_carried is None and offered is not None and achieved is not None:
-        if abs(achieved / offered - 1) > RATE_TOLERANCE:
-            not_carried = f"{offered:.4g} requests/s were offered, {achieved:.4g} answered"
+    apart = offered is not None and achieved is not None and abs(achieved / offered - 1) > RATE_TOLERANCE
+    if not_carried is None and apart:
+        not_carried = f"{offered:.4g} requests/s were offered, {achieved:.4g} answered"
     return Validity(offered, achieved, late_s, late, not_carried)
 
 
@@ -310,9 +310,9 @@ def search_seed(seed: int, case: str, setting: Setting) -> int:
 def find_run(records: Iterable[LoadRecord], setting: Setting, rate_per_s: float, seed: int) -> LoadRecord | None:
     """The stored run of a search at that rate with that schedule."""
     for record in records:
-        if record.purpose != "scenario" and record.seed == seed and record.rate_per_s == rate_per_s:
-            if record.setting == str(setting):
-                return record
+        same = record.seed == seed and record.rate_per_s == rate_per_s and record.setting == str(setting)
+        if same and record.purpose != "scenario":
+            return record
     return None
 
 

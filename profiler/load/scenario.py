@@ -129,8 +129,8 @@ class LoadPlan(BaseModel):
     """Runs of each setting, each in a fresh process, all settings in random order within a repeat."""
     budget_queries: int = Field(default=20_000, ge=2_000, le=10_000_000)
     """Requests that one search for the highest rate may spend."""
-    only: bool = True
-    """Leave out accuracy and the timing campaign: what `edgeprof load` does."""
+    only: bool = False
+    """Leave out accuracy and the timing campaign, as `edgeprof load` does."""
 
     @field_validator("settings")
     @classmethod

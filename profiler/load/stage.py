@@ -1,7 +1,7 @@
 """The load stage: fresh workers serve each setting, and every run is stored as soon as it is over.
 
-Scenarios at given rates run `repeats` times, each time in a fresh process and in another random order, so that settings see the same
-weather. A search for the highest rate holds as many processes at once and takes them in turn, so that no answer
+Scenarios at given rates run `repeats` times, each time in a fresh process and in another random order, so that settings see
+the same weather. A search for the highest rate holds as many processes at once and takes them in turn, so that no answer
 rests on one process. What is stored is not measured again; a search is played back up to where it stopped.
 """
 
@@ -77,6 +77,8 @@ def measure_load(job: Job, cases: Sequence[Case]) -> None:
     load = job.study.load
     if load is None:
         return
+    # Batches are formed by the settings here: of cases that differ in nothing but their batch size one is enough.
+    cases = [case for case in cases if case.batch == job.study.batches[0]]
     stage = _Stage(job, load)
     runs = plan_runs(cases, load, stage.rates, job.study.seed)
     searches = [
@@ -152,7 +154,7 @@ class _Stage:
     # Searches ---------------------------------------------------------------------------------------------------------
 
     def search(self, case: Case, setting: Setting, *, first_run: int) -> None:
-        """Find the highest rate of one setting. Stored runs are played back, so that a resumed search goes on where it stopped."""
+        """Find the highest rate of one setting. Stored runs are played back: a resumed search goes on where it stopped."""
         if _key(case, setting) in self.failed:
             return
         mine = [r for r in self.stored.values() if r.run >= first_run and r.case == case.key]
@@ -172,7 +174,7 @@ class _Stage:
 
         for other in figures.capacity_settings(setting):
             if not any(record.setting == str(other) for record in mine):
-                mine.append(self.store(servers.next().run(other, None, 0, number(), "scenario", search=setting)))
+                mine.append(self.store(servers.next().run(other, None, 0, number(), "search", search=setting)))
         bounds = figures.search_bounds(mine, setting, load.slo_s, load.p)
         if bounds.reason is not None:
             self.job.progress.note(f"{_key(case, setting)}: {bounds.reason}")
@@ -275,7 +277,7 @@ class _Server:
         job, setting = self._stage.job, self._setting
         self._worker = job.open(self._case)
         try:
-            loaded = replace(self._case, batch=setting.max_batch)
+            loaded = replace(self._case, batch=max(setting.max_batch, self._case.batch))
             job.load(self._worker, loaded, streams=setting.workers, varying_batch=setting.max_batch > 1)
             warm, _ = self._ask("single", self._stage.pool, duration_s=max(job.study.effort.warmup_s, 1e-3))
             _, arrays = self._ask("single", duration_s=max(job.study.effort.warmup_s, 1e-3))
