@@ -20,7 +20,8 @@ CASE = "int8@ort/b1/t1"
 def record(joules, *, case=CASE, window=0, inferences=100, wall_s=5.0, meter="rapl", **fields) -> EnergyRecord:
     """A window whose total is split over two rails, beside one that lies inside."""
     values = {
-        "case": case, "meter": meter, "window": window, "energy_j": {"package-0": joules * 0.75, "dram": joules * 0.25, "core": joules / 2},
+        "case": case, "meter": meter, "window": window,
+        "energy_j": {"package-0": joules * 0.75, "dram": joules * 0.25, "core": joules / 2},
         "total_rails": ("package-0", "dram"), "coverage": "1 processor package and DRAM", "method": "counter",
         "inferences": inferences, "batch": 1, "wall_s": wall_s, "started_unix_s": 1e9 + window, "readings": 2,
         "notes": ("the whole socket",),
@@ -69,7 +70,11 @@ def test_student_s_interval_of_the_total_without_idle_windows():
 
 def test_windows_of_unequal_length_count_per_inference():
     """Twice as long with twice the inferences is the same work."""
-    records = [record(60.0), record(120.0, window=1, inferences=200, wall_s=10.0), record(30.0, window=2, inferences=50, wall_s=2.5)]
+    records = [
+        record(60.0),
+        record(120.0, window=1, inferences=200, wall_s=10.0),
+        record(30.0, window=2, inferences=50, wall_s=2.5),
+    ]
     records += [idle(4.0 * n, window=9 + n, wall_s=2.0 * n) for n in (1, 2, 3)]
 
     assert energy_figure(records, CASE).value == pytest.approx(0.6 - 2 * 0.05)
@@ -108,7 +113,10 @@ def test_the_achieved_rate_of_a_power_meter_is_that_of_its_slowest_window():
 
 def test_a_note_of_some_windows_says_of_how_many():
     """A doubt about two windows is not one about all."""
-    records = [record(60.0, window=n, notes=("the whole socket", "clock unsure") if n < 2 else ("the whole socket",)) for n in range(5)]
+    records = [
+        record(60.0, window=n, notes=("the whole socket", "clock unsure") if n < 2 else ("the whole socket",))
+        for n in range(5)
+    ]
     note = energy_figure(records, CASE).note
 
     assert "clock unsure (in 2 windows)" in note
@@ -283,7 +291,9 @@ def test_coverage_is_nominal_over_windows_and_idle_windows():
     for _ in range(3000):
         own = rng.normal(60, 3, 10)
         rest = rng.normal(10, 3, 10)
-        records = [record(j, window=n) for n, j in enumerate(own)] + [idle(j, window=20 + n) for n, j in enumerate(rest)]
+        records = [record(j, window=n) for n, j in enumerate(own)] + [
+            idle(j, window=20 + n) for n, j in enumerate(rest)
+        ]
         figure = energy_figure(records, CASE)
         inside += figure.low <= 0.5 <= figure.high
 

@@ -49,7 +49,14 @@ class MadeMeter:
         self.clock, self.watts, self.lost_at, self.cost_s = clock, watts, lost_at, cost_s
         self.reads = 0
         self.info = MeterInfo(
-            "made", kind, ("all", "part"), ("all",), "everything made up", update_s, settle_s=settle_s, notes=("made up",)
+            "made",
+            kind,
+            ("all", "part"),
+            ("all",),
+            "everything made up",
+            update_s,
+            settle_s=settle_s,
+            notes=("made up",),
         )
 
     def read(self):

@@ -41,7 +41,9 @@ def test_energy_adds_up_over_time_and_scales_with_power(times, data):
     middle = data.draw(st.floats(0.1, 0.9)) * times[-1]
     whole = integrate(times, watts, 0.0, times[-1])
 
-    assert integrate(times, watts, 0.0, middle) + integrate(times, watts, middle, times[-1]) == pytest.approx(whole, abs=1e-9)
+    assert integrate(times, watts, 0.0, middle) + integrate(times, watts, middle, times[-1]) == pytest.approx(
+        whole, abs=1e-9
+    )
     assert integrate(times, 2 * watts, 0.0, times[-1]) == pytest.approx(2 * whole, abs=1e-9)
     assert watts.min() * times[-1] - 1e-6 <= whole <= watts.max() * times[-1] + 1e-6
 

@@ -116,7 +116,12 @@ def test_times_that_are_read(text, seconds):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("1800000000250", "milliseconds"), ("2027-01-15T08:00:00", "no offset"), ("nan", "unix seconds"), ("noon", "")],
+    [
+        ("1800000000250", "milliseconds"),
+        ("2027-01-15T08:00:00", "no offset"),
+        ("nan", "unix seconds"),
+        ("noon", "Invalid isoformat"),
+    ],
 )
 def test_times_that_could_mean_something_else_are_refused(text, words):
     """A wrong guess would measure another moment."""
@@ -232,7 +237,9 @@ def test_a_file_that_is_no_log_is_absent_with_a_reason(tmp_path, text, words):
     assert words in absent.reason
 
 
-@pytest.mark.parametrize(("command", "words"), [('watts "', "cannot split"), ("  ", "is empty"), (None, "none was named")])
+@pytest.mark.parametrize(
+    ("command", "words"), [('watts "', "cannot split"), ("  ", "is empty"), (None, "none was named")]
+)
 def test_a_command_that_is_none_is_absent_with_a_reason(command, words):
     """Split as a shell splits, but no shell runs it."""
     absent = external.find(None, command)
@@ -243,7 +250,12 @@ def test_a_command_that_is_none_is_absent_with_a_reason(command, words):
 
 @pytest.mark.parametrize(
     ("line", "row"),
-    [("7.25\n", (5.0, 7.25)), ("1800000000 7.25", (START, 7.25)), ("1800000000,7", (START, 7.0)), (" 7 \r\n", (5.0, 7.0))],
+    [
+        ("7.25\n", (5.0, 7.25)),
+        ("1800000000 7.25", (START, 7.25)),
+        ("1800000000,7", (START, 7.0)),
+        (" 7 \r\n", (5.0, 7.0)),
+    ],
 )
 def test_lines_that_are_read(line, row):
     """Watts, stamped when they arrive, or with a time of their own."""
@@ -310,7 +322,10 @@ def test_a_command_that_prints_one_reading_is_called_again(tmp_path):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import sys; print('no meter on /dev/ttyUSB0', file=sys.stderr); sys.exit(2)", "exit code 2: no meter on /dev/ttyUSB0"),
+        (
+            "import sys; print('no meter on /dev/ttyUSB0', file=sys.stderr); sys.exit(2)",
+            "exit code 2: no meter on /dev/ttyUSB0",
+        ),
         ("print('seven watts\\n' * 50)", "lines could not be read, the last: .*seven watts"),
         ("print('x' * 100_000_000)", "could not be read"),
     ],

@@ -122,7 +122,7 @@ def test_a_reading_that_lacks_a_rail_is_lost(tree, later):
         ({"proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"}, SAMPLE, "no current sensors"),
         (MODEL, FileNotFoundError("vcgencmd"), "apt install raspi-utils"),
         (MODEL, CommandError("Can't open device file: /dev/vcio"), "usermod -aG video"),
-        (MODEL, "error=1 error_msg=\"Command not registered\"", "update the firmware"),
+        (MODEL, 'error=1 error_msg="Command not registered"', "update the firmware"),
     ],
     ids=["other", "jetson", "pi 4", "no command", "no right", "old firmware"],
 )

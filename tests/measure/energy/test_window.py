@@ -33,7 +33,14 @@ def work(clock, seconds, *, sampled=False, log=None):
 
 
 def take(clock, meter, infer, **settings):
-    fields = {"window_s": 5.0, "lead_s": 0.5, "clock": clock, "unix": clock.unix, "pause": clock.pass_, "samples": Sampled}
+    fields = {
+        "window_s": 5.0,
+        "lead_s": 0.5,
+        "clock": clock,
+        "unix": clock.unix,
+        "pause": clock.pass_,
+        "samples": Sampled,
+    }
     return window.take(meter, infer, **{**fields, **settings})
 
 
