@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from profiler import environment
+from profiler.records import Environment
 
 
 @pytest.fixture
@@ -75,3 +76,48 @@ def test_odd_files_are_no_error(tree, content):
 def test_an_empty_tree_is_no_error(tmp_path):
     """Not Linux, or a container without /proc."""
     assert environment.describe(tmp_path).governor is None
+
+
+HERE = Environment(
+    hostname="one", machine="x86_64", system="Linux 6.8.0", python="3.12.1", cpu_model="Some CPU", cpu_isa=("avx2",),
+    logical_cores=8, usable_cores=4, memory_bytes=1 << 34, hypervisor=None, gpus=(), governor="performance", load_1min=0.1,
+    versions={"numpy": "2.0", "onnxruntime": "1.20", "openvino": "2026.4"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hostname": "two"},
+        {"load_1min": 9.0},
+        {"governor": "powersave"},
+        {"notes": ("x",)},
+        {"memory_bytes": 1},
+        {"logical_cores": 64},
+    ],
+)
+def test_a_self_test_holds_for_a_twin_machine(change):
+    """Its name and load are no part of what was tested."""
+    assert environment.fingerprint(replace(HERE, **change), "0.1") == environment.fingerprint(HERE, "0.1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"machine": "aarch64"}, {"cpu_model": "Other"}, {"cpu_model": None}, {"usable_cores": 2}, {"system": "Linux 6.9.0"},
+     {"hypervisor": "QEMU"}, {"versions": {**HERE.versions, "onnxruntime": "1.21"}},
+     {"versions": {"numpy": "2.0"}}],
+)  # fmt: skip
+def test_a_self_test_does_not_hold_for_another_machine_or_other_software(change):
+    assert environment.fingerprint(replace(HERE, **change), "0.1") != environment.fingerprint(HERE, "0.1")
+
+
+def test_another_version_of_edgeprof_must_test_itself_again():
+    from profiler import __version__
+
+    assert environment.fingerprint(HERE, "0.1") != environment.fingerprint(HERE, "0.2")
+    assert environment.fingerprint(HERE) == environment.fingerprint(HERE, __version__)
+
+
+def test_the_fingerprint_is_the_same_in_every_process():
+    """A known answer: stored self-tests are found by it."""
+    assert environment.fingerprint(HERE, "0.1") == "596732072b126f71"

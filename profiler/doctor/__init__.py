@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from profiler.doctor.examine import CHECKS, examine
+from profiler.doctor.checks import CHECKS, examine
 from profiler.doctor.findings import Finding, Report
 from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.doctor.machine import Machine, Probes

@@ -174,7 +174,9 @@ def watch(root: Path, probes: Probes, window_s: float) -> Window:
             if share > 0:
                 shares.append((process, share))
     shares.sort(key=lambda item: -item[1])
-    return Window(wall_s, host.difference(before, after), tuple(shares))
+    online = len(core_list(sensors.text(root / "sys/devices/system/cpu/online", 256)))
+    labels = host.difference(before, after, online) if online else host.difference(before, after)
+    return Window(wall_s, labels, tuple(shares))
 
 
 def _listed(probes: Probes) -> Sequence[Process]:

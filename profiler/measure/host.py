@@ -17,6 +17,8 @@ from profiler.measure import sensors
 from profiler.measure.sensors import count, number, text
 
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+# Not os.cpu_count(), which an environment variable can change.
+_CORES = os.sysconf("SC_NPROCESSORS_CONF") if hasattr(os, "sysconf") else os.cpu_count() or 1
 _TICK_S = 0.01
 """The grain of `/proc/stat`: on short blocks a whole tick may fall into a fraction of it."""
 
@@ -67,7 +69,7 @@ _SECONDS = {
 _COUNTS = ("involuntary_switches", "major_faults", "nr_throttled", "thermal_throttles")
 
 
-def difference(before: Counters, after: Counters, cores: int = os.cpu_count() or 1) -> dict[str, float]:
+def difference(before: Counters, after: Counters, cores: int = _CORES) -> dict[str, float]:
     """What happened between two readings.
 
     `steal_share` and `other_cpu_share` are shares of one core's time; `*_s` are seconds; `clock_hz` is the mean clock at the

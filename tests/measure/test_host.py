@@ -212,9 +212,11 @@ def test_at_most_eight_cores_are_read(tmp_path):
 
 def test_what_happened_is_the_difference_and_levels_are_levels():
     before = {"memory_pressure_s": 1.0, "io_pressure_s": 2.0, "cpu_pressure_s": 3.0, "major_faults": 5.0,
-              "thermal_throttles": 40.0, "nr_throttled": 2.0, "throttled_s": 0.1, "clock_hz": 1e9, "temperature_c": 70.0}  # fmt: skip
+              "thermal_throttles": 40.0, "nr_throttled": 2.0, "throttled_s": 0.1, "clock_hz": 1e9,
+              "temperature_c": 70.0}  # fmt: skip
     after = {"memory_pressure_s": 1.25, "io_pressure_s": 2.0, "cpu_pressure_s": 3.5, "major_faults": 9.0,
-             "thermal_throttles": 41.0, "nr_throttled": 5.0, "throttled_s": 0.4, "clock_hz": 2e9, "temperature_c": 65.0}  # fmt: skip
+             "thermal_throttles": 41.0, "nr_throttled": 5.0, "throttled_s": 0.4, "clock_hz": 2e9,
+             "temperature_c": 65.0}  # fmt: skip
 
     assert host.difference(Counters(0, 0, before), Counters(1, 1, after)) == {
         "memory_pressure_s": 0.25, "io_pressure_s": 0.0, "cpu_pressure_s": 0.5, "major_faults": 4.0, "thermal_throttles": 1.0,
