@@ -36,6 +36,7 @@ _PROCESS_SET_S = 6.0
 """Four processes made ready, and six rounds over them."""
 _COMPARING_SHARE, _LABELS_SHARE = 0.6, 0.08
 _FEWEST_PROCESSES, _MOST_PROCESSES = 3, 12
+_FEWEST_ROUNDS, _MOST_ROUNDS = 10, 60
 _QUOTA = 0.5
 _GAP_S = 0.2
 _NO_TIME = "there was no time left for it: give more --minutes"
@@ -186,7 +187,7 @@ class _Test:
     def _one_case(self, watch: Callable[[Path], Pulsing] | None = None) -> Sequence[Judged]:
         """Blocks of one case in one process, as many as fit."""
         seconds = max(_LABELS_SHARE * self.seconds, 4.0)
-        rounds = max(10, int(seconds / 3 / self.effort.block_s))
+        rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, int(seconds / 3 / self.effort.block_s)))
         effort = self.effort.model_copy(
             update={"processes": 1, "max_processes": 1, "rounds": rounds, "requeue_share": 0.0}
         )
