@@ -23,6 +23,7 @@ EXIT_CODES = (
 COMMANDS = {
     "demo": "Profile the built-in model: the whole job in two minutes.",
     "profile": "Profile a model: variants, measurement, frontier, recommendation, report.",
+    "load": "Serve a model under load: latency at a rate, or the highest rate under a limit.",
     "init": "Write a commented study file for a model.",
     "run": "Do a study file, or resume an interrupted run.",
     "frontier": "The frontier of a run, over any two figures.",
@@ -30,6 +31,7 @@ COMMANDS = {
     "show": "Everything known about one case of a run.",
     "runs": "List the runs of a folder.",
     "doctor": "What on this machine will spoil measurements, and the command that repairs it.",
+    "selftest": "Validate the profiler on this machine: does it find what is there, and nothing else?",
     "backends": "Which runtimes and devices work here, and what is missing for the others.",
     "devices": "Device profiles and prices that a measurement can be declared as.",
     "export": "Export a model to ONNX and compare it with its source.",
