@@ -61,6 +61,7 @@ _SETTLING_SHARE = 0.1
 _SLOPE = (10.0, 10.0, 0.5)
 """Of logit(share) over log(rate): mean and spread of a weak prior, and the lowest slope believed. Light traffic has 1 (two
 requests must meet), a queue near its capacity 10 to 40; a few clusters of late requests alone do not tell."""
+_UNLUCKY_Z = 0.84
 _NEWTON_STEPS = 30
 _BOOTSTRAPS = 2_000
 _SECTIONS = 20
@@ -108,6 +109,8 @@ class Confirmation:
     """One-sided bound from below on the share of late requests."""
     high: float
     """One-sided bound from above; the rate is confirmed when this is at most 1 - p."""
+    effect: float
+    """How many of these dependent requests tell as much as one independent request."""
 
     def verdict(self, tail: float) -> bool | None:
         """True: the limit is held; False: it is missed; None: the run is too short to tell."""
@@ -128,7 +131,7 @@ class RateEstimate:
     confirmed: bool | None
     """True: a fresh run at `confirmation.rate_per_s` held the limit; False: missed it; None: not done, or too short to tell."""
     confirmation: Confirmation | None
-    """The run at `rate_per_s`, or, when that did not pass, the one at `low`: read which from its rate."""
+    """The run at `rate_per_s`, or, when that did not pass, the one at `low` or somewhat below: its rate is what was confirmed."""
     runs: tuple[RunSummary, ...]
     """Every run in the order it was done, invalid ones included."""
     attainable: bool
@@ -268,7 +271,8 @@ class _Search:
                 "the highest rate asked for" if self.reachable >= self.ceiling
                 else "the generator could not keep its schedule at higher ones"
             )  # fmt: skip
-            self.notes.append(f">= {rate:.4g}/s: the limit is held there, {why}")
+            held = "the limit is held there" if low >= rate else "the limit is probably held there"
+            self.notes.append(f">= {rate:.4g}/s: {held}, {why}")
             return answer(rate, low, None, confirmation=self._confirm(rate, low, reserve), at_ceiling=True)
         return answer(rate, low, high, confirmation=self._confirm(rate, low, reserve))
 
@@ -320,10 +324,14 @@ class _Search:
         if _exceedance(latencies, self.slo_s, _SECTIONS, self.level)[1] <= self.tail:
             return None
         service = float(np.median(latencies))
+        share, why = (
+            done.share or 0,
+            "no rate holds this limit" if service > self.slo_s else "its tail alone misses this limit",
+        )
         return (
-            f"{100 * (done.share or 0):.3g} % of {len(latencies):,} requests at the lowest rate, {self.floor:g}/s, "
-            f"are slower than {_ms(self.slo_s)}; p{100 * p:g} allows {100 * self.tail:.3g} %. "
-            f"The service time there is {_ms(service)} in the median: {'no rate holds this limit' if service > self.slo_s else 'its tail alone misses this limit'}"
+            f"{100 * share:.3g} % of {len(latencies):,} requests at the lowest rate, {self.floor:g}/s, are slower than "
+            f"{_ms(self.slo_s)}; p{100 * p:g} allows {100 * self.tail:.3g} %. "
+            f"The service time there is {_ms(service)} in the median: {why}"
         )
 
     def _bisect(self, ratio: float, until: int, count: int) -> None:
@@ -401,18 +409,24 @@ class _Search:
         return rate, min(low, rate), max(high, rate)
 
     def _confirm(self, rate: float, low: float, reserve: int) -> Confirmation | None:
-        """A fresh run at the rate; when it does not pass, one at the lower bound, with all that is left."""
-        first = self._confirming(rate, reserve // 3)
+        """A fresh run at the rate; when that does not pass, one with all that is left at the lower bound, or below it if only
+        there a run of that length can pass: at the estimate itself even a long run passes once in twenty times."""
+        first = self._confirming(rate, reserve // 4 if low < rate else self.budget - self.spent)
         if first is not None and first.verdict(self.tail):
             return first
-        second = self._confirming(low, self.budget - self.spent) if low < rate else None
+        left = self.budget - self.spent
+        target = low if first is None else min(low, self._showable(first, rate, left))
+        second = self._confirming(target, left) if target < rate else None
         last = second or first
         if last is None:
             self.notes.append(f"not confirmed: the generator was late in the confirming run ({self._complaint()})")
         elif last.verdict(self.tail) is None:
+            # With none late the bound is 1 - (1 - level)^(1/n): the fewest requests that can confirm anything.
+            fewest = math.log(1 - self.level) / math.log1p(-self.tail) * last.effect
             self.notes.append(
                 f"a fresh run of {last.queries:,} requests at {last.rate_per_s:.4g}/s had {100 * last.share:.2g} % late, "
-                f"at most {100 * last.high:.2g} %: too short to confirm {100 * self.tail:.3g} %"
+                f"at most {100 * last.high:.2g} %: too short to confirm {100 * self.tail:.3g} %, "
+                f"which takes {fewest:,.0f} or more even if none is late"
             )
         elif last.verdict(self.tail) is False:
             self.notes.append(
@@ -421,12 +435,24 @@ class _Search:
             )
         return last
 
+    def _showable(self, seen: Confirmation, rate: float, count: int) -> float:
+        """The highest rate at which the line expects `count` more requests to pass, four times in five; else `rate`."""
+        near = self._near()
+        n_eff = count / seen.effect
+        if len(near) < MINIMUM_FIT_RUNS or (1 - self.tail) ** n_eff > 1 - self.level:
+            return rate
+        shares = self.tail * np.linspace(0.02, 1.0, 50)
+        unlucky = shares + _UNLUCKY_Z * np.sqrt(shares * (1 - shares) / n_eff)
+        passing = shares[betaincinv(n_eff * unlucky + 1, n_eff * (1 - unlucky), self.level) <= self.tail]
+        wanted = _solve(*self._counts(near), float(passing.max())) if len(passing) else 0.0
+        return max(wanted, _WINDOW[0] * rate, self.floor)
+
     def _confirming(self, rate: float, count: int) -> Confirmation | None:
         done = self._try("confirm", rate, max(count, 2 * _SECTIONS))
         if not done.valid:
             return None
-        share, low, high = _exceedance(self.latencies[-1], self.slo_s, _SECTIONS, self.level)
-        return Confirmation(rate, done.seed, done.queries, share, low, high)
+        share, low, high, effect = _exceedance(self.latencies[-1], self.slo_s, _SECTIONS, self.level)
+        return Confirmation(rate, done.seed, done.queries, share, low, high, effect)
 
 
 def exceedance_bound(
@@ -441,14 +467,14 @@ def exceedance_bound(
 
     Raises ValueError for no samples, NaN, fewer than 2 sections and `level` outside (0.5, 1).
     """
-    share, _, high = _exceedance(np.asarray(latencies_s, dtype=np.float64).ravel(), slo_s, sections, level)
+    share, _, high, _ = _exceedance(np.asarray(latencies_s, dtype=np.float64).ravel(), slo_s, sections, level)
     return share, high
 
 
 def _exceedance(
     latencies: NDArray[np.float64], slo_s: float, sections: int, level: float
-) -> tuple[float, float, float]:
-    """Share late, and its one-sided bounds from below and above."""
+) -> tuple[float, float, float, float]:
+    """Share late, its one-sided bounds from below and above, and the design effect behind them."""
     if sections < 2:
         raise ValueError(f"sections must be at least 2, got {sections}: one piece cannot disagree with another")
     if not 0.5 < level < 1:
@@ -466,7 +492,7 @@ def _exceedance(
     k = n_eff * share
     low = float(betaincinv(k, n_eff - k + 1, 1 - level)) if k > 0 else 0.0
     high = float(betaincinv(k + 1, n_eff - k, level)) if late < n else 1.0
-    return share, low, high
+    return share, low, high, effect
 
 
 def _design_effect(late: NDArray[np.bool_], sections: int, level: float) -> float:
