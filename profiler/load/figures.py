@@ -173,7 +173,10 @@ def _figures(records: Sequence[LoadRecord], slo_s: float | None) -> LoadFigures:
     shown = valid or judged
     kept = [record for record, _ in shown]
     setting = setting_of(records[0])
-    reasons = tuple(dict.fromkeys(reason for _, verdict in judged for reason in verdict.reasons))
+    # One reason of each kind: of the latest generator, and of the first run that was not carried.
+    late = max((v for _, v in judged if v.late), key=lambda v: v.lateness_p99_s or 0.0, default=None)
+    lost = next((v for _, v in judged if v.not_carried), None)
+    reasons = tuple(filter(None, (late and late.late, lost and lost.not_carried)))
     lateness = [verdict.lateness_p99_s for _, verdict in shown if verdict.lateness_p99_s is not None]
     offered = [verdict.offered_per_s for _, verdict in shown if verdict.offered_per_s is not None]
     sizes = np.concatenate([record.batch_size[record.batch_size > 0] for record in kept])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -86,6 +87,9 @@ class Setting:
 
 
 _DEFAULTS = {item.name: item.default for item in fields(Setting) if item.name != "scenario"}
+_KINDS: dict[str, Callable[[str], int | float | str]] = {
+    name: {"max_delay_s": float, "arrivals": str}.get(name, int) for name in _DEFAULTS
+}
 
 
 def parse_setting(text: str) -> Setting:
@@ -99,9 +103,8 @@ def parse_setting(text: str) -> Setting:
     for name, value in parsed.options.items():
         if name not in _DEFAULTS:
             raise unknown(f"option of load scenario '{parsed.name}'", name, _DEFAULTS)
-        kind = type(_DEFAULTS[name])
         try:
-            found[name] = kind(value)
+            found[name] = _KINDS[name](value)
         except ValueError:
             raise StudyError(f"cannot read {name}={value} in load setting '{text}': expected a number.") from None
     return Setting(parsed.name, **found)  # type: ignore[arg-type]

@@ -168,6 +168,7 @@ class _Stage:
     def _search(self, case: Case, setting: Setting, mine: list[LoadRecord], servers: _Servers, first_run: int) -> None:
         load = self.load
         assert load.slo_s is not None
+        slo_s = load.slo_s
 
         def number() -> int:
             return max([*self.stored, first_run - 1]) + 1
@@ -187,7 +188,7 @@ class _Stage:
                 record = server.run(setting, rate_per_s, seed, number(), "search", count=count, search=setting)
                 found = self.store(record)
                 mine.append(found)
-            return figures.rate_run(found, count, load.slo_s)
+            return figures.rate_run(found, count, slo_s)
 
         find_max_rate(
             run, slo_s=load.slo_s, p=load.p, floor_rate=bounds.floor_per_s, ceiling_rate=bounds.ceiling_per_s,
@@ -228,6 +229,13 @@ def _pool(job: Job) -> dict[str, NDArray[np.generic]]:
     wanted = max(1, min(count, MAX_ROWS, MAX_POOL_BYTES // max(row_bytes, 1)))
     index = np.sort(np.random.default_rng((job.study.seed, wanted)).choice(count, wanted, replace=False))
     return {f"row/{name}": np.ascontiguousarray(array[index]) for name, array in rows.items()}
+
+
+def _seconds(arrays: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.float64]:
+    """Moments as seconds, NaN where the run ended first."""
+    moments = arrays[name].astype(np.float64)
+    moments[moments < 0] = np.nan
+    return moments / 1e9
 
 
 def _key(case: Case, setting: Setting) -> str:
@@ -282,7 +290,7 @@ class _Server:
             warm, _ = self._ask("single", self._stage.pool, duration_s=max(job.study.effort.warmup_s, 1e-3))
             _, arrays = self._ask("single", duration_s=max(job.study.effort.warmup_s, 1e-3))
             self._padded_to = warm.get("padded_to")
-            self._service_s = float(np.median(arrays["completed_ns"] - arrays["started_ns"])) / 1e9
+            self._service_s = float(np.median(_seconds(arrays, "completed_ns") - _seconds(arrays, "started_ns")))
         except BaseException:
             self._worker.close()
             raise
@@ -334,10 +342,7 @@ class _Server:
         labels |= {name: float(value) for name, value in optional.items() if value is not None}
         if search is not None:
             labels["search"] = float(_search_id(search))
-        sent, started, completed = (
-            np.where(arrays[name] >= 0, arrays[name] / 1e9, np.nan)
-            for name in ("sent_ns", "started_ns", "completed_ns")
-        )
+        sent, started, completed = (_seconds(arrays, name) for name in ("sent_ns", "started_ns", "completed_ns"))
         return LoadRecord(
             case=self._case.key, setting=str(setting), run=run, purpose=purpose, rate_per_s=rate_per_s, seed=seed,
             scheduled_s=None if due is None else due[: len(sent)], sent_s=sent, started_s=started, completed_s=completed,
@@ -351,6 +356,7 @@ class _Server:
         probe = max(4 * full, math.ceil(_PROBE_S * setting.workers / self._service_s))
         probe = min(probe, schedule.MAX_REQUESTS)
         _, arrays = self._ask("offline", max_batch=setting.max_batch, count=probe, time_limit_s=10 * seconds + DRAIN_S)
-        done = arrays["completed_ns"][arrays["completed_ns"] >= 0]
-        rate = len(done) / (float(done.max()) / 1e9) if len(done) else full / seconds
+        done = _seconds(arrays, "completed_ns")
+        done = done[~np.isnan(done)]
+        rate = len(done) / float(done.max()) if len(done) else full / seconds
         return max(4 * full, min(schedule.MAX_REQUESTS, math.ceil(rate * seconds)))
