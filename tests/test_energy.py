@@ -47,7 +47,7 @@ class Machine:
     windows: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     lost: dict[str, list[str]] = field(default_factory=dict)
-    """Reasons for the next windows of a case (or `idle`) to be lost."""
+    """Reasons for the next windows of a case (or `idle`) to be lost; an empty one is a window that works."""
     broken: dict[str, WorkerFailure] = field(default_factory=dict)
     """Failures by case key, raised at load."""
     ahead_s: float = 0.0
@@ -80,8 +80,8 @@ class FakeWorker:
         key = IDLE if fields["idle"] else self.case.key
         assert self.loaded != fields["idle"]
         machine.windows.append((key, fields))
-        if machine.lost.get(key):
-            return {"lost": machine.lost[key].pop(0)}, {}
+        if machine.lost.get(key) and (reason := machine.lost[key].pop(0)):
+            return {"lost": reason}, {}
         wall_s = fields["window_s"]
         started = machine.now + machine.ahead_s
         machine.now += wall_s
@@ -346,6 +346,16 @@ def test_a_meter_that_stays_away_is_given_up_for_that_case(job):
     assert len([k for k, _ in run.machine.windows if k == key]) == 3
     assert "3 energy windows in a row were dropped, the last because unplugged" in failures(run)[key].message
     assert energy_figure(stored(run), CPU_CASES[1].key).value == pytest.approx(0.3)
+
+
+def test_losses_with_a_good_window_between_them_are_no_reason_to_give_up(job):
+    """A loose plug is not a missing one."""
+    key = CPU_CASES[0].key
+    run = job(Machine(lost={key: ["loose", "loose", "", "loose", "loose"]}), energy={"windows": 5, "window_s": 2.0})
+    energy.measure(run, CPU_CASES)
+
+    assert len([k for k, _ in run.machine.windows if k == key]) == 5
+    assert failures(run) == {}
 
 
 def test_idle_windows_that_fail_leave_the_total(job):

@@ -180,13 +180,12 @@ class CsvMeter:
         return names.index("time"), names.index(value), value, len(line)
 
     def _follow(self, oldest_s: float) -> None:
-        """Read what was appended since the last time; a file that became shorter was begun anew."""
+        """Read what was appended since the last time. A file that became shorter was begun anew: what was read stands."""
         try:
             with self._path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 if size < self._offset:
                     self._time, self._value, _, self._offset = self._header()
-                    self._rows.clear()
                 skip = max(0, size - self._offset - _MAX_TAIL_BYTES)
                 file.seek(self._offset + skip)
                 content = file.read(_MAX_TAIL_BYTES)

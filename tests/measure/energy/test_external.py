@@ -196,12 +196,13 @@ def test_a_meter_that_was_reset_inside_the_window_is_lost(log, wall):
 
 
 def test_a_file_that_was_begun_anew_is_followed(log, wall):
-    """A logger that rotates."""
+    """A logger that rotates, inside a window even: what was read before stands beside what the new file has."""
     taken = meter(log("time,power_w", steady(watts=9.0)), wall)
     taken.energy(START, START + 10)
-    log("time,power_w", steady(watts=2.0, start=20.0, end=24.0))
+    log("power_w,time", [",".join(reversed(row.split(","))) for row in steady(watts=2.0, start=12.1, end=20.0)])
 
-    assert taken.energy(START + 21, START + 23)[0]["external"] == pytest.approx(4.0)
+    assert taken.energy(START + 13, START + 15)[0]["external"] == pytest.approx(4.0)
+    assert taken.energy(START + 8, START + 18)[0]["external"] == pytest.approx(4 * 9 + 0.1 * 5.5 + 5.9 * 2)
 
 
 def test_windows_one_after_the_other_read_what_was_appended(log, wall):

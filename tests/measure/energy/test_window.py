@@ -117,8 +117,10 @@ def test_power_is_integrated_between_the_first_and_the_last_inference(clock, mad
 def test_work_runs_as_long_as_the_sensor_looks_back(clock, made_meter):
     """An average over one second must not hold the time before the work."""
     log = []
-    take(clock, made_meter(clock, lambda _: 1.0, settle_s=1.0), work(clock, 0.01, sampled=True, log=log), lead_s=0.1)
+    meter = made_meter(clock, lambda _: 1.0, settle_s=1.0)
+    taken = take(clock, meter, work(clock, 0.01, sampled=True, log=log), lead_s=0.1)
 
+    assert taken.started_unix_s - 1e9 == pytest.approx(101.0, abs=0.02)
     assert log[0] == pytest.approx(100.01)
     assert len([moment for moment in log if moment <= 101.0]) == pytest.approx(100, abs=1)
 
