@@ -86,11 +86,21 @@ def judge_run(blocks: Mapping[str, Sequence[BlockRecord]], rounds: int) -> dict[
 
 
 def excluded_share(judged: Sequence[Judged]) -> float | None:
-    """Share of samples that the clean view leaves out; None when nothing on this system tells."""
-    if all(item.flags is None for item in judged):
-        return None
-    total = sum(len(item.observed) for item in judged)
-    return 1 - sum(len(item.clean) for item in judged) / total if total else None
+    """Share of samples with a flag, which the clean view leaves out; None when nothing on this system tells."""
+    flagged = [item.flags[item.block.discarded :] for item in judged if item.flags is not None]
+    total = sum(map(len, flagged))
+    return float(sum(flags.sum() for flags in flagged)) / total if total else None
+
+
+def replaced_rounds(judged: Mapping[str, Sequence[Judged]]) -> int:
+    """Disturbed rounds that do not count because others took their place."""
+    places = {
+        (item.block.replicate, item.block.attempt, item.block.group, item.block.round)
+        for found in judged.values()
+        for item in found
+        if not item.kept
+    }
+    return len(places)
 
 
 def dirty_share(judged: Mapping[str, Sequence[Judged]]) -> float | None:

@@ -22,7 +22,8 @@ from profiler.budget import Budget
 from profiler.cost.detect import DetectedMachine, detect_machine
 from profiler.cost.model import price_case
 from profiler.cost.prices import load_prices
-from profiler.environment import describe
+from profiler.doctor.grade import dedicated, fixed_clocks
+from profiler.environment import describe, fingerprint
 from profiler.errors import DataError, ModelError, StoreError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
@@ -34,6 +35,8 @@ from profiler.study import Case, Study, reference_case
 
 CACHE_NAME = "cache"
 _MEMORY_SHARE = 0.6
+_WATCHED_S = 0.1
+"""For how long other load is looked for before a run; its blocks tell the rest."""
 
 
 def execute(
@@ -117,6 +120,7 @@ def _execute(
                 "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
                 "clusters": _clusters(prepared),
                 "detected": asdict(detected),
+                **_conditions(store, before.environment),
             }
             store.set_plan(run_id, plan, prepared.notes)
         _warn_about_price(study, before.environment, detected, progress)
@@ -138,6 +142,16 @@ def _execute(
             campaign.measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
         measure_load(job, [case for case in cases if case.quality_key not in failed])
     store.set_status(run_id, "finished")
+
+
+def _conditions(store: Store, environment: Environment) -> dict[str, Any]:
+    """What decides the run's grade and is known before it: the machine's own state, and its newest self-test."""
+    selftest = store.last_selftest(fingerprint(environment))
+    return {
+        "dedicated": dedicated(window_s=_WATCHED_S),
+        "fixed_clocks": fixed_clocks(),
+        "selftest": None if selftest is None else asdict(selftest),
+    }
 
 
 def _with_stored_model(study: Study, before: RunData, artifact_store: ArtifactStore) -> Study:

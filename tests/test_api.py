@@ -8,7 +8,7 @@ import profiler
 from profiler.api import open_run, run_study
 from profiler.errors import StoreError, StudyError
 
-EFFORT = {"processes": 1, "rounds": 1, "block_s": 0.002, "warmup_s": 0.002, "warmup_max_s": 0.02}
+EFFORT = {"processes": 1, "rounds": 1, "block_s": 0.002, "warmup_s": 0.002, "warmup_max_s": 0.02, "requeue_share": 0.0}
 
 
 @pytest.mark.process

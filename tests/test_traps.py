@@ -17,7 +17,15 @@ from profiler import profile
 from profiler.analysis import analyse
 from profiler.decide import recommend, view
 
-EFFORT = {"processes": 1, "rounds": 2, "block_s": 0.002, "block_samples": 5, "warmup_s": 0.002, "warmup_max_s": 0.02}
+EFFORT = {
+    "processes": 1,
+    "rounds": 2,
+    "block_s": 0.002,
+    "block_samples": 5,
+    "warmup_s": 0.002,
+    "warmup_max_s": 0.02,
+    "requeue_share": 0.0,
+}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from profiler import units
 from profiler.analysis import Analysis, CaseResult
+from profiler.disturbance import replaced_rounds
 from profiler.records import NotMeasured
 from profiler.report import words
 from profiler.report.words import Cell, Story, Unit
@@ -87,8 +88,10 @@ def _disturbed(analysis: Analysis) -> str | None:
     shares = [case.excluded_share for case in analysis.measured if case.excluded_share is not None]
     if not shares:
         return "interference could not be told apart on this system: the figures are as observed"
+    replaced = replaced_rounds(analysis.judged)
+    rounds = f", and {replaced} disturbed round{'s' * (replaced != 1)} measured again" if replaced else ""
     return (
-        f"interference excluded from p50, p99 and ratios: {_span(shares)} of the samples; "
+        f"interference excluded from p50, p99 and ratios: {_span(shares)} of the samples{rounds}; "
         f"“{OBSERVED_TITLE}” is of all of them"
     )
 

@@ -11,7 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-EFFORT = {"processes": 2, "rounds": 2, "block_s": 0.01, "block_samples": 5, "warmup_s": 0.01, "warmup_max_s": 0.05}
+EFFORT = {
+    "processes": 2,
+    "rounds": 2,
+    "block_s": 0.01,
+    "block_samples": 5,
+    "warmup_s": 0.01,
+    "warmup_max_s": 0.05,
+    "requeue_share": 0.0,
+}
 
 
 @pytest.fixture(autouse=True)
