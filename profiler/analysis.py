@@ -24,6 +24,7 @@ from profiler.pricing import Pricing
 from profiler.quality import compare, verdict
 from profiler.quality.metrics import Metric, stored_metric
 from profiler.records import (
+    BESIDE_TIMING,
     REFERENCE_VARIANT,
     ArtifactRecord,
     Estimate,
@@ -33,6 +34,7 @@ from profiler.records import (
     ProcessRecord,
     QualityRecord,
 )
+from profiler.stats.energy import energy_figure
 from profiler.stats.ratios import RatioEstimate, compare_verdict, holm
 from profiler.store import RunData
 from profiler.study import Case
@@ -42,8 +44,6 @@ Status = Literal["measured", "failed", "skipped", "not finished"]
 
 _R = TypeVar("_R")
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
-
-NO_ENERGY = NotMeasured("no energy meter was read in this run")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def analyse(run: RunData, *, today: date) -> Analysis:
         _by(run.processes, lambda process: process.case),
         {record.case: record for record in run.qualities},
         {record.variant: record for record in run.artifacts},
-        {record.case: record for record in run.failures},
+        {record.case: record for record in run.failures if record.stage not in BESIDE_TIMING},
         None if run.plan.get("clusters") is None else np.asarray(run.plan["clusters"]).astype(np.str_),
         stopping.look(run) if stopping.sequential(run.study) else stopping.RunLook(False, {}),
     )
@@ -308,7 +308,8 @@ def _result(
         peak_rss_bytes=_spread([process.peak_rss_bytes for process in processes], "B", why),
         size_bytes=_exact(None if artifact is None else artifact.size_bytes, "B"),
         compressed_bytes=_exact(None if artifact is None else artifact.compressed_bytes, "B"),
-        energy_j=NO_ENERGY, accuracy=accuracy, accuracy_change=change, agreement=agreement,
+        energy_j=energy_figure(evidence.run.energies, case.key, failures=evidence.run.failures, level=LEVEL),
+        accuracy=accuracy, accuracy_change=change, agreement=agreement,
         reference_quality=base,
         usd_per_million=pricing.price(timed.clean["throughput_per_s"], processes),
         checks=(), verdict="NOT_MEASURED", blocks=len(judged), samples=sum(len(item.observed) for item in judged),

@@ -23,7 +23,7 @@ from profiler import stopping
 from profiler.errors import BudgetError, TargetError
 from profiler.job import Job
 from profiler.measure.loop import inferences_per_sample, samples_per_window
-from profiler.records import BlockRecord, FailureRecord, ProcessRecord, WarmupRecord
+from profiler.records import BESIDE_TIMING, BlockRecord, FailureRecord, ProcessRecord, WarmupRecord
 from profiler.stats.sequential import process_looks
 from profiler.stats.warmup import steady_state
 from profiler.study import Case, Effort
@@ -83,7 +83,8 @@ def measure(job: Job, groups: Sequence[Sequence[Case]]) -> None:
 
     Raises BudgetError when the time budget ends before the first round did.
     """
-    failed = {record.case for record in job.store.records(job.run_id, FailureRecord)}
+    failures = job.store.records(job.run_id, FailureRecord)
+    failed = {record.case for record in failures if record.stage not in BESIDE_TIMING}
     campaign = _Campaign(job, job.store.done_blocks(job.run_id), failed)
     effort = job.study.effort
     done = 0
@@ -354,7 +355,7 @@ def _seconds(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.
     if not len(durations) or not (np.isfinite(durations).all() and (durations > 0).all()):
         raise WorkerFailure(
             "error",
-            f"the worker's clock jumped: a duration of {durations.min(initial=0.0):g} s came, which must be positive. Measure again.",
+            f"the worker's clock jumped: a duration of {durations.min(initial=0.0):g} s came, which is impossible. Measure again.",
         )  # fmt: skip
     return found
 

@@ -218,7 +218,7 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
             None,
             (
                 _faster(analysis, chosen), _accuracy(analysis, chosen), _latency(chosen), _money(analysis, chosen),
-                _ties(chosen, frontier_view), _untested(),
+                _ties(chosen, frontier_view), _untested(analysis, chosen),
             ),
         )
     )  # fmt: skip
@@ -303,5 +303,10 @@ def _ties(chosen: CaseResult, frontier_view: FrontierView) -> str:
     )
 
 
-def _untested() -> str:
-    return "Not tested: corrupted inputs, subgroups, load with queueing, energy."
+def _untested(analysis: Analysis, chosen: CaseResult) -> str:
+    missing = ["corrupted inputs", "subgroups"]
+    if not any(record.case == chosen.key for record in analysis.run.loads):
+        missing.append("load with queueing (edgeprof load)")
+    if isinstance(chosen.energy_j, NotMeasured):
+        missing.append("energy (--energy)")
+    return f"Not tested: {', '.join(missing)}."

@@ -271,6 +271,9 @@ class SelftestRecord:
     notes: tuple[str, ...] = ()
 
 
+BESIDE_TIMING = frozenset({"energy", "serve"})
+"""Stages after the timing: what fails there leaves the case's latency and accuracy as they are."""
+
 FailureKind = Literal["unavailable", "unsupported", "crash", "timeout", "out_of_memory", "mismatch", "error", "skipped"]
 
 

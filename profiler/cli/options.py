@@ -66,6 +66,16 @@ Precision = Annotated[
     str | None,
     typer.Option("--precision", help="Go on with fresh processes until p50 is known to this share, e.g. 2%."),
 ]
+Energy = Annotated[
+    bool, typer.Option("--energy", help="Measure energy after the timing, with the meters that this machine has.")
+]
+EnergyCsv = Annotated[
+    str | None,
+    typer.Option("--energy-csv", help="An outside meter: the CSV that its logger appends to (docs/energy.md)."),
+]
+EnergyCommand = Annotated[
+    str | None, typer.Option("--energy-command", help="An outside meter: a command that prints watts (docs/energy.md).")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 TimeLimit = Annotated[str, typer.Option("--time-limit", help="Longest that one step of a case may take, e.g. 300s.")]
 MemoryLimit = Annotated[
@@ -97,7 +107,8 @@ def study_settings(
     *, variants: str | None, backends: str, batch: str, threads: str, max_drop: str | None, slo_p99: str | None,
     max_memory: str | None, max_cost: float | None, machine: str | None, utilisation: float, prices: str | None, quick: bool,
     thorough: bool, time_budget: str | None, precision: str | None, time_limit: str,
-    memory_limit: str | None, shape: list[str] | None, **others: Any,
+    memory_limit: str | None, shape: list[str] | None, energy: bool, energy_csv: str | None, energy_command: str | None,
+    **others: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The options of `profile` as the fields of a study. Raises EdgeprofError for texts that cannot be read."""
     if quick and thorough:
@@ -118,6 +129,7 @@ def study_settings(
         "cost": {"machine": machine, "utilisation": utilisation, "prices": prices},
         "effort": _effort("quick" if quick else "thorough" if thorough else "default", precision),
         "time_limit_s": parse_seconds(time_limit),
+        "energy": {"csv": energy_csv, "command": energy_command} if energy or energy_csv or energy_command else None,
         "time_budget_s": None if time_budget is None else parse_seconds(time_budget),
         "memory_limit_bytes": None if memory_limit is None else parse_bytes(memory_limit),
     }

@@ -27,6 +27,9 @@ def command(
     thorough: o.Thorough = False,
     precision: o.Precision = None,
     time_budget: o.TimeBudget = None,
+    energy: o.Energy = False,
+    energy_csv: o.EnergyCsv = None,
+    energy_command: o.EnergyCommand = None,
     limit: o.Limit = None,
     calibration_samples: o.CalibrationSamples = 256,
     shape: o.Shapes = None,
@@ -42,7 +45,7 @@ def command(
         variants=variants, backends=backends, batch=batch, threads=threads, max_drop=max_drop, slo_p99=slo_p99,
         max_memory=max_memory, max_cost=max_cost, machine=machine, utilisation=utilisation, prices=prices, quick=quick,
         thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
-        precision=precision, time_budget=time_budget,
+        precision=precision, time_budget=time_budget, energy=energy, energy_csv=energy_csv, energy_command=energy_command,
         calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
     )  # fmt: skip
     from profiler import api
