@@ -355,7 +355,7 @@ def _seconds(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.
     if not len(durations) or not (np.isfinite(durations).all() and (durations > 0).all()):
         raise WorkerFailure(
             "error",
-            f"the worker's clock jumped: a duration of {durations.min(initial=0.0):g} s came, which is impossible. Measure again.",
+            f"the worker's clock jumped: a duration of {durations.min(initial=0.0):g} s came, which cannot be. Measure again.",
         )  # fmt: skip
     return found
 

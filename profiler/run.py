@@ -16,7 +16,7 @@ import psutil
 
 from backends import spec
 from backends.base import SessionFacts
-from profiler import __version__, campaign, prepare
+from profiler import __version__, campaign, energy, prepare
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
 from profiler.cost.detect import DetectedMachine, detect_machine
@@ -140,6 +140,7 @@ def _execute(
             failed = evaluate(job, cases)
             groups = _groups(study, cases, made)
             campaign.measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
+            energy.measure(job, [case for case in cases if case.quality_key not in failed])
         measure_load(job, [case for case in cases if case.quality_key not in failed])
     store.set_status(run_id, "finished")
 
