@@ -60,7 +60,8 @@ class Modes:
 def modes(rounds: Sequence[NDArray[np.float64]], *, processes: Sequence[int] | None = None) -> Modes:
     """Find one or two modes in rounds of shape (m_i,), in time order, positive; empty rounds are skipped.
 
-    1. Density of the log samples on a grid, smoothed with Silverman's bandwidth (robust scale).
+    1. Density of the log samples on a grid, smoothed with Silverman's bandwidth (robust scale), two ticks of
+       the clock at the least.
     2. The second peak is the one that stands highest above the saddle between it and anything higher. Both sides of the
        saddle must hold 5 % of the samples, and the density there be at most half of the lower peak's.
     3. Rounds are the witnesses: samples near the lower peak minus samples near the saddle, per round, must be positive by 3.5
@@ -92,7 +93,7 @@ def modes(rounds: Sequence[NDArray[np.float64]], *, processes: Sequence[int] | N
         visits = _visits(slow) if inside.any() else _visits(per_round > sizes / 2)
         if visits < _VISITS:
             return _one(x, f"two levels, one of them entered {visits} times: a step or a disturbance, not a mode")
-    alternates = float((sizes * inside).sum()) > 0.5 * len(x)
+    alternates = _inside_rounds(per_round, sizes)
     where = "take turns inside rounds" if alternates else "differ between rounds or processes"
     centres = tuple(float(np.exp(np.median(x[side]))) for side in (~slow, slow))
     spread = float(np.sqrt(np.mean([_robust_sd(x[side]) ** 2 for side in (~slow, slow)])))
@@ -126,7 +127,7 @@ def _clean(
 
 def _deepest_valley(x: Floats) -> tuple[float, float, float] | None:
     """Place of the lower peak, place of the saddle, and half the width of the windows that compare them."""
-    bandwidth = 0.9 * _robust_sd(x) * len(x) ** -0.2
+    bandwidth = max(0.9 * _robust_sd(x) * len(x) ** -0.2, 2 * _resolution(x))
     low, high = np.quantile(x, [0.001, 0.999])
     if bandwidth <= 0 or high <= low:
         return None
@@ -149,6 +150,13 @@ def _deepest_valley(x: Floats) -> tuple[float, float, float] | None:
     middle = (edges[:-1] + edges[1:]) / 2
     _, peak, saddle = best
     return float(middle[peak]), float(middle[saddle]), min(2 * bandwidth, abs(float(middle[peak] - middle[saddle])) / 2)
+
+
+def _resolution(x: Floats) -> float:
+    """Mean distance of the distinct values among the middle 98 %: a clock's ticks must not look like modes."""
+    low, high = np.quantile(x, [0.01, 0.99])
+    distinct = len(np.unique(x[(x >= low) & (x <= high)]))
+    return float(high - low) / max(distinct - 1, 1)
 
 
 def _near(x: Floats, place: float, width: float) -> NDArray[np.bool_]:
@@ -195,6 +203,18 @@ def _visits(slow: NDArray[np.bool_]) -> int:
     """Separate stretches of the mode that has fewer of them."""
     starts = np.concatenate(([True], slow[1:] != slow[:-1]))
     return min(int(np.count_nonzero(starts & slow)), int(np.count_nonzero(starts & ~slow)))
+
+
+def _inside_rounds(per_round: Floats, sizes: NDArray[np.int64]) -> bool:
+    """Whether less than half of the variance between samples (slow or not) lies between rounds: the intraclass correlation."""
+    n, count = float(sizes.sum()), len(sizes)
+    share = float(per_round.sum()) / n
+    size = n / count
+    if size <= 1 or count < 2:
+        return False
+    whole = share * (1 - share)
+    between = float((sizes * (per_round / sizes - share) ** 2).sum()) / n * count / (count - 1)
+    return (between - whole / size) / (1 - 1 / size) < 0.5 * whole
 
 
 def _robust_sd(x: Floats) -> float:

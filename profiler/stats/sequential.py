@@ -29,6 +29,8 @@ MINIMUM_SPAN_S = 60.0
 CORRELATION_TIMES = 20.0
 """Looks count once the span holds so many correlation times: fewer, and one quiet spell may be all that was seen."""
 _GROWTH = 1.5
+_ROUNDING = 1e-9
+"""Differences of floating-point numbers that mean nothing."""
 _CHANCE = 3.0
 """Standard errors that a fitted correlation must exceed to count."""
 _GRID = 40
@@ -111,8 +113,8 @@ def quantile_target_met(estimates: Iterable[QuantileEstimate], targets: Mapping[
         if width is None:
             side = "above" if found[p].high is None else "below"
             missing.append(f"{_name(p)} has no bound {side} yet, the target is ±{100 * target:.2g} %")
-        elif width > target:
-            missing.append(f"{_name(p)} is known to ±{100 * width:.2g} %, the target is ±{100 * target:.2g} %")
+        elif width > target * (1 + _ROUNDING):
+            missing.append(f"{_name(p)} is known to ±{100 * width:.3g} %, the target is ±{100 * target:.2g} %")
         else:
             met.append(f"{_name(p)} ±{100 * width:.2g} %")
     return _look(missing, f"known well enough at {100 * LOOK_LEVEL:g} %: {', '.join(met)}")
