@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Profile the built-in model: the whole job in two minutes.",
     "profile": "Profile a model: variants, measurement, frontier, recommendation, report.",
     "load": "Serve a model under load: latency at a rate, or the highest rate under a limit.",
+    "soak": "Heat the device up: burst from a cool start, sustained once hot, and the ratio of both.",
     "init": "Write a commented study file for a model.",
     "run": "Do a study file, or resume an interrupted run.",
     "frontier": "The frontier of a run, over any two figures.",
