@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from profiler.doctor import clocks, load
-from profiler.doctor.machine import Machine, Probes
+from profiler.doctor.machine import Machine, Probes, count
 from profiler.measure import sensors
 
 
@@ -49,10 +49,8 @@ def dedicated(
     watched for `window_s`, during which nothing of ours may run. False as soon as one thing speaks against it. None in a virtual
     machine that looks quiet, because its neighbours cannot be seen, and where load or steal cannot be read.
     """
-    from profiler.doctor.machine import watch
-
     asked = probes or Probes()
-    seen = watch(root, asked, window_s).labels if labels is None else labels
+    seen = count(root, asked, window_s)[1] if labels is None else labels
     others, stolen = seen.get("other_cpu_share"), seen.get("steal_share")
     if load.quota_cores(root) is not None:
         return False

@@ -159,11 +159,8 @@ def watch(root: Path, probes: Probes, window_s: float) -> Window:
     """Sleep for `window_s` and see what others do meanwhile."""
     # The list of processes is long to make: outside the counters, so that making it is not taken for load.
     processes = {process.pid: process for process in _listed(probes)}
-    before = probes.counters(root)
-    probes.sleep(window_s)
-    after = probes.counters(root)
+    wall_s, labels = count(root, probes, window_s)
     later = _listed(probes)
-    wall_s = after.wall_s - before.wall_s
     if wall_s <= 0:
         return Window(0.0, {}, ())
     shares = []
@@ -174,9 +171,17 @@ def watch(root: Path, probes: Probes, window_s: float) -> Window:
             if share > 0:
                 shares.append((process, share))
     shares.sort(key=lambda item: -item[1])
+    return Window(wall_s, labels, tuple(shares))
+
+
+def count(root: Path, probes: Probes, window_s: float) -> tuple[float, dict[str, float]]:
+    """Sleep for `window_s`; how long that took, and what the host's counters did meanwhile."""
+    before = probes.counters(root)
+    probes.sleep(window_s)
+    after = probes.counters(root)
     online = len(core_list(sensors.text(root / "sys/devices/system/cpu/online", 256)))
     labels = host.difference(before, after, online) if online else host.difference(before, after)
-    return Window(wall_s, labels, tuple(shares))
+    return after.wall_s - before.wall_s, labels
 
 
 def _listed(probes: Probes) -> Sequence[Process]:
