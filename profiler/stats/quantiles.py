@@ -63,14 +63,18 @@ def quantile_interval(
     enters Clopper and Pearson's interval for the share p, whose ends are mapped to order statistics, rounded outwards. A side
     that `n_eff` independent samples could not bound is None.
 
-    `processes`, one id per round, says which rounds shared a process. Correlation is then only looked for inside
-    a process, disagreement between processes is a second design effect, and the larger one is used: the interval then speaks
-    about a fresh process, not only about those seen. Costs O(n log n).
+    `processes`, one id per round, says which rounds shared a process. The interval then speaks about a typical fresh process:
+    lasting offsets between processes (their medians, on the log scale) are taken out before the percentile is looked
+    for, and what their mean is uncertain by, Student's t over processes, is added to the interval in quadrature. Pooled without that,
+    a tail would be the tail of the slowest process, which no number of processes within reach could bound. What processes differ
+    in beyond their offset still counts: correlation is looked for inside a process, disagreement between processes is a
+    second design effect, and the larger one is used. Costs O(n log n).
 
     Raises ValueError without samples, for NaN, and for `p` or `level` outside (0, 1).
     """
     _check_share("p", p)
     kept, owners = _clean(rounds, processes)
+    kept, spread = _aligned(kept, owners, level)
     values = np.sort(np.concatenate(kept))
     n = len(values)
     value = float(np.quantile(values, p))
@@ -94,8 +98,8 @@ def quantile_interval(
     # What n_eff independent samples could not bound, n dependent ones cannot either.
     from_bottom = int(n * share_low) if (1 - p) ** n_eff <= alpha / 2 else 0
     from_top = int(n * (1 - share_high)) if p**n_eff <= alpha / 2 else 0
-    low = float(values[from_bottom - 1]) if from_bottom else None
-    high = float(values[n - from_top]) if from_top else None
+    low = _widened(value, float(values[from_bottom - 1]), -spread) if from_bottom else None
+    high = _widened(value, float(values[n - from_top]), spread) if from_top else None
 
     need = minimum_effective_samples(p)
     reason: str | None = None
@@ -150,6 +154,32 @@ def _clean(
         raise ValueError("samples contain NaN; a failed inference is a failure record, not a sample")
     owners = None if processes is None else np.asarray(processes, dtype=np.int64)[keep]
     return [arrays[i] for i in keep], owners
+
+
+def _aligned(
+    rounds: list[NDArray[np.float64]], owners: NDArray[np.int64] | None, level: float
+) -> tuple[list[NDArray[np.float64]], float]:
+    """The rounds without the lasting offsets of their processes, and half the interval of the mean offset, on the log scale."""
+    if owners is None or len(names := np.unique(owners)) < 2:
+        return rounds, 0.0
+    medians = np.array(
+        [np.median(np.concatenate([r for r, o in zip(rounds, owners, strict=True) if o == name])) for name in names]
+    )
+    if not (medians > 0).all():
+        return rounds, 0.0
+    logs = np.log(medians)
+    offsets = np.exp(logs - logs.mean())
+    half = _t(len(names) - 1, level) * float(logs.std(ddof=1)) / len(names) ** 0.5
+    where = np.searchsorted(names, owners)
+    return [r / offsets[index] for r, index in zip(rounds, where, strict=True)], half
+
+
+def _widened(value: float, bound: float, spread: float) -> float:
+    """The bound moved away from the value by the log distance `spread` in quadrature; down when that is negative."""
+    if spread == 0 or value <= 0 or bound <= 0:
+        return bound
+    reach = float(np.hypot(np.log(bound / value), spread))
+    return value * float(np.exp(-reach if spread < 0 else reach))
 
 
 def _variances(residuals: NDArray[np.float64], owners: NDArray[np.int64] | None) -> list[tuple[float, float]]:

@@ -151,15 +151,31 @@ class TestLaws:
         assert one.n_eff == pytest.approx(other.n_eff, rel=1e-12)
 
     def test_lasting_differences_between_processes_widen_the_interval_when_processes_are_named(self):
-        """Five processes with offsets are five clusters, not thirty."""
+        """Five processes with offsets say no more than five numbers about where the next one lies."""
         rng = np.random.default_rng(2)
         owners = np.repeat(np.arange(5), 6)
         rounds = [rng.normal(1 + 0.2 * owner, 0.1, 100) for owner in owners[::-1]]
 
         named = quantile_interval(rounds, 0.5, processes=list(owners))
 
-        assert named.n_eff < 5
-        assert named.n_eff < quantile_interval(rounds, 0.5).n_eff
+        unnamed = quantile_interval(rounds, 0.5)
+        offsets = np.log([np.median(np.concatenate(rounds[i : i + 6])) for i in range(0, 30, 6)])
+        half = 2.776 * offsets.std(ddof=1) / 5**0.5  # Student's t for 4 degrees of freedom, tabulated
+
+        assert np.log(named.high / named.value) == pytest.approx(half, rel=0.02)
+        assert np.log(named.value / named.low) == pytest.approx(half, rel=0.02)
+        assert named.value == pytest.approx(np.exp(offsets.mean()), rel=0.01)
+        assert unnamed.value == pytest.approx(np.median(np.concatenate(rounds)))
+
+    def test_a_tail_of_processes_that_only_differ_by_an_offset_is_bounded(self):
+        """Pooled, p99 would be the slowest process's own, which three processes cannot bound."""
+        rng = np.random.default_rng(3)
+        owners = np.repeat(np.arange(3), 5)
+        rounds = [np.exp(rng.normal(offset, 0.003, 400)) for offset in np.repeat([-0.01, 0.0, 0.012], 5)]
+        found = quantile_interval(rounds, 0.99, processes=list(owners))
+
+        assert found.resolved
+        assert found.low < np.exp(0.003 * 2.326) < found.high
 
     def test_inputs_are_not_changed(self, frozen):
         """Estimating leaves the rounds as they were."""
