@@ -270,10 +270,10 @@ def test_a_command_that_is_missing_fails_or_hangs_is_an_oserror():
     with pytest.raises(OSError, match="No such file"):
         sensors.run_command(["edgeprof-no-such-command"])
     with pytest.raises(OSError, match="failed"):
-        sensors.run_command([sys.executable, "-c", "raise SystemExit(3)"])
+        sensors.run_command([sys.executable, "-c", "raise SystemExit(3)"], timeout_s=60)
     with pytest.raises(OSError, match="timed out"):
         sensors.run_command([sys.executable, "-c", "import time; time.sleep(60)"], timeout_s=0.2)
-    assert sensors.run_command([sys.executable, "-c", "print('here')"]) == "here\n"
+    assert sensors.run_command([sys.executable, "-c", "print('here')"], timeout_s=60) == "here\n"
 
 
 # Power ------------------------------------------------------------------------------------------------------------------
