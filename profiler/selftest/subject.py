@@ -105,14 +105,13 @@ class Pulsing:
         self._inner.stage(title, steps)
 
     def step(self, text: str = "") -> None:
-        """Processes that have become ready since the last step are pulsed from now on, those before are no more."""
+        """Processes that have become ready since the last step are pulsed from now on, those of earlier sets are no more."""
         pids = self._ready()
-        if pids - self._pids:
+        if pids != self._pids:
             self._pulses.close()
-            fresh = sorted(pids - self._pids)
             self._pids = pids
             seed = len(self.injected)
-            self.injected.append(self._pulses.enter_context(stop_pulses(fresh, gap_s=self._gap_s, seed=seed)))
+            self.injected.append(self._pulses.enter_context(stop_pulses(sorted(pids), gap_s=self._gap_s, seed=seed)))
         self._inner.step(text)
 
     def note(self, text: str) -> None:
@@ -126,11 +125,12 @@ class Pulsing:
             records = store.records(runs[0].id, ProcessRecord) if runs else ()
         finally:
             store.close()
-        return frozenset(record.pid for record in records)
+        newest = max(((record.replicate, record.attempt) for record in records), default=None)
+        return frozenset(record.pid for record in records if (record.replicate, record.attempt) == newest)
 
 
 @contextmanager
 def pulsed(*, gap_s: float = 0.3, progress: Progress | None = None) -> Iterator[Callable[[Path], Pulsing]]:
-    """`with pulsed() as watch: measure(study, watch=watch)`: a run of one case whose process is stopped while it is measured."""
+    """`with pulsed() as watch: measure(study, watch=watch)`: a run whose processes are stopped while they are measured."""
     with ExitStack() as pulses:
         yield lambda folder: Pulsing(folder, pulses, gap_s, progress or Silent())
