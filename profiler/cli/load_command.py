@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from profiler.cli import options as o
-from profiler.errors import StudyError
+from profiler.errors import StudyError, unknown
 from profiler.units import parse_seconds
 
 Scenario = Annotated[
@@ -82,6 +82,7 @@ def command(
     from profiler import api
     from profiler.cli import console
     from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
+    from profiler.load.scenario import SCENARIOS
     from profiler.report import load as report
     from profiler.run import execute
     from profiler.study import make_study
@@ -91,6 +92,9 @@ def command(
     arrivals = "trace" if trace is not None else "constant" if constant else "poisson"
     if trace is not None and constant:
         raise StudyError("--trace and --constant exclude each other: a trace has its own gaps.")
+    strange = [name for name in names if name not in SCENARIOS]
+    if strange:
+        raise unknown("load scenario", strange[0], SCENARIOS)
     served = "server" in names
     if not served and (rate or trace or constant or find_max_rate):
         raise StudyError(
@@ -129,7 +133,7 @@ def _settings(
     names: tuple[str, ...], workers: str, batching: str, concurrency: str, samples: str, arrivals: str
 ) -> tuple[str, ...]:
     """Every scenario with every number of workers and batching strategy, and with the numbers that are its own."""
-    from profiler.load.scenario import SCENARIOS, Setting
+    from profiler.load.scenario import Setting
 
     texts = []
     own: dict[str, list[dict[str, Any]]] = {
@@ -138,18 +142,13 @@ def _settings(
         "server": [{"arrivals": arrivals}],
     }
     for name in names:
-        if name not in SCENARIOS:
-            from profiler.errors import unknown
-
-            raise unknown("load scenario", name, SCENARIOS)
-        for count, strategy, more in itertools.product(
-            o.numbers(workers, "--workers"), _strategies(batching), own.get(name, [{}])
-        ):
-            if name == "single":
-                # One at a time has no company to wait for, and nothing for a second worker to do.
-                count, strategy = 1, {}
-            if name == "offline":
-                strategy = {key: value for key, value in strategy.items() if key != "max_delay_s"}
+        counts, found = o.numbers(workers, "--workers"), _strategies(batching)
+        if name == "single":
+            # One at a time has no company to wait for, and nothing for a second worker to do.
+            counts, found = (1,), [{}]
+        if name == "offline":
+            found = [{key: value for key, value in strategy.items() if key != "max_delay_s"} for strategy in found]
+        for count, strategy, more in itertools.product(counts, found, own.get(name, [{}])):
             texts.append(str(Setting(name, workers=count, **strategy, **more)))  # type: ignore[arg-type]
     return tuple(dict.fromkeys(texts))
 

@@ -176,7 +176,8 @@ def _figures(records: Sequence[LoadRecord], slo_s: float | None) -> LoadFigures:
     # One reason of each kind: of the latest generator, and of the first run that was not carried.
     late = max((v for _, v in judged if v.late), key=lambda v: v.lateness_p99_s or 0.0, default=None)
     lost = next((v for _, v in judged if v.not_carried), None)
-    reasons = tuple(filter(None, (late and late.late, lost and lost.not_carried)))
+    told = (late.late if late else None, lost.not_carried if lost else None)
+    reasons = tuple(reason for reason in told if reason is not None)
     lateness = [verdict.lateness_p99_s for _, verdict in shown if verdict.lateness_p99_s is not None]
     offered = [verdict.offered_per_s for _, verdict in shown if verdict.offered_per_s is not None]
     sizes = np.concatenate([record.batch_size[record.batch_size > 0] for record in kept])

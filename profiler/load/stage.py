@@ -69,6 +69,16 @@ def plan_runs(cases: Sequence[Case], load: LoadPlan, rates: Sequence[float], see
     return runs
 
 
+def check_load(load: LoadPlan | None) -> None:
+    """Raise StudyError or DataError for a trace that cannot be used, and for more requests than a run may have."""
+    if load is None:
+        return
+    trace = None if load.trace is None else schedule.read_trace(Path(load.trace).expanduser())
+    for rate in _rates(load, trace):
+        if trace is None:
+            schedule.requests_in(rate, load.duration_s)
+
+
 def measure_load(job: Job, cases: Sequence[Case]) -> None:
     """Do every run of the study's load plan that is not stored yet. A case that fails is a stored failure; the others go on.
 

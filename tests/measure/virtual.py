@@ -11,7 +11,7 @@ import threading
 from collections import deque
 
 
-class Deadlock(AssertionError):
+class DeadlockError(AssertionError):
     """Every thread waits for another one."""
 
 
@@ -72,6 +72,11 @@ class VirtualKernel:
 
     def block(self, inbox, until_ns):
         task = self._current
+        if task is None:
+            # Nobody else is there: warming up, between runs.
+            assert until_ns is not None
+            self.time_ns = max(self.time_ns, until_ns)
+            return
         task.resumed_by = None
         if inbox is not None:
             inbox.waiting.append(task)
@@ -101,12 +106,13 @@ class VirtualKernel:
                 moment, _, task = heapq.heappop(self._timers)
                 self.time_ns = max(self.time_ns, moment)
             else:
-                raise Deadlock(f"{sum(not task.over for task in tasks)} threads wait for each other")
+                raise DeadlockError(f"{sum(not task.over for task in tasks)} threads wait for each other")
             self._current = task
             task.baton.release()
             self._scheduler.acquire()
         for thread in threads:
             thread.join()
+        self._current = None
 
     def _live(self, task):
         task.baton.acquire()
