@@ -27,7 +27,7 @@ from profiler.environment import describe, fingerprint
 from profiler.errors import DataError, ModelError, StoreError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
-from profiler.load.stage import measure_load
+from profiler.load.stage import check_load, measure_load
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store
@@ -63,6 +63,7 @@ def execute(
             elif study is None:
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
             variants = prepare.check_names(study)
+            check_load(study.load)
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
             try:
