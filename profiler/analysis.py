@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from profiler import stopping, units
 from profiler.disturbance import Judged, dirty_share, judge_run
 from profiler.errors import EdgeprofError, StudyError, unknown
-from profiler.grade import Grade, grade
+from profiler.grade import Grade, dedicated, grade
 from profiler.latency import LEVEL, judged_ratio, latency, time_to_steady
 from profiler.pricing import Pricing
 from profiler.quality import compare, verdict
@@ -27,6 +27,7 @@ from profiler.records import (
     BESIDE_TIMING,
     REFERENCE_VARIANT,
     ArtifactRecord,
+    BlockRecord,
     Estimate,
     FailureRecord,
     Figure,
@@ -34,8 +35,10 @@ from profiler.records import (
     ProcessRecord,
     QualityRecord,
 )
+from profiler.soak_result import PHASE
 from profiler.stats.energy import energy_figure
 from profiler.stats.ratios import RatioEstimate, compare_verdict, holm
+from profiler.stats.thermal import SUSTAINED
 from profiler.store import RunData
 from profiler.study import Case
 
@@ -207,7 +210,7 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     run = _in_order(run)
     evidence = _Evidence(
         run,
-        judge_run(_by(run.blocks, lambda block: block.case), run.study.effort.rounds),
+        judge_run(_by(_timed(run), lambda block: block.case), run.study.effort.rounds),
         _by(run.processes, lambda process: process.case),
         {record.case: record for record in run.qualities},
         {record.variant: record for record in run.artifacts},
@@ -240,8 +243,16 @@ def _grade(evidence: _Evidence) -> Grade:
     counts = [len({item.block.replicate for item in judged}) for judged in evidence.judged.values()]
     return grade(
         dirty=dirty_share(evidence.judged), processes=min(counts, default=0), selftest=plan.get("selftest"),
-        dedicated=plan.get("dedicated"), fixed_clocks=plan.get("fixed_clocks"),
+        dedicated=dedicated(plan.get("dedicated"), [item.block.labels for found in evidence.judged.values() for item in found]),
+        fixed_clocks=plan.get("fixed_clocks"),
     )  # fmt: skip
+
+
+def _timed(run: RunData) -> Sequence[BlockRecord]:
+    """The blocks that a case's latency comes from: of a thermal soak, those measured once it was hot."""
+    if run.study.soak is None:
+        return run.blocks
+    return [block for block in run.blocks if block.labels.get(PHASE) == SUSTAINED]
 
 
 def _metric(run: RunData) -> tuple[Metric | None, str | None]:

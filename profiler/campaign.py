@@ -22,17 +22,13 @@ from backends.base import SessionFacts
 from profiler import stopping
 from profiler.errors import BudgetError, TargetError
 from profiler.job import Job
-from profiler.measure.loop import inferences_per_sample, samples_per_window
+from profiler.measure.loop import MAX_BLOCK_SAMPLES, inferences_per_sample, reentry_samples, samples_per_window
 from profiler.records import BESIDE_TIMING, BlockRecord, FailureRecord, ProcessRecord, WarmupRecord
 from profiler.stats.sequential import process_looks
 from profiler.stats.warmup import steady_state
 from profiler.study import Case, Effort
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
-MAX_BLOCK_SAMPLES = 20_000
-_REENTRY_SAMPLES = 3
-_REENTRY_S = 0.020
-_REENTRY_SHARE = 0.2
 _WARMUP_GROWTH = 1.5
 _AROUND_BLOCK_S = 0.025
 """Collector, waiting for silence, pipe and store, as scripts/bench_overhead finds them; only plans are made with it."""
@@ -339,7 +335,7 @@ def _block(job: Job, lane: _Lane, replicate: int, attempt: int, group: int, inde
     samples = seconds["durations_ns"] / lane.per_sample
     return BlockRecord(
         case=lane.case.key, replicate=replicate, attempt=attempt, group=group, round=index, position=position,
-        started_s=float(reply["started_s"]), samples_s=samples, discarded=_reentry(samples, lane.per_sample),
+        started_s=float(reply["started_s"]), samples_s=samples, discarded=reentry_samples(samples, lane.per_sample),
         inferences_per_sample=lane.per_sample, batch=lane.case.batch,
         cpu_s=float(reply["cpu_s"]), wall_s=float(reply["wall_s"]),
         labels={str(key): float(value) for key, value in reply["labels"].items()},
@@ -358,13 +354,6 @@ def _seconds(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.
             f"the worker's clock jumped: a duration of {durations.min(initial=0.0):g} s came, which cannot be. Measure again.",
         )  # fmt: skip
     return found
-
-
-def _reentry(samples: NDArray[np.float64], per_sample: int) -> int:
-    """How many leading samples re-entered caches and clocks: 3 of them or 20 ms, but at most a fifth of the block."""
-    elapsed = np.cumsum(samples) * per_sample
-    by_time = int(np.searchsorted(elapsed, _REENTRY_S))
-    return min(max(_REENTRY_SAMPLES, by_time), int(len(samples) * _REENTRY_SHARE))
 
 
 def plan_groups(

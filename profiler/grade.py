@@ -7,7 +7,7 @@ or too few processes: what is shown was measured, but nothing shows that the mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ Letter = Literal["A", "B", "C", "D"]
 
 QUIET, SHARED, WITHHELD = 0.01, 0.10, 0.30
 FEWEST_PROCESSES = 3
+BUSY_CORES = 0.1
+"""Work of others, in cores, above which a machine is shared."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class Grade:
     def __str__(self) -> str:
         """`B: shared machine`."""
         return f"{self.letter}: {'; '.join(self.reasons)}" if self.reasons else self.letter
+
+
+def dedicated(made: bool | None, labels: Sequence[Mapping[str, float]]) -> bool | None:
+    """Whether the machine worked for us alone. `made` is how it is made (no quota, no hypervisor), `labels` are of all blocks."""
+    stolen, others = ([found[name] for found in labels if name in found] for name in ("steal_share", "other_cpu_share"))
+    if any(share > 0 for share in stolen) or (others and sum(others) / len(others) >= BUSY_CORES):
+        return False
+    return made if others else None
 
 
 def grade(

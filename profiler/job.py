@@ -93,7 +93,7 @@ class Job:
         """Store a worker's failure and tell it."""
         record = FailureRecord(
             case=case_key, stage=stage, kind=failure.kind, message=str(failure), replicate=replicate,
-            log_tail=failure.log_tail,
+            log_tail=failure.log_tail, needs_more_than_bytes=failure.needs_more_than_bytes,
         )  # fmt: skip
         self.store.add(self.run_id, record)
         self.progress.note(f"{case_key} failed ({record.kind}): {record.message.splitlines()[0][:200]}")

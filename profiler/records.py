@@ -134,7 +134,7 @@ class ProcessRecord:
     harness_labels_s: float | None = None
     """What reading the interference counters adds between two inferences, per inference of this case."""
     memory: Mapping[str, Mapping[str, int | None]] = field(default_factory=dict)
-    """By phase (import, load, first, run): peak and kinds of memory, bytes."""
+    """By phase (import, load, first, running): peak and kinds of memory, bytes."""
 
 
 @dataclass(frozen=True)
@@ -288,3 +288,5 @@ class FailureRecord:
     replicate: int | None = None
     log_tail: str | None = None
     """Last lines that the worker and its native libraries wrote."""
+    needs_more_than_bytes: int | None = None
+    """Of a case that ran out of memory: what it had when it did, or what it was allowed."""

@@ -16,7 +16,7 @@ import psutil
 
 from backends import spec
 from backends.base import SessionFacts
-from profiler import __version__, campaign, energy, prepare
+from profiler import __version__, campaign, energy, prepare, soak
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
 from profiler.cost.detect import DetectedMachine, detect_machine
@@ -35,8 +35,6 @@ from profiler.study import Case, Study, reference_case
 
 CACHE_NAME = "cache"
 _MEMORY_SHARE = 0.6
-_WATCHED_S = 0.1
-"""For how long other load is looked for before a run; its blocks tell the rest."""
 
 
 def execute(
@@ -140,7 +138,8 @@ def _execute(
         if study.load is None or not study.load.only:
             failed = evaluate(job, cases)
             groups = _groups(study, cases, made)
-            campaign.measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
+            measure = campaign.measure if study.soak is None else soak.measure
+            measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
             energy.measure(job, [case for case in cases if case.quality_key not in failed])
         measure_load(job, [case for case in cases if case.quality_key not in failed])
     store.set_status(run_id, "finished")
@@ -150,7 +149,8 @@ def _conditions(store: Store, environment: Environment) -> dict[str, Any]:
     """What decides the run's grade and is known before it: the machine's own state, and its newest self-test."""
     selftest = store.last_selftest(fingerprint(environment))
     return {
-        "dedicated": dedicated(window_s=_WATCHED_S),
+        # As the machine is made; whether others used it meanwhile, the blocks tell.
+        "dedicated": dedicated(labels={"other_cpu_share": 0.0, "steal_share": 0.0}),
         "fixed_clocks": fixed_clocks(),
         "selftest": None if selftest is None else asdict(selftest),
     }

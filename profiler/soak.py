@@ -26,7 +26,7 @@ from profiler.errors import StudyError, TargetError
 from profiler.job import Job
 from profiler.measure import host
 from profiler.measure.gpu_memory import kind_of
-from profiler.measure.loop import inferences_per_sample, samples_per_window
+from profiler.measure.loop import MAX_BLOCK_SAMPLES, inferences_per_sample, reentry_samples, samples_per_window
 from profiler.records import BlockRecord, FailureRecord, ProcessRecord
 from profiler.stats.thermal import BURST, HEATING, SUSTAINED
 from profiler.study import Case, SoakPlan
@@ -36,10 +36,6 @@ _FEWEST_ROUNDS = 3
 _HEATING_BLOCK_S = 1.0
 _HEATING_SAMPLE_S = 1e-3
 """While heating, inferences are timed in groups of this length: twenty minutes of them are looked at, not counted one by one."""
-_MAX_BLOCK_SAMPLES = 20_000
-_REENTRY_SAMPLES = 3
-_REENTRY_S = 0.020
-_REENTRY_SHARE = 0.2
 _COOL_POLL_S = 5.0
 _PLATEAU_S = 60.0
 _PLATEAU_C_PER_MIN = 0.5
@@ -362,7 +358,7 @@ class _Soak:
         length = _HEATING_BLOCK_S if heating else effort.block_s
         reply, arrays = lane.worker.request(
             "time", timeout_s=self.job.study.time_limit_s, min_s=length,
-            min_samples=1 if heating else effort.block_samples, max_s=max(length, 1.0), max_samples=_MAX_BLOCK_SAMPLES,
+            min_samples=1 if heating else effort.block_samples, max_s=max(length, 1.0), max_samples=MAX_BLOCK_SAMPLES,
             per_sample=per_sample, label_every=label_every,
         )  # fmt: skip
         seconds = {name: values.astype(np.float64) / 1e9 for name, values in arrays.items()}
@@ -370,7 +366,7 @@ class _Soak:
         return BlockRecord(
             case=lane.case.key, replicate=self.replicate, attempt=attempt, group=self.group, round=self.round,
             position=position, started_s=float(reply["started_s"]), samples_s=samples,
-            discarded=_reentry(samples, per_sample), inferences_per_sample=per_sample, batch=lane.case.batch,
+            discarded=reentry_samples(samples, per_sample), inferences_per_sample=per_sample, batch=lane.case.batch,
             cpu_s=float(reply["cpu_s"]), wall_s=float(reply["wall_s"]),
             labels={**{str(key): float(value) for key, value in reply["labels"].items()}, **found},
             window_s=seconds.get("window_ns"), window_cpu_s=seconds.get("cpu_ns"),
@@ -381,10 +377,3 @@ class _Soak:
         self.job.fail(key, "load" if stage == "load" else "measure", failure, self.replicate)
         self.failed.add(key)
         self.lanes.pop(key, None)
-
-
-def _reentry(samples: NDArray[np.float64], per_sample: int) -> int:
-    """Leading samples that re-entered caches and clocks, as in any block: 3 of them or 20 ms, but at most a fifth."""
-    elapsed = np.cumsum(samples) * per_sample
-    by_time = int(np.searchsorted(elapsed, _REENTRY_S))
-    return min(max(_REENTRY_SAMPLES, by_time), int(len(samples) * _REENTRY_SHARE))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from backends import base, registry
 from profiler import wire
-from profiler.measure import host, lanes, loop, memory, threads
+from profiler.measure import host, lanes, loadgen, loop, memory, threads
 from profiler.measure.energy import serve as energy_meters
 
 PROTOCOL = 1
@@ -45,6 +45,8 @@ class State:
     feeds: list[base.Feeds] = field(default_factory=list)
     meter: memory.Meter = field(default_factory=memory.Meter)
     watch: threads.Watch = field(default_factory=threads.Watch)
+    slow_sensors: bool | None = None
+    """Whether firmware or a driver tells something here; None before it was asked."""
     lanes: lanes.Lanes = field(default_factory=lanes.Lanes)
 
 
@@ -286,24 +288,38 @@ def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     per_sample, label_every = int(header.get("per_sample", 1)), int(header.get("label_every", 1))
     clock = time.perf_counter_ns
     with loop.quiet_collector(), threads.counters(time.process_time_ns, state.watch) as counters:
+        slow = _slow(state)
         ran, before = threads.executed(), host.read()
         timing = loop.time_inferences(
             session.infer, state.feeds, limits, clock=clock, per_sample=per_sample, counters=counters, label_every=label_every,
         )  # fmt: skip
         after = host.read()
         state.watch = threads.learn(ran, threads.executed(), after.wall_s - before.wall_s)
+        labels = {
+            **host.difference(before, after),
+            **({} if slow is None else host.slow_difference(slow, host.slow_read())),
+        }
     cost = _harness_cost(state.watch) if header.get("weigh") else None
     parked_cpu_s = _become_quiet()
     reply = {
         "started_s": float(timing.starts_ns[0]) / 1e9,
         "cpu_s": after.cpu_s - before.cpu_s,
         "wall_s": after.wall_s - before.wall_s,
-        "labels": host.difference(before, after),
+        "labels": labels,
         "parked_cpu_s": parked_cpu_s,
         "harness": None if cost is None else asdict(cost),
     }
     arrays = {"durations_ns": timing.durations_ns, "window_ns": timing.window_ns}
     return reply, {**arrays, **{f"{name}_ns": values for name, values in timing.counters_ns.items()}}
+
+
+def _slow(state: State) -> host.Slow | None:
+    """What only firmware and drivers tell, where they tell anything: a machine without them is asked once."""
+    if state.slow_sensors is False:
+        return None
+    found = host.slow_read()
+    state.slow_sensors = bool(found.values) or found.tells_throttling
+    return found if state.slow_sensors else None
 
 
 def _harness_cost(watch: threads.Watch) -> loop.HarnessCost:
@@ -331,6 +347,12 @@ def _become_quiet() -> float:
 def _serve(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     """One run of a load scenario; see `Lanes.serve`."""
     return state.lanes.serve(_session(state), header, arrays)
+
+
+def _loadgen(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """One run of MLPerf LoadGen over the rows `row/<input>`; see `loadgen.drive`."""
+    pool = {name.removeprefix("row/"): rows for name, rows in arrays.items()}
+    return loadgen.drive(_session(state), pool, header)
 
 
 def _infer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
@@ -396,6 +418,7 @@ _COMMANDS: dict[str, Callable[[State, Mapping[str, Any], wire.Arrays], Reply]] =
     "first": _first,
     "time": _time,
     "serve": _serve,
+    "loadgen": _loadgen,
     "infer": _infer,
     "memory": _memory,
     "energy": _energy,

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.campaign import MAX_RESIDENT, _reentry, plan_groups
+from profiler.campaign import MAX_RESIDENT, plan_groups
+from profiler.measure.loop import reentry_samples
 from profiler.study import Case, expand, make_study, reference_case
 
 
@@ -66,10 +67,10 @@ def test_a_case_whose_reference_is_not_in_the_plan_stands_alone():
 )
 def test_the_beginning_of_a_block_is_cut_but_never_much_of_it(samples, per_sample, cut):
     """Three samples or 20 ms, at most a fifth: one sample always stays."""
-    assert pytest.approx(cut, abs=1) == _reentry(np.array(samples), per_sample)
+    assert pytest.approx(cut, abs=1) == reentry_samples(np.array(samples), per_sample)
 
 
 @given(st.lists(st.floats(1e-9, 10), min_size=1, max_size=300), st.integers(1, 50))
 def test_a_fifth_is_the_most_that_is_cut(samples, per_sample):
     """Of any block."""
-    assert 0 <= _reentry(np.array(samples), per_sample) <= len(samples) / 5
+    assert 0 <= reentry_samples(np.array(samples), per_sample) <= len(samples) / 5

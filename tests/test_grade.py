@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.grade import grade
+from profiler.grade import dedicated, grade
 
 GOOD = {"passed": True}
 
@@ -34,6 +34,21 @@ def test_a_grade_names_what_keeps_it_from_a_better_one(settings, letter, words):
     assert found.letter == letter
     assert words in str(found)
     assert str(found).startswith(letter)
+
+
+@pytest.mark.parametrize(
+    ("made", "labels", "expected"),
+    [
+        (True, [{"steal_share": 0.0, "other_cpu_share": 0.02}], True),
+        (True, [{"steal_share": 0.0, "other_cpu_share": 0.02}, {"steal_share": 0.1, "other_cpu_share": 0.0}], False),
+        (True, [{"other_cpu_share": 0.9}, {"other_cpu_share": 0.0}], False),
+        (None, [{"other_cpu_share": 0.0}], None),
+        (False, [{"other_cpu_share": 0.0}], False),
+        (True, [{}], None),
+    ],
+)
+def test_a_machine_is_dedicated_by_its_make_and_by_what_was_seen(made, labels, expected):
+    assert dedicated(made, labels) is expected
 
 
 def test_limits_on_absolute_figures_need_a_machine_that_was_mostly_left_alone():

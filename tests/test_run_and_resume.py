@@ -10,21 +10,32 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from profiler.analysis import analyse
 from profiler.campaign import plan_groups
-from profiler.errors import DataError, EdgeprofError, ModelError, StoreError, StudyError
+from profiler.errors import BudgetError, DataError, EdgeprofError, ModelError, StoreError, StudyError
 from profiler.records import BlockRecord
 from profiler.run import execute
 from profiler.store import open_store
 from profiler.study import Case, make_study
 
 ROOT = Path(__file__).parents[1]
+TINY_EFFORT = {
+    "processes": 2,
+    "rounds": 2,
+    "block_samples": 5,
+    "warmup_s": 0.002,
+    "warmup_max_s": 0.02,
+    "requeue_share": 0.0,
+}
 ONE = {"processes": 1, "rounds": 1, "block_s": 0.002, "warmup_s": 0.002, "warmup_max_s": 0.02, "requeue_share": 0.0}
 FAKE, OTHER = "fake{read=false}", "fake{read=false,seed=1}"
 
@@ -151,7 +162,8 @@ def test_failures_are_records_and_the_other_cases_finish(tmp_path, fake_study):
     assert run.status == "finished"
     assert {
         failing(fail="segv"): ("crash", "quality"),
-        failing(fail="oom", fail_at="infer"): ("out_of_memory", "quality"),
+        # A SIGKILL that came from no shortage of memory.
+        failing(fail="oom", fail_at="infer"): ("crash", "quality"),
         failing(fail="unsupported"): ("unsupported", "quality"),
         failing(fail="hang", fail_at=66): ("timeout", "warmup"),
     } == {key: kinds[key] for key in kinds if "exit" not in key}
@@ -498,3 +510,40 @@ def test_a_case_larger_than_memory_still_gets_its_turn():
 def test_errors_of_a_run_are_edgeprof_errors():
     """One base class for everything a person can cause."""
     assert all(issubclass(kind, EdgeprofError) for kind in (StudyError, ModelError, DataError, StoreError))
+
+
+@pytest.mark.process
+def test_a_soak_takes_the_place_of_the_rounds(tmp_path, fake_study):
+    """Its blocks say which phase they belong to, and only the sustained ones make the case's latency."""
+    plan = {"max_s": 1.0, "burst_s": 0.1, "sustained_s": 0.1, "cool_max_s": 0.0}
+    run = read(tmp_path, execute(fake_study(soak=plan, data=None), out=tmp_path))
+    phases = [block.labels["soak_phase"] for block in run.blocks]
+    (case,) = analyse(run, today=date(2026, 1, 1)).cases
+
+    assert {0.0, 2.0} <= set(phases) <= {0.0, 1.0, 2.0}
+    assert case.blocks == phases.count(2.0)
+
+
+@pytest.mark.process
+def test_a_time_budget_ends_the_run_with_what_it_has(tmp_path, fake_study):
+    """Far from precise, but a run like any other: finished, with figures, and within its time."""
+    began = time.monotonic()
+    study = fake_study(time_budget_s=8.0, data=None, effort={**TINY_EFFORT, "block_s": 0.1, "precision": 0.0001})
+    run = read(tmp_path, execute(study, out=tmp_path))
+    (case,) = analyse(run, today=date(2026, 1, 1)).cases
+
+    assert run.status == "finished"
+    assert (case.status, case.stopping.status) == ("measured", "budget_exhausted")
+    # The clock of a test machine is not asserted; that no process began after the end is.
+    assert all(block.started_s < began + 8.0 for block in run.blocks)
+
+
+@pytest.mark.process
+def test_a_budget_too_short_for_a_round_keeps_what_was_stored(tmp_path, fake_study):
+    with pytest.raises(BudgetError, match=r"--time-budget.*--resume latest"):
+        execute(fake_study(time_budget_s=0.05), out=tmp_path)
+    run = read(tmp_path)
+
+    assert run.status == "interrupted"
+    assert run.blocks == ()
+    assert run.artifacts

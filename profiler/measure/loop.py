@@ -152,3 +152,16 @@ def inferences_per_sample(duration_s: float, *, floor_s: float = 20e-6) -> int:
 def samples_per_window(sample_s: float, *, floor_s: float = LABEL_FLOOR_S) -> int:
     """How many samples share one reading of the counters, so that a window lasts at least `floor_s`."""
     return max(1, int(np.ceil(floor_s / max(sample_s, 1e-9))))
+
+
+MAX_BLOCK_SAMPLES = 20_000
+_REENTRY_SAMPLES = 3
+_REENTRY_S = 0.020
+_REENTRY_SHARE = 0.2
+
+
+def reentry_samples(samples_s: NDArray[np.float64], per_sample: int) -> int:
+    """How many leading samples of a block re-entered caches and clocks: 3 of them or 20 ms, but at most a fifth of the block."""
+    elapsed = np.cumsum(samples_s) * per_sample
+    by_time = int(np.searchsorted(elapsed, _REENTRY_S))
+    return min(max(_REENTRY_SAMPLES, by_time), int(len(samples_s) * _REENTRY_SHARE))

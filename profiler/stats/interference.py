@@ -86,6 +86,8 @@ def dirt(
         reasons.append(f"a quota held it back for {labels['throttled_s'] * 1e3:.3g} ms")
     if labels.get("thermal_throttles", 0.0) > 0:
         reasons.append("the processor throttled its clock against heat")
+    if labels.get("device_throttled", 0.0) > 0:
+        reasons.append("firmware or driver held the device back")
     clock = labels.get("clock_hz")
     if clock is not None and usual_clock_hz is not None and clock < SLOW_CLOCK * usual_clock_hz:
         reasons.append(f"the clock was at {clock / usual_clock_hz:.0%} of the usual")

@@ -65,9 +65,9 @@ def quantile_interval(
 
     `processes`, one id per round, says which rounds shared a process. The interval then speaks about a typical fresh process:
     lasting offsets between processes (their medians, on the log scale) are taken out before the percentile is looked
-    for, and what their mean is uncertain by, Student's t over processes, is added to the interval in quadrature. Pooled without that,
-    a tail would be the tail of the slowest process, which no number of processes within reach could bound. What processes differ
-    in beyond their offset still counts: correlation is looked for inside a process, disagreement between processes is a
+    for, and what their mean is uncertain by, Student's t over processes, is added to the interval in quadrature. Pooled without
+    that, a tail would be the tail of the slowest process, which no number of processes within reach could bound. What processes
+    differ in beyond their offset still counts: correlation is looked for inside a process, disagreement between processes is a
     second design effect, and the larger one is used. Costs O(n log n).
 
     Raises ValueError without samples, for NaN, and for `p` or `level` outside (0, 1).

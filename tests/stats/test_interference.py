@@ -98,6 +98,7 @@ def test_without_counters_nothing_is_claimed():
         (None, {"steal_share": 0.3}, "stole 30%"),
         (None, {"throttled_s": 0.012}, "12 ms"),
         (None, {"thermal_throttles": 1.0}, "heat"),
+        (None, {"device_throttled": 1.0}, "firmware"),
         (None, {"clock_hz": 1.5e9}, "75%"),
     ],
 )
