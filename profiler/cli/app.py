@@ -25,6 +25,7 @@ COMMANDS = {
     "profile": "Profile a model: variants, measurement, frontier, recommendation, report.",
     "load": "Serve a model under load: latency at a rate, or the highest rate under a limit.",
     "soak": "Heat the device up: burst from a cool start, sustained once hot, and the ratio of both.",
+    "mlperf": "Run MLPerf LoadGen and our own engine on the same worker, and show both.",
     "init": "Write a commented study file for a model.",
     "run": "Do a study file, or resume an interrupted run.",
     "frontier": "The frontier of a run, over any two figures.",
