@@ -1,4 +1,4 @@
-"""Other people's stopwatches on the same model: OpenVINO's benchmark_app, and a bare loop around onnxruntime."""
+"""Other people's stopwatches on the same model: OpenVINO's benchmark_app, and bare loops around both runtimes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,43 @@ _UNITS = {"ms": 1e-3, "us": 1e-6, "ns": 1e-9, "s": 1.0}
 _MEDIAN = re.compile(r"Median:\s+([0-9.]+)\s+(ms|us|ns|s)\b")
 _TIMEOUT_S = 300
 
-BARE_ORT = """
+_BARE = """
 import json, sys, time
 import numpy as np
-import onnxruntime
 path, seconds, shapes = sys.argv[1], float(sys.argv[2]), json.loads(sys.argv[3])
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 random = np.random.default_rng(0)
 feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-for limit, keep in ((0.3, False), (seconds, True)):
+"""
+_LOOP = """
+for limit in (0.3, seconds):
     end = time.perf_counter() + limit
     times = []
     while time.perf_counter() < end:
         start = time.perf_counter()
-        session.run(None, feeds)
+        run()
         times.append(time.perf_counter() - start)
 print(float(np.median(times)))
 """
-"""Nothing but a clock around `run`; a third of a second of warm-up."""
+"""Nothing but a clock around one call; a third of a second of warm-up."""
+
+_RUNTIMES = {
+    "ort": """
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+run = lambda: session.run(None, feeds)
+""",
+    "ov": """
+import openvino
+core = openvino.Core()
+model = core.read_model(path)
+model.reshape(shapes)
+settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+request = core.compile_model(model, "CPU", settings).create_infer_request()
+run = lambda: request.infer(feeds, share_inputs=True, share_outputs=True)
+""",
+}
 
 
 class Missing(Exception):  # noqa: N818
@@ -66,10 +83,11 @@ def read_median(out: str, err: str = "") -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def bare_ort(model: Path, shapes: dict[str, list[int]], seconds: float) -> float:
-    """Median latency in seconds of a bare loop around onnxruntime in a fresh process."""
-    command = [sys.executable, "-c", BARE_ORT, str(model), str(seconds), json.dumps(shapes)]
+def bare_loop(runtime: str, model: Path, shapes: dict[str, list[int]], seconds: float) -> float:
+    """Median latency in seconds of a bare loop around `ort` or `ov` from Python, one thread, in a fresh process."""
+    code = _BARE + _RUNTIMES[runtime] + _LOOP
+    command = [sys.executable, "-c", code, str(model), str(seconds), json.dumps(shapes)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
     if done.returncode:
-        raise Missing(f"the bare loop did not run: {done.stderr.strip().splitlines()[-1] if done.stderr else '?'}")
+        raise Missing(f"the bare loop did not run: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
     return float(done.stdout)
