@@ -71,7 +71,7 @@ class Effort(_Frozen):
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "quick": Effort(processes=3, rounds=5, warmup_s=0.2, warmup_max_s=1.0),
+    "quick": Effort(processes=5, rounds=3, warmup_s=0.2, warmup_max_s=1.0),
     "default": Effort(),
     "thorough": Effort(processes=10, rounds=6, warmup_s=1.0, warmup_max_s=30.0),
 }

@@ -31,7 +31,7 @@ def command(out: o.Out = Path("runs"), json: o.Json = False, machine: o.Machine 
         np.savez(calibration, allow_pickle=False, **demo.calibration())
         study = make_study(
             model=str(demo.model_path()), data=str(data), calibration=str(calibration), variants=VARIANTS,
-            effort=EFFORTS["quick"].model_copy(update={"processes": 4, "rounds": 4}),
+            effort=EFFORTS["quick"],
             constraints={"max_drop": 0.01}, cost={"machine": machine},
         )  # fmt: skip
         with bars() as progress:

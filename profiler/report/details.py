@@ -35,6 +35,9 @@ def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None
     if case.process is not None:
         page.heading("what really ran")
         page.facts(ran(case.process))
+        if case.process.memory:
+            page.heading("memory by phase (the last process)")
+            page.facts(memory_rows(case.process))
     artifact = artifact_of(analysis, case)
     if artifact is not None:
         page.heading("what the variant changed")
@@ -84,6 +87,22 @@ def ran(process: ProcessRecord) -> list[tuple[str, str]]:
         ("realised precision", words.one_line(precision)),
         *[(words.one_line(name), words.one_line(value)) for name, value in facts.details.items()],
     ]
+
+
+_MEMORY = {
+    "peak_rss_bytes": "peak", "rss_anon_bytes": "anonymous", "rss_file_bytes": "file-mapped", "rss_shmem_bytes": "shared",
+    "pss_bytes": "PSS with children", "cgroup_peak_bytes": "control group's peak", "gpu_bytes": "GPU",
+    "gpu_device_bytes": "GPU, whole device",
+}  # fmt: skip
+
+
+def memory_rows(process: ProcessRecord) -> list[tuple[str, str]]:
+    """What the process held after each phase; kinds of memory that the system does not tell are left out."""
+    rows = []
+    for phase, found in process.memory.items():
+        told = [f"{name} {units.size(found[key] or 0)}" for key, name in _MEMORY.items() if found.get(key) is not None]
+        rows.append((words.one_line(phase), ", ".join(told) or "not told by this system"))
+    return rows + [("note", words.one_line(note)) for note in process.notes]
 
 
 def changed(artifact: ArtifactRecord) -> list[tuple[str, str]]:
