@@ -284,7 +284,7 @@ class _Search:
         self.spent += max(count, len(latencies))
         if done.valid and not len(latencies):
             raise ValueError(f"a valid run at {rate:g}/s gave no latencies; a request without an answer is inf")
-        if np.isnan(latencies).any():
+        if done.valid and np.isnan(latencies).any():
             raise ValueError(f"the run at {rate:g}/s gave NaN among its latencies; a request without an answer is inf")
         settled = latencies[int(len(latencies) * _SETTLING_SHARE) :]
         share = float(np.mean(settled > self.slo_s)) if done.valid else None

@@ -243,7 +243,7 @@ class TestEdges:
 
         def run(rate, seed, count):
             if seed % 4 == 0:
-                return RateRun(rate, seed, np.full(count, 1e3), False, "preempted")
+                return RateRun(rate, seed, np.full(count, np.nan), False, "preempted")
             return calm(rate, seed, count)
 
         found = [search(run, slo_s=MD1_LIMIT_S, seed=seed, budget_queries=30_000) for seed in range(3)]
