@@ -43,7 +43,14 @@ def read_result(run: RunData) -> LoadResult:
     plan = run.study.load
     if plan is None:
         return LoadResult(run, (), (), ())
-    scenarios = figures.summarise(run.loads, plan.slo_s)
+    # Runs were done in random order; people look for a setting where they asked for it.
+    places = {text: place for place, text in enumerate(plan.settings)}
+    scenarios = tuple(
+        sorted(
+            figures.summarise(run.loads, plan.slo_s),
+            key=lambda item: (item.case, item.rate_per_s or 0.0, places.get(item.setting, len(places))),
+        )
+    )
     failures = {record.case: record.message for record in run.failures if record.stage == "serve"}
     cases = dict.fromkeys(record.case for record in run.loads)
     for key in failures:
