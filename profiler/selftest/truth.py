@@ -20,6 +20,9 @@ _MARGIN_S = 2e-3
 """A window that only touches a pulse is neither disturbed for certain nor certainly quiet."""
 _DISTURBED_SHARE = 0.5
 """A block counts as disturbed when the disturbance lasted for at least half of it, and as quiet when there was none."""
+_LABELLED_TIME = 0.10
+"""Share of a block's time that its labelled samples hold before the block counts as labelled. A load on all cores or a quota
+takes a third of the time and more; one labelled sample is in nearly every block of a machine that is merely in use."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,13 @@ def stopped_windows(judged: Sequence[Judged], pulses: Sequence[Interval]) -> Fou
 
 
 def loaded_blocks(judged: Sequence[Judged], load: Sequence[Interval]) -> Found:
-    """Blocks under a load that lasts; labelled is one that is dirty or holds a labelled sample."""
+    """Blocks under a load that lasts; labelled is one that is dirty, or whose labelled samples hold a tenth of its time."""
     total = Found()
     for item in judged:
         begin = item.block.started_s
         end = begin + item.block.wall_s
         covered = sum(max(0.0, min(end, stop) - max(begin, start)) for start, stop in load)
-        labelled = bool(item.reasons) or (item.flags is not None and bool(item.flags.any()))
+        labelled = bool(item.reasons) or _labelled_time(item) >= _LABELLED_TIME
         if item.flags is None and not item.reasons:
             continue
         if covered >= _DISTURBED_SHARE * (end - begin):
@@ -117,6 +120,13 @@ def slow_explained(judged: Sequence[Judged], *, factor: float = 2.0) -> float | 
         slow += int(outliers.sum())
         labelled += int((outliers & item.flags[: len(outliers)]).sum())
     return labelled / slow if slow else None
+
+
+def _labelled_time(item: Judged) -> float:
+    samples = item.block.samples_s
+    if item.flags is None or not len(samples):
+        return 0.0
+    return float(samples[item.flags].sum() / samples.sum())
 
 
 def _window_flags(item: Judged) -> NDArray[np.bool_] | None:

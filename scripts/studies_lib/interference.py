@@ -23,6 +23,7 @@ def labels(condition: str, judged: Sequence[Judged], intervals: Sequence[Interva
     found: dict[str, Any] = {"labelled_samples": truth.labelled_share(judged), "blocks": len(judged)}
     found["dirty_blocks"] = sum(bool(item.reasons) for item in judged) / len(judged) if judged else None
     if condition == "quiet":
+        found["labelled_blocks"] = truth.loaded_blocks(judged, ()).false_share
         return {**found, "unit": "sample", "recall": None, "disturbed": 0, "false_share": found["labelled_samples"]}
     counts = (truth.stopped_windows if condition == "stop pulses" else truth.loaded_blocks)(judged, intervals)
     return {

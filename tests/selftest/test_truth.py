@@ -77,17 +77,19 @@ def test_shares_are_shares():
 @pytest.mark.parametrize(
     ("load", "item", "expected"),
     [
-        ([(99.0, 101.0)], judged(block(), [3]), Found(1, 1, 0, 0)),
+        ([(99.0, 101.0)], judged(block(), range(20)), Found(1, 1, 0, 0)),
         ([(99.0, 101.0)], judged(block()), Found(1, 0, 0, 0)),
         ([(99.0, 101.0)], judged(block(), (), ["a quota held it back"]), Found(1, 1, 0, 0)),
         ([(100.0, 100.06)], judged(block()), Found(1, 0, 0, 0)),
-        ([(100.0, 100.04)], judged(block(), [3]), Found()),
-        ([(90.0, 91.0)], judged(block(), [3]), Found(0, 0, 1, 1)),
+        ([(100.0, 100.04)], judged(block(), range(20)), Found()),
+        ([(90.0, 91.0)], judged(block(), range(20)), Found(0, 0, 1, 1)),
         ([], judged(block()), Found(0, 0, 1, 0)),
+        ([(99.0, 101.0)], judged(block(), range(9)), Found(1, 0, 0, 0)),
+        ([(99.0, 101.0)], judged(block(windows=[0.03] + [0.001] * 99), [0]), Found(1, 1, 0, 0)),
     ],
-    ids=["labelled", "missed", "dirty", "mostly", "partly", "quiet but labelled", "quiet"],
+    ids=["labelled", "missed", "dirty", "mostly", "partly", "quiet but labelled", "quiet", "hardly", "one long sample"],
 )
-def test_a_block_under_load_is_labelled_by_any_label(load, item, expected):
+def test_a_block_under_load_is_labelled_by_a_tenth_of_its_time(load, item, expected):
     """Half of it under load makes it disturbed, none of it quiet, in between it is not counted."""
     assert truth.loaded_blocks([item], load) == expected
 
