@@ -92,6 +92,9 @@ def _figures(rounds: Sequence[Samples], owners: Sequence[int], batch: int, found
     for name, p in PERCENTILES.items():
         estimate = quantile_interval(rounds, p, level=LEVEL, processes=owners)
         note = estimate.reason
+        if estimate.typical:
+            said = "of a typical process: processes differ by more than so few of them can bound"
+            note = f"{said}; {note}" if note else said
         if found is not None and crosses_modes(found, p):
             note = f"not resolved: bimodal, p{100 * p:g} falls between the two modes"
         figures[name] = Estimate(estimate.value, estimate.low, estimate.high, "s", LEVEL, note=note)

@@ -10,7 +10,7 @@ Korn and Graubard 1998, who also put the effective size into Clopper and Pearson
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class QuantileEstimate:
     """Whether both bounds exist and `n_eff` reaches `minimum_effective_samples(p)`."""
     reason: str | None
     """Why it is not resolved, for people; None when it is."""
+    typical: bool = False
+    """Whether it speaks of a typical process, lasting offsets apart, because processes differ too much to bound all of them."""
 
 
 def minimum_effective_samples(p: float) -> float:
@@ -63,18 +65,31 @@ def quantile_interval(
     enters Clopper and Pearson's interval for the share p, whose ends are mapped to order statistics, rounded outwards. A side
     that `n_eff` independent samples could not bound is None.
 
-    `processes`, one id per round, says which rounds shared a process. The interval then speaks about a typical fresh process:
-    lasting offsets between processes (their medians, on the log scale) are taken out before the percentile is looked
-    for, and what their mean is uncertain by, Student's t over processes, is added to the interval in quadrature. Pooled without
-    that, a tail would be the tail of the slowest process, which no number of processes within reach could bound. What processes
-    differ in beyond their offset still counts: correlation is looked for inside a process, disagreement between processes is a
-    second design effect, and the larger one is used. Costs O(n log n).
+    `processes`, one id per round, says which rounds shared a process. Correlation is then only looked for inside a process,
+    disagreement between processes is a second design effect, and the larger one is used: the interval speaks about a
+    fresh process, not only about those seen. Where processes differ by lasting offsets so large that a side has no bound (the
+    tail of all is then the tail of the slowest one), the estimate is that of a *typical* process instead, and says so: the
+    offsets of their medians are taken out on the log scale, and what the mean offset is uncertain by, Student's t over processes,
+    is added to the interval in quadrature. Slow disturbances that last as long as a process are taken out with the offsets. Costs O(n log n).
 
     Raises ValueError without samples, for NaN, and for `p` or `level` outside (0, 1).
     """
     _check_share("p", p)
     kept, owners = _clean(rounds, processes)
-    kept, spread = _aligned(kept, owners, level)
+    pooled = _of_rounds(kept, owners, p, level, 0.0)
+    if pooled.low is not None and pooled.high is not None:
+        return pooled
+    aligned, spread = _aligned(kept, owners, level)
+    if spread == 0:
+        return pooled
+    typical = _of_rounds(aligned, owners, p, level, spread)
+    return pooled if typical.low is None or typical.high is None else replace(typical, typical=True)
+
+
+def _of_rounds(
+    kept: list[NDArray[np.float64]], owners: NDArray[np.int64] | None, p: float, level: float, spread: float
+) -> QuantileEstimate:
+    """The estimate from rounds that hold samples; `spread` is half the interval of the mean process offset, on the log scale."""
     values = np.sort(np.concatenate(kept))
     n = len(values)
     value = float(np.quantile(values, p))

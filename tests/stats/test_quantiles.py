@@ -162,6 +162,7 @@ class TestLaws:
         offsets = np.log([np.median(np.concatenate(rounds[i : i + 6])) for i in range(0, 30, 6)])
         half = 2.776 * offsets.std(ddof=1) / 5**0.5  # Student's t for 4 degrees of freedom, tabulated
 
+        assert named.typical
         assert np.log(named.high / named.value) == pytest.approx(half, rel=0.02)
         assert np.log(named.value / named.low) == pytest.approx(half, rel=0.02)
         assert named.value == pytest.approx(np.exp(offsets.mean()), rel=0.01)
@@ -175,6 +176,8 @@ class TestLaws:
         found = quantile_interval(rounds, 0.99, processes=list(owners))
 
         assert found.resolved
+        assert found.typical
+        assert not quantile_interval(rounds, 0.5).typical
         assert found.low < np.exp(0.003 * 2.326) < found.high
 
     def test_inputs_are_not_changed(self, frozen):
