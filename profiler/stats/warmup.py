@@ -81,7 +81,8 @@ def steady_state(
     ends = _pelt(y, penalty * sigma**2 * float(np.log(count)), min_size)
     starts = [0, *ends[:-1]]
     reference = float(np.median(y[count // 2 :]))
-    levels = np.array([y[i:j].mean() for i, j in zip(starts, ends, strict=True)]) - reference
+    # Medians on both sides: of two modes a mean lies between them and would differ from the median for ever.
+    levels = np.array([np.median(y[i:j]) for i, j in zip(starts, ends, strict=True)]) - reference
     deviates = np.abs(levels) > np.log1p(tolerance)
 
     if deviates[-1]:
