@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from backends import base, registry
 from profiler import wire
-from profiler.measure import host, lanes, loadgen, loop, memory, threads
+from profiler.measure import gpu_memory, host, lanes, loadgen, loop, memory, sensors, threads
 from profiler.measure.energy import serve as energy_meters
 
 PROTOCOL = 1
@@ -45,6 +45,8 @@ class State:
     feeds: list[base.Feeds] = field(default_factory=list)
     meter: memory.Meter = field(default_factory=memory.Meter)
     watch: threads.Watch = field(default_factory=threads.Watch)
+    on_gpu: bool = False
+    """Whether the model runs on an NVIDIA device."""
     slow_sensors: bool | None = None
     """Whether firmware or a driver tells something here; None before it was asked."""
     lanes: lanes.Lanes = field(default_factory=lanes.Lanes)
@@ -207,6 +209,7 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     before = memory.read()
     state.meter.end("import")
     state.meter.watch_gpu(str(header["backend"]), header.get("device"))
+    state.on_gpu = gpu_memory.kind_of(str(header["backend"]), header.get("device")) == "nvidia"
     path = (
         Path(str(header["path"])) if header.get("path") else _cached(state, str(header["sha256"]), str(header["name"]))
     )
@@ -297,7 +300,7 @@ def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         state.watch = threads.learn(ran, threads.executed(), after.wall_s - before.wall_s)
         labels = {
             **host.difference(before, after),
-            **({} if slow is None else host.slow_difference(slow, host.slow_read())),
+            **({} if slow is None else host.slow_difference(slow, _slow_read(state))),
         }
     cost = _harness_cost(state.watch) if header.get("weigh") else None
     parked_cpu_s = _become_quiet()
@@ -317,9 +320,17 @@ def _slow(state: State) -> host.Slow | None:
     """What only firmware and drivers tell, where they tell anything: a machine without them is asked once."""
     if state.slow_sensors is False:
         return None
-    found = host.slow_read()
+    found = _slow_read(state)
     state.slow_sensors = bool(found.values) or found.tells_throttling
     return found if state.slow_sensors else None
+
+
+def _slow_read(state: State) -> host.Slow:
+    def not_asked() -> Any:
+        raise base.BackendError("the model does not run on an NVIDIA device")
+
+    # Importing NVML's bindings takes 16 MB, which would count as the model's.
+    return host.slow_read(nvml=sensors.open_nvml if state.on_gpu else not_asked)
 
 
 def _harness_cost(watch: threads.Watch) -> loop.HarnessCost:
