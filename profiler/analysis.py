@@ -526,7 +526,7 @@ def _holm_corrected(
 
 def _outside_plan(run: RunData, cases: Sequence[Case]) -> list[FailureRecord]:
     known = {case.key for case in cases} | {case.quality_key for case in cases}
-    return [failure for failure in run.failures if failure.case not in known]
+    return [failure for failure in run.failures if failure.case not in known and failure.stage not in BESIDE_TIMING]
 
 
 def _unplanned(number: int, failure: FailureRecord) -> CaseResult:

@@ -14,7 +14,7 @@ from profiler.errors import EdgeprofError, unknown
 EXIT_OK, EXIT_NO_CASE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 done, but no case meets the constraints or none could be measured; "
+    "Exit codes: 0 done; 1 done, but no case meets the constraints, none could be measured, or a self-test did not pass; "
     "2 not possible as asked (the message says why); "
     "130 interrupted, what was measured is kept."
 )

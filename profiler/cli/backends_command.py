@@ -5,6 +5,9 @@ from __future__ import annotations
 from profiler.cli import options as o
 
 
+_PURPOSES = {"fake": "for tests: computes nothing", "injected": "for self-tests: slows another backend down"}
+
+
 def command(json: o.Json = False) -> None:
     """Which runtimes and devices work here, and what is missing for the others."""
     import json as json_module
@@ -29,7 +32,7 @@ def command(json: o.Json = False) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         why = "; install: ".join(str(row[key]) for key in ("reason", "install") if row[key])
-        why = why or ("for tests: computes nothing" if row["backend"] == "fake" else "")
+        why = why or _PURPOSES.get(str(row["backend"]), "")
         table.add_row(
             str(row["backend"]),
             str(row["device"]),

@@ -85,14 +85,33 @@ def show_result(result: Result, *, report: bool = True, json: bool = False) -> i
     from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
     from profiler.report import export, table
 
+    load = result.run.study.load
+    if load is not None and load.only:
+        return show_load(result, json=json)
     path = result.report() if report else None
     if json:
         print_raw(export.to_json(result.analysis))
     else:
         table.render(result.analysis, out)
+        if load is not None:
+            out.print()
+            show_load(result)
         if path is not None:
             out.print(f"\nreport: {path}   details: edgeprof show {result.run.id} CASE", markup=False, soft_wrap=True)
     return EXIT_OK if result.recommendation.case is not None else EXIT_NO_CASE
+
+
+def show_load(result: Result, *, json: bool = False) -> int:
+    """Print what a load stage found; returns the exit code."""
+    from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
+    from profiler.report import load as report
+
+    found = report.read_result(result.run)
+    if json:
+        print_raw(report.to_json(found))
+    else:
+        report.render(found, out)
+    return EXIT_OK if found.useful else EXIT_NO_CASE
 
 
 def print_raw(text: str) -> None:

@@ -81,9 +81,7 @@ def command(
     from backends.spec import split_list
     from profiler import api
     from profiler.cli import console
-    from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
     from profiler.load.scenario import SCENARIOS
-    from profiler.report import load as report
     from profiler.run import execute
     from profiler.study import make_study
     from profiler.units import parse_bytes
@@ -121,12 +119,7 @@ def command(
     )  # fmt: skip
     with console.bars() as progress:
         run_id = execute(study, out=out, progress=progress, database=database)
-    result = report.read_result(api.open_run(run_id, out=out, database=database).run)
-    if json:
-        console.print_raw(report.to_json(result))
-    else:
-        report.render(result, console.out)
-    raise typer.Exit(EXIT_OK if result.useful else EXIT_NO_CASE)
+    raise typer.Exit(console.show_load(api.open_run(run_id, out=out, database=database), json=json))
 
 
 def _settings(
