@@ -407,3 +407,34 @@ def test_a_run_can_be_read_although_its_price_file_is_gone(two):
 def test_the_level_of_intervals_is_told(two):
     """95 %."""
     assert 0.95 == LEVEL == analyse(two().data(), today=TODAY).case("fp32").latency_p50_s.level
+
+
+def test_what_fails_beside_the_timing_leaves_the_case_as_it_is(made_run):
+    """A meter that vanished or a server that fell over says nothing about latency and accuracy."""
+    run = made_run()
+    case = run.case("fp32")
+    run.timed(case, 1e-3)
+    run.failed(case.key, stage="energy", kind="unavailable", message="no meter")
+    run.failed(f"{case.key} server{{workers=2}}", stage="serve", kind="crash")
+    analysis = analyse(run.data(), today=TODAY)
+
+    assert [(found.key, found.status) for found in analysis.cases] == [(case.key, "measured")]
+    assert analysis.cases[0].energy_j == NotMeasured("no meter")
+
+
+def test_of_a_soak_only_the_sustained_phase_is_the_latency(made_run):
+    run = made_run(weather=0.0)
+    case = run.case("fp32")
+    run.timed(case, 1e-3)
+    run.blocks = [
+        replace(
+            block,
+            samples_s=block.samples_s * (1 if block.round < 3 else 2),
+            labels={"soak_phase": 0.0 if block.round < 3 else 2.0},
+        )
+        for block in run.blocks
+    ]
+    found = analyse(run.data(soak={}), today=TODAY).cases[0]
+
+    assert found.latency_p50_s.value == pytest.approx(2e-3, rel=0.02)
+    assert found.blocks == 15

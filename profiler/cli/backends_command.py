@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from profiler.cli import options as o
 
-
 _PURPOSES = {"fake": "for tests: computes nothing", "injected": "for self-tests: slows another backend down"}
 
 
