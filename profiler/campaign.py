@@ -22,7 +22,13 @@ from backends.base import SessionFacts
 from profiler import stopping
 from profiler.errors import BudgetError, TargetError
 from profiler.job import Job
-from profiler.measure.loop import MAX_BLOCK_SAMPLES, inferences_per_sample, reentry_samples, samples_per_window
+from profiler.measure.loop import (
+    MAX_BLOCK_SAMPLES,
+    canary_places,
+    inferences_per_sample,
+    reentry_samples,
+    samples_per_window,
+)
 from profiler.records import BESIDE_TIMING, BlockRecord, FailureRecord, ProcessRecord, WarmupRecord
 from profiler.stats.sequential import process_looks
 from profiler.stats.warmup import steady_state
@@ -340,13 +346,13 @@ def _block(job: Job, lane: _Lane, replicate: int, attempt: int, group: int, inde
         cpu_s=float(reply["cpu_s"]), wall_s=float(reply["wall_s"]),
         labels={str(key): float(value) for key, value in reply["labels"].items()},
         window_s=seconds.get("window_ns"), window_cpu_s=seconds.get("cpu_ns"), window_waited_s=seconds.get("waited_ns"),
-        label_every=lane.label_every,
+        label_every=lane.label_every, canary_s=seconds.get("canary_ns"), canary_at=canary_places(arrays),
     )  # fmt: skip
 
 
 def _seconds(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float64]]:
     """A worker's nanoseconds as seconds. Raises WorkerFailure for durations that no clock can have measured."""
-    found = {name: values.astype(np.float64) / 1e9 for name, values in arrays.items()}
+    found = {name: values.astype(np.float64) / 1e9 for name, values in arrays.items() if name != "canary_at"}
     durations = found.get("durations_ns", np.zeros(0))
     if not len(durations) or not (np.isfinite(durations).all() and (durations > 0).all()):
         raise WorkerFailure(

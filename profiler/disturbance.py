@@ -14,9 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.records import BlockRecord
-from profiler.stats.interference import Rule, Windows, choose_rule, dirt, preempted
+from profiler.stats.interference import Rule, Windows, choose_rule, dirt, preempted, slowed
 
 Samples = NDArray[np.float64]
+
+_ON_THIS_CORE = 0.5
+"""CPU time per wall time below which a model computes on a device, whose speed the canary does not share."""
+_FEWEST_SHARE = 0.1
+"""Of a block's samples: with less left, its median says little."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class Judged:
         return self.block.samples_s[self.block.discarded :]
 
     @property
+    def usable(self) -> bool:
+        """Whether enough undisturbed samples are left for a median."""
+        return len(self.clean) > 0 and len(self.clean) >= _FEWEST_SHARE * len(self.observed)
+
+    @property
     def clean(self) -> Samples:
         """Those of them that nothing disturbed; all when nothing tells, none when its round does not count."""
         if not self.kept:
@@ -50,11 +60,14 @@ def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
     """Flags and reasons for the blocks of ONE case, in the order given."""
     windows = [_windows(block) for block in blocks]
     rule, usual = choose_rule([found for found in windows if found is not None])
+    outside = _slowed(blocks, usual)
     clocks = [block.labels["clock_hz"] for block in blocks if "clock_hz" in block.labels]
     clock = float(np.median(clocks)) if clocks else None
     judged = []
-    for block, found in zip(blocks, windows, strict=True):
+    for block, found, slow in zip(blocks, windows, outside, strict=True):
         flags = _per_sample(block, found, rule, usual)
+        if slow is not None:
+            flags = slow if flags is None else flags | slow
         measured = None if flags is None else flags[block.discarded :]
         judged.append(Judged(block, flags, dirt(measured, block.labels, block.wall_s, clock)))
     return judged
@@ -122,6 +135,18 @@ def _windows(block: BlockRecord) -> Windows | None:
     if block.window_s is None or not len(block.window_s):
         return None
     return Windows(block.window_s, block.window_cpu_s, block.window_waited_s)
+
+
+def _slowed(blocks: Sequence[BlockRecord], usual: float | None) -> list[NDArray[np.bool_] | None]:
+    """Flags from the canary; None where there is none, or where the work is done elsewhere than on this core."""
+    sung = [block for block in blocks if block.canary_s is not None and block.canary_at is not None]
+    if not sung or (usual is not None and usual < _ON_THIS_CORE):
+        return [None] * len(blocks)
+    songs = [block.canary_s for block in sung if block.canary_s is not None]
+    places = [block.canary_at for block in sung if block.canary_at is not None]
+    flags = iter(slowed(songs, places, [len(block.samples_s) for block in sung]))
+    known = {id(block) for block in sung}
+    return [next(flags) if id(block) in known else None for block in blocks]
 
 
 def _per_sample(

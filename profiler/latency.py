@@ -40,7 +40,7 @@ def latency(judged: Sequence[Judged], batch: int, why: str) -> Latency:
         absent: dict[str, Figure] = {name: NotMeasured(why) for name in (*PERCENTILES, "throughput_per_s")}
         return Latency(absent, absent, None, None)
     notes: list[str] = []
-    some_clean = [item for item in judged if len(item.clean)]
+    some_clean = [item for item in judged if item.usable]
     if not some_clean:
         notes.append("every sample was disturbed: nothing could be excluded, the figures are as observed")
     owners = [item.block.replicate for item in judged]

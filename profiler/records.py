@@ -172,6 +172,10 @@ class BlockRecord:
     window_waited_s: NDArray[np.float64] | None = None
     """Run-queue delay of its busy threads in each window; None where one thread's CPU time says more, or nothing tells."""
     label_every: int = 1
+    canary_s: NDArray[np.float64] | None = None
+    """Time of a fixed loop per 1000 turns: before the first sample, about every millisecond, after the last; shape (c,)."""
+    canary_at: NDArray[np.int64] | None = None
+    """How many samples had been taken then, same shape."""
 
 
 @dataclass(frozen=True)

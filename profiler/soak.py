@@ -26,7 +26,13 @@ from profiler.errors import StudyError, TargetError
 from profiler.job import Job
 from profiler.measure import host
 from profiler.measure.gpu_memory import kind_of
-from profiler.measure.loop import MAX_BLOCK_SAMPLES, inferences_per_sample, reentry_samples, samples_per_window
+from profiler.measure.loop import (
+    MAX_BLOCK_SAMPLES,
+    canary_places,
+    inferences_per_sample,
+    reentry_samples,
+    samples_per_window,
+)
 from profiler.records import BlockRecord, FailureRecord, ProcessRecord
 from profiler.stats.thermal import BURST, HEATING, SUSTAINED
 from profiler.study import Case, SoakPlan
@@ -361,7 +367,7 @@ class _Soak:
             min_samples=1 if heating else effort.block_samples, max_s=max(length, 1.0), max_samples=MAX_BLOCK_SAMPLES,
             per_sample=per_sample, label_every=label_every,
         )  # fmt: skip
-        seconds = {name: values.astype(np.float64) / 1e9 for name, values in arrays.items()}
+        seconds = {name: values.astype(np.float64) / 1e9 for name, values in arrays.items() if name != "canary_at"}
         samples = seconds["durations_ns"] / per_sample
         return BlockRecord(
             case=lane.case.key, replicate=self.replicate, attempt=attempt, group=self.group, round=self.round,
@@ -371,6 +377,7 @@ class _Soak:
             labels={**{str(key): float(value) for key, value in reply["labels"].items()}, **found},
             window_s=seconds.get("window_ns"), window_cpu_s=seconds.get("cpu_ns"),
             window_waited_s=seconds.get("waited_ns"), label_every=label_every,
+            canary_s=seconds.get("canary_ns"), canary_at=canary_places(arrays),
         )  # fmt: skip
 
     def _failed(self, key: str, stage: str, failure: WorkerFailure) -> None:

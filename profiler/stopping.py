@@ -54,11 +54,11 @@ def look(run: RunData) -> RunLook:
 
 def paired_logs(judged: Sequence[Judged], reference: Sequence[Judged]) -> dict[int, list[float]]:
     """Log ratios of the clean medians of blocks of the same replicate, attempt, group and round, by replicate."""
-    medians = {_place(item.block): np.log(np.median(item.clean)) for item in reference if len(item.clean)}
+    medians = {_place(item.block): np.log(np.median(item.clean)) for item in reference if item.usable}
     found: dict[int, list[float]] = {}
     for item in judged:
         other = medians.get(_place(item.block))
-        if other is not None and len(item.clean):
+        if other is not None and item.usable:
             found.setdefault(item.block.replicate, []).append(float(np.log(np.median(item.clean)) - other))
     return found
 
@@ -68,7 +68,7 @@ def _place(block: BlockRecord) -> tuple[int, int, int, int]:
 
 
 def _case(case: Case, judged: Mapping[str, list[Judged]], study: Study) -> rule.Look:
-    own = [item for item in judged[case.key] if len(item.clean)]
+    own = [item for item in judged[case.key] if item.usable]
     if not own:
         return rule.Look(False, "nothing undisturbed was measured", ("an undisturbed block",))
     precision = study.effort.precision or DEFAULT_PRECISION

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from backends import base, registry
 from profiler import wire
 from profiler.measure import gpu_memory, host, lanes, loadgen, loop, memory, sensors, threads
+from profiler.measure.canary import Canary
 from profiler.measure.energy import serve as energy_meters
 
 PROTOCOL = 1
@@ -45,6 +46,7 @@ class State:
     feeds: list[base.Feeds] = field(default_factory=list)
     meter: memory.Meter = field(default_factory=memory.Meter)
     watch: threads.Watch = field(default_factory=threads.Watch)
+    canary: Canary | None = None
     on_gpu: bool = False
     """Whether the model runs on an NVIDIA device."""
     slow_sensors: bool | None = None
@@ -293,8 +295,10 @@ def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     with loop.quiet_collector(), threads.counters(time.process_time_ns, state.watch) as counters:
         slow = _slow(state)
         ran, before = threads.executed(), host.read()
+        canary = state.canary = state.canary or Canary()
         timing = loop.time_inferences(
             session.infer, state.feeds, limits, clock=clock, per_sample=per_sample, counters=counters, label_every=label_every,
+            canary=canary,
         )  # fmt: skip
         after = host.read()
         state.watch = threads.learn(ran, threads.executed(), after.wall_s - before.wall_s)
@@ -312,7 +316,10 @@ def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         "parked_cpu_s": parked_cpu_s,
         "harness": None if cost is None else asdict(cost),
     }
-    arrays = {"durations_ns": timing.durations_ns, "window_ns": timing.window_ns}
+    arrays = {
+        "durations_ns": timing.durations_ns, "window_ns": timing.window_ns, "canary_ns": timing.canary_ns,
+        "canary_at": timing.canary_at,
+    }  # fmt: skip
     return reply, {**arrays, **{f"{name}_ns": values for name, values in timing.counters_ns.items()}}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Feeds
+from profiler.measure.canary import GAP_NS
 
 Clock = Callable[[], int]
 """Monotonic nanoseconds: `time.perf_counter_ns`, or a test's own."""
@@ -44,6 +45,10 @@ class Timing:
     """Wall time of each window, shape (n / label_every,); empty when no counters were read."""
     counters_ns: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """What each counter rose by in each window, same shape."""
+    canary_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """What the canary said, shape (c,): before the first sample, about every millisecond, and after the last."""
+    canary_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """How many samples had been taken then, same shape."""
 
 
 def time_inferences(
@@ -55,21 +60,28 @@ def time_inferences(
     per_sample: int = 1,
     counters: dict[str, Clock] | None = None,
     label_every: int = 1,
+    canary: Clock | None = None,
+    canary_gap_ns: int = GAP_NS,
 ) -> Timing:
     """Run inferences back to back and time each (or each `per_sample` of them, for models faster than the clock is fine).
 
     The feeds are taken in turn, so that a sequence of different inputs is measured rather than one that caches learn.
     `counters` are read after every `label_every` samples, between inferences: they tell from outside of the latency
-    whether the processor was taken away meanwhile.
+    whether the processor was taken away meanwhile. `canary`, at least `canary_gap_ns` apart, tells whether the core was slowed.
     """
     starts, ends = array("q"), array("q")
     add_start, add_end = starts.append, ends.append
     readings = {name: array("q") for name in counters or {}}
     taps = [(readings[name].append, read) for name, read in (counters or {}).items()]
     turn = itertools.cycle(feeds)
+    songs, places = array("q"), array("q")
+    if canary is not None:
+        songs.append(canary())
+        places.append(0)
     begin = clock()
     for add, read in taps:
         add(read())
+    next_song = begin + canary_gap_ns if canary is not None else 1 << 62
     earliest, latest = begin + int(limits.min_s * 1e9), begin + int(limits.max_s * 1e9)
     samples = range(label_every)
     count = 0
@@ -91,8 +103,15 @@ def time_inferences(
         for add, read in taps:
             add(read())
         count += label_every
+        if end >= next_song and canary is not None:
+            songs.append(canary())
+            places.append(count)
+            next_song = clock() + canary_gap_ns
         if end >= latest or count >= limits.max_samples or (end >= earliest and count >= limits.min_samples):
             break
+    if canary is not None and places[-1] != count:
+        songs.append(canary())
+        places.append(count)
     starts_ns, ends_ns = np.frombuffer(starts, dtype=np.int64), np.frombuffer(ends, dtype=np.int64)
     borders = np.concatenate((np.array([begin], np.int64), ends_ns[label_every - 1 :: label_every]))
     risen: dict[str, NDArray[np.int64]] = {}
@@ -104,6 +123,8 @@ def time_inferences(
         ends_ns - starts_ns,
         borders[1:] - borders[:-1] if taps else np.zeros(0, np.int64),
         risen,
+        np.array(songs, dtype=np.int64),
+        np.array(places, dtype=np.int64),
     )
 
 
@@ -165,3 +186,9 @@ def reentry_samples(samples_s: NDArray[np.float64], per_sample: int) -> int:
     elapsed = np.cumsum(samples_s) * per_sample
     by_time = int(np.searchsorted(elapsed, _REENTRY_S))
     return min(max(_REENTRY_SAMPLES, by_time), int(len(samples_s) * _REENTRY_SHARE))
+
+
+def canary_places(arrays: Mapping[str, NDArray[np.generic]]) -> NDArray[np.int64] | None:
+    """Where the canary sang, from a worker's answer; None from one that has no canary."""
+    found = arrays.get("canary_at")
+    return None if found is None else found.astype(np.int64)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Rule", "Windows", "choose_rule", "dirt", "preempted"]
+__all__ = ["Rule", "Windows", "choose_rule", "dirt", "preempted", "slowed"]
 
 Rule = Literal["cpu", "waited", "none"]
 """`cpu`: wall time minus CPU time; `waited`: run-queue delay, or CPU time far below the usual; `none`: nothing to tell by."""
@@ -31,6 +31,8 @@ DIRTY_SAMPLES = 0.10
 STEAL_SHARE, STEAL_FLOOR_S = 0.02, 0.02
 """Stolen time is counted in ticks of 10 ms: one tick in a block of 100 ms proves nothing, two do."""
 SLOW_CLOCK = 0.9
+SLOWED = 1.15
+"""Songs of one speed scatter by a few per cent; a stranger on the other hardware thread costs 30 to 50 % (ADR 0010)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,28 @@ def preempted(block: Windows, rule: Rule, usual: float | None) -> NDArray[np.boo
     return None
 
 
+def slowed(
+    canary_s: Sequence[NDArray[np.float64]], canary_at: Sequence[NDArray[np.int64]], sizes: Sequence[int]
+) -> list[NDArray[np.bool_]]:
+    """Whether the core was slowed from outside during each sample of each block of one case, shapes (sizes[i],).
+
+    `canary_s` are the canary's times, `canary_at` the number of samples taken before each. A sample is slowed when the song
+    before or the one after it took over `SLOWED` times the usual, which is the 20th percentile over all blocks: the other modes
+    are all slower. Where every song is equally slow nobody is blamed.
+    """
+    known = [songs for songs in canary_s if len(songs)]
+    if not known:
+        return [np.zeros(size, np.bool_) for size in sizes]
+    limit = SLOWED * float(np.quantile(np.concatenate(known), 0.2))
+    found = []
+    for songs, places, size in zip(canary_s, canary_at, sizes, strict=True):
+        slow = songs > limit
+        after = np.clip(np.searchsorted(places, np.arange(size), side="right"), 0, max(len(songs) - 1, 0))
+        before = np.maximum(after - 1, 0)
+        found.append(slow[before] | slow[after] if len(songs) else np.zeros(size, np.bool_))
+    return found
+
+
 def dirt(
     flags: NDArray[np.bool_] | None, labels: Mapping[str, float], wall_s: float, usual_clock_hz: float | None = None
 ) -> tuple[str, ...]:
@@ -78,7 +102,7 @@ def dirt(
     """
     reasons = []
     if flags is not None and len(flags) and float(flags.mean()) > DIRTY_SAMPLES:
-        reasons.append(f"{flags.mean():.0%} of its samples were preempted")
+        reasons.append(f"{flags.mean():.0%} of its samples were preempted or slowed")
     steal = labels.get("steal_share", 0.0)
     if steal > STEAL_SHARE and steal * wall_s >= STEAL_FLOOR_S:
         reasons.append(f"the host stole {steal:.0%} of a core")
