@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.records import BlockRecord
-from profiler.stats.interference import Rule, Windows, choose_rule, dirt, preempted, slowed
+from profiler.stats.interference import Windows, choose_rule, dirt, preempted, slowed
 
 Samples = NDArray[np.float64]
 
@@ -65,11 +65,13 @@ def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
     clock = float(np.median(clocks)) if clocks else None
     judged = []
     for block, found, slow in zip(blocks, windows, outside, strict=True):
-        flags = _per_sample(block, found, rule, usual)
-        if slow is not None:
-            flags = slow if flags is None else flags | slow
-        measured = None if flags is None else flags[block.discarded :]
-        judged.append(Judged(block, flags, dirt(measured, block.labels, block.wall_s, clock)))
+        away = None if found is None else preempted(found, rule, usual)
+        told = _either(_per_sample(block, away), slow)
+        reasons = dirt(None if told is None else told[block.discarded :], block.labels, block.wall_s, clock)
+        if away is not None:
+            # Whoever had the processor left other things in its caches: the window after it pays for that.
+            away = away | np.concatenate(([False], away[:-1]))
+        judged.append(Judged(block, _either(_per_sample(block, away), slow), reasons))
     return judged
 
 
@@ -149,8 +151,12 @@ def _slowed(blocks: Sequence[BlockRecord], usual: float | None) -> list[NDArray[
     return [next(flags) if id(block) in known else None for block in blocks]
 
 
-def _per_sample(
-    block: BlockRecord, windows: Windows | None, rule: Rule, usual: float | None
-) -> NDArray[np.bool_] | None:
-    flags = None if windows is None else preempted(windows, rule, usual)
-    return None if flags is None else np.repeat(flags, block.label_every)[: len(block.samples_s)]
+def _per_sample(block: BlockRecord, windows: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    return None if windows is None else np.repeat(windows, block.label_every)[: len(block.samples_s)]
+
+
+def _either(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Flagged by one or the other; None when neither tells."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other

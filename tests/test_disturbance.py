@@ -30,8 +30,10 @@ def test_the_clean_view_leaves_out_exactly_the_disturbed_samples():
     (item,) = judge([block(hit=(5, 9))])
 
     assert len(item.observed) == 40
-    assert item.clean.tolist() == [WALL] * 38
-    assert excluded_share([item]) == pytest.approx(2 / 40)
+    # Each with the one after it, which finds its caches taken.
+    assert np.flatnonzero(item.flags).tolist() == [5, 6, 9, 10]
+    assert item.clean.tolist() == [WALL] * 36
+    assert excluded_share([item]) == pytest.approx(4 / 40)
 
 
 def test_a_slow_sample_that_kept_its_processor_stays():
@@ -47,13 +49,13 @@ def test_a_slow_sample_that_kept_its_processor_stays():
 def test_samples_that_share_a_window_share_its_label():
     (item,) = judge([block(hit=(5,), label_every=4)])
 
-    assert np.flatnonzero(item.flags).tolist() == [4, 5, 6, 7]
+    assert np.flatnonzero(item.flags).tolist() == list(range(4, 12))
 
 
 def test_reentry_is_in_neither_view():
     (item,) = judge([block(hit=(0, 30), discarded=3)])
 
-    assert (len(item.observed), len(item.clean)) == (37, 36)
+    assert (len(item.observed), len(item.clean)) == (37, 35)
 
 
 def test_where_nothing_tells_both_views_are_the_same():
@@ -83,7 +85,7 @@ def test_without_extra_rounds_disturbed_ones_stay():
     judged = judge_run({"a": [block(index=0, hit=range(10)), block(index=1)]}, rounds=2)
 
     assert [item.kept for item in judged["a"]] == [True, True]
-    assert [len(item.clean) for item in judged["a"]] == [30, 40]
+    assert [len(item.clean) for item in judged["a"]] == [29, 40]
 
 
 def test_clean_rounds_are_never_dropped_and_the_dirtiest_goes_first():
@@ -104,3 +106,34 @@ def test_processes_are_judged_apart():
     judged = judge_run({"a": blocks}, rounds=1)
 
     assert [item.kept for item in judged["a"]] == [False, True, True]
+
+
+def sung(index, songs, **settings):
+    """A block with a canary that sang before, in the middle and after."""
+    made = block(index=index, **settings)
+    return replace(made, canary_s=np.asarray(songs, np.float64), canary_at=np.array([0, 20, 40]))
+
+
+def test_samples_that_the_canary_saw_slowed_leave_the_clean_view():
+    fast, slow = (10e-6, 10e-6, 10e-6), (10e-6, 10e-6, 15e-6)
+    judged = judge([sung(0, fast), sung(1, slow)])
+
+    assert [len(item.clean) for item in judged] == [40, 20]
+    assert [bool(item.reasons) for item in judged] == [False, True]
+    assert "slowed" in judged[1].reasons[0]
+
+
+def test_a_device_that_computes_elsewhere_has_no_canary():
+    """Its own speed is not that of this core."""
+    idle = [
+        replace(sung(index, (10e-6, 10e-6, 15e-6)), window_cpu_s=np.full(40, 0.02 * WALL), window_waited_s=np.zeros(40))
+        for index in range(3)
+    ]
+
+    assert all(len(item.clean) == 40 for item in judge(idle))
+
+
+def test_a_block_with_hardly_a_clean_sample_is_not_used():
+    judged = judge([sung(0, (10e-6,) * 3), sung(1, (15e-6,) * 3)])
+
+    assert [item.usable for item in judged] == [True, False]

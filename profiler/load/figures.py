@@ -24,7 +24,10 @@ SLICES = 30
 _MINIMUM_SLICE = 10
 LATENESS_FLOOR_S = 100e-6
 LATENESS_SHARE = 0.01
-"""Of the latency limit: a generator later than this at p99 measures itself."""
+"""Of the latency limit: a generator later than this at p99 is in the figures, which is said."""
+LATENESS_LIMIT_SHARE = 0.5
+"""Of the latency limit: a generator later than this at p99 measures itself. Without a limit: `LATENESS_LIMIT_S`."""
+LATENESS_LIMIT_S = 1e-3
 RATE_TOLERANCE = 0.01
 _CEILING = 1.25
 """Over the rate of `offline`, where a search ends: no queue can carry more than it for long."""
@@ -48,6 +51,8 @@ class Validity:
     lateness_p99_s: float | None
     late: str | None
     """Why the generator cannot be believed; None when it can."""
+    inflated: str | None
+    """That its lateness is in the figures: latencies are too high, so rates that hold a limit are lower bounds. Else None."""
     not_carried: str | None
     """Why the run says nothing of a lasting state: the queue grew, or the run was ended."""
 
@@ -62,8 +67,15 @@ class Validity:
         return tuple(reason for reason in (self.late, self.not_carried) if reason is not None)
 
 
+_NOTHING = Validity(None, None, None, None, None, None)
+
+
 def validity(record: LoadRecord, slo_s: float | None = None) -> Validity:
-    """Judge one run. The lateness allowed at p99 is 100 µs, or 1 % of `slo_s` when that is more; the rate may differ by 1 %."""
+    """Judge one run; the rate may differ by 1 %.
+
+    Latency counts from when a request was due, so a late generator makes it longer, never shorter. Above 100 µs at p99, or 1 % of
+    `slo_s` when that is more, this is said; above half of `slo_s` (1 ms without one) the run is not believed (ADR 0011).
+    """
     ended = None
     if record.ended != "complete":
         why = "the queue only grew" if record.ended == "diverged" else "its time was over"
@@ -72,18 +84,20 @@ def validity(record: LoadRecord, slo_s: float | None = None) -> Validity:
     done = ~np.isnan(record.completed_s)
     if record.scheduled_s is None:
         span = float(record.completed_s[done].max() - record.sent_s.min()) if done.any() else 0.0
-        return Validity(None, int(done.sum()) / span if span > 0 else None, None, None, ended)
+        return Validity(None, int(done.sum()) / span if span > 0 else None, None, None, None, ended)
     late_s = float(np.quantile(record.sent_s - record.scheduled_s, 0.99))
-    allowed = max(LATENESS_FLOOR_S, LATENESS_SHARE * (slo_s or 0.0))
-    late = None
+    allowed = LATENESS_LIMIT_S if slo_s is None else max(LATENESS_FLOOR_S, LATENESS_LIMIT_SHARE * slo_s)
+    late = inflated = None
     if late_s > allowed:
         late = f"requests were sent up to {late_s * 1e3:.3g} ms late (p99), {allowed * 1e3:.3g} ms are allowed"
+    elif late_s > max(LATENESS_FLOOR_S, LATENESS_SHARE * (slo_s or 0.0)):
+        inflated = f"requests were sent up to {late_s * 1e3:.3g} ms late (p99), which is in their latency"
     offered, achieved = _rates(record, done)
     not_carried = ended
     apart = offered is not None and achieved is not None and abs(achieved / offered - 1) > RATE_TOLERANCE
     if not_carried is None and apart:
         not_carried = f"{offered:.4g} requests/s were offered, {achieved:.4g} answered"
-    return Validity(offered, achieved, late_s, late, not_carried)
+    return Validity(offered, achieved, late_s, late, inflated, not_carried)
 
 
 def _rates(record: LoadRecord, done: NDArray[np.bool_]) -> tuple[float | None, float | None]:
@@ -134,6 +148,8 @@ class LoadFigures:
     valid_runs: int
     reasons: tuple[str, ...]
     """What spoke against runs, each once."""
+    inflated: str | None
+    """That the generator's lateness is in the figures; None when it is too small to matter."""
     offered_per_s: float | None
     achieved_per_s: Figure
     p50: Figure
@@ -197,7 +213,9 @@ def _figures(records: Sequence[LoadRecord], slo_s: float | None) -> LoadFigures:
     processes = [int(record.labels.get("process", number)) for number, record in enumerate(kept)]
     return LoadFigures(
         case=records[0].case, setting=records[0].setting, rate_per_s=records[0].rate_per_s, runs=len(records),
-        valid_runs=len(valid), reasons=reasons, offered_per_s=float(np.mean(offered)) if offered else None,
+        valid_runs=len(valid), reasons=reasons,
+        inflated=max((v for _, v in shown if v.inflated), key=lambda v: v.lateness_p99_s or 0.0, default=_NOTHING).inflated,
+        offered_per_s=float(np.mean(offered)) if offered else None,
         achieved_per_s=_achieved(shown, processes),
         p50=_quantile(latency, 0.5, processes), p99=_quantile(latency, 0.99, processes),
         queueing_p50=_quantile(queue, 0.5, processes), queueing_p99=_quantile(queue, 0.99, processes),
@@ -340,6 +358,8 @@ class MaxRate:
     service: Figure
     estimate: RateEstimate | None
     reason: str | None
+    inflated: str | None = None
+    """That the generator's lateness is in the latencies it rests on, so that the rate is a lower bound."""
 
     @property
     def parsed(self) -> Setting:
@@ -402,4 +422,9 @@ def _max_rate(
         )  # fmt: skip
     except _NotStoredError:
         return none("the search is not finished (edgeprof run --resume), or an edgeprof that searches otherwise did it")
-    return MaxRate(case, str(setting), slo_s, load.p, bounds.service, estimate, estimate.note)
+    late = max(
+        (v for record in mine if (v := validity(record, slo_s)).inflated and v.late is None),
+        key=lambda verdict: verdict.lateness_p99_s or 0.0,
+        default=_NOTHING,
+    )
+    return MaxRate(case, str(setting), slo_s, load.p, bounds.service, estimate, estimate.note, late.inflated)

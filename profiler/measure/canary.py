@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-TARGET_NS = 12_000
-"""Long beside the clock, short beside the gap between two."""
+TARGET_NS = 6_000
+"""Long beside the clock, short beside the gap between two songs."""
 GAP_NS = 1_000_000
 _TRIES = 15
 _SMALLEST = 64
@@ -29,8 +29,8 @@ class Canary:
             self._turns = range(max(_SMALLEST, int(_SMALLEST * TARGET_NS / max(fastest, 1))))
 
     def __call__(self) -> int:
-        """One song."""
-        return self._time() * 1000 // len(self._turns)
+        """One song: the faster of two verses, so that a timer interrupt in one of them is no stranger."""
+        return min(self._time(), self._time()) * 1000 // len(self._turns)
 
     def _time(self) -> int:
         clock, turns = self._clock, self._turns

@@ -191,12 +191,16 @@ def _doubts(page: Page, result: LoadResult) -> None:
         if item.reasons:
             label = "INVALID" if not item.valid else f"{item.runs - item.valid_runs} of {item.runs} runs left out"
             lines.append(f"{number}. {label}: {'; '.join(item.reasons)}")
+        if item.inflated:
+            lines.append(f"{number}. {item.inflated}: without that it would be lower")
     for rate in result.max_rates:
         if rate.estimate is not None and rate.estimate.invalid_runs:
             late = next(run.reason for run in rate.estimate.runs if not run.valid)
             lines.append(
                 f"{rate.case} {rate.setting}: {rate.estimate.invalid_runs} of {len(rate.estimate.runs)} runs left out: {late}"
             )
+        if rate.inflated is not None:
+            lines.append(f"{rate.case} {rate.setting}: {rate.inflated}: the rate is a lower bound")
         if rate.reason is not None:
             lines.append(f"{rate.case} {rate.setting}: {rate.reason}")
     lines += [
@@ -223,7 +227,7 @@ def _figure_json(figure: Figure) -> dict[str, Any]:
 def _scenario_json(item: LoadFigures) -> dict[str, Any]:
     return {
         "case": item.case, "setting": item.setting, "rate_per_s": item.rate_per_s, "runs": item.runs,
-        "valid_runs": item.valid_runs, "valid": item.valid, "reasons": list(item.reasons),
+        "valid_runs": item.valid_runs, "valid": item.valid, "reasons": list(item.reasons), "inflated": item.inflated,
         "offered_per_s": item.offered_per_s, "achieved_per_s": _figure_json(item.achieved_per_s),
         "latency_p50_s": _figure_json(item.p50), "latency_p99_s": _figure_json(item.p99),
         "queueing_p50_s": _figure_json(item.queueing_p50), "queueing_p99_s": _figure_json(item.queueing_p99),
@@ -236,7 +240,7 @@ def _max_rate_json(rate: MaxRate) -> dict[str, Any]:
     return {
         "case": rate.case, "setting": rate.setting, "slo_s": rate.slo_s, "p": rate.p,
         "service_s": _figure_json(rate.service), "rate_per_s": rate.rate_per_s,
-        "reason": rate.reason, "estimate": None if rate.estimate is None else asdict(rate.estimate),
+        "reason": rate.reason, "inflated": rate.inflated, "estimate": None if rate.estimate is None else asdict(rate.estimate),
     }  # fmt: skip
 
 

@@ -50,15 +50,20 @@ def closed(took, setting="single", workers=1):
 
 
 @pytest.mark.parametrize(
-    ("late", "slo_s", "valid"),
-    [(90e-6, None, True), (110e-6, None, False), (110e-6, 0.020, True), (0.0009, 0.1, True), (0.0011, 0.1, False)],
-)
-def test_a_late_generator_makes_a_run_invalid(late, slo_s, valid):
-    """100 µs, or 1 % of the limit when that is more."""
+    ("late", "slo_s", "told", "valid"),
+    [
+        (90e-6, None, False, True), (110e-6, None, True, True), (1.1e-3, None, False, False), (110e-6, 0.020, False, True),
+        (0.0009, 0.1, False, True), (0.0011, 0.1, True, True), (0.049, 0.1, True, True), (0.051, 0.1, False, False),
+        (90e-6, 100e-6, False, True), (110e-6, 100e-6, False, False),
+    ],
+)  # fmt: skip
+def test_a_late_generator_is_told_and_a_very_late_one_not_believed(late, slo_s, told, valid):
+    """From 100 µs or 1 % of the limit, whichever is more, to half of the limit (1 ms without one) it is in the latency."""
     verdict = validity(served(late=late), slo_s)
 
     assert verdict.valid is valid
     assert (verdict.late is None) is valid
+    assert (verdict.inflated is not None) is told
     assert verdict.lateness_p99_s == pytest.approx(late)
 
 

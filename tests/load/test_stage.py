@@ -349,9 +349,9 @@ def test_a_limit_below_the_service_time_is_said_and_nothing_is_searched(shop):
 
 
 def test_a_generator_that_is_late_gives_no_rate_and_says_why(shop):
-    """Late by 5 ms on every request: nothing that it measures is a latency of the model."""
+    """Late by most of the limit on every request: nothing that it measures is a latency of the model."""
     made = shop({**SEARCH, "settings": ("server",), "budget_queries": 3000}, latency_us="1000")
-    made.late_ns = 5_000_000
+    made.late_ns = int(0.8e9 * made.study.load.slo_s)
     made.run()
     rate = figures.max_rates(made.loads(), made.study.load, [CASE.key], 0, {})[0]
 

@@ -59,6 +59,8 @@ def test_one_busy_thread_is_judged_by_cpu_time_alone():
     # OpenVINO: the calling thread only waits, another one computes.
     assert threads.learn({1: 0, 2: 0}, {1: 8_000_000, 2: 990_000_000}, 1.0) == threads.Watch({1, 2}, delay=False)
     assert threads.learn({1: 0, 2: 0}, {1: second, 2: second}, 1.0) == threads.Watch({1, 2}, delay=True)
+    # Two threads that somebody else left one processor between them.
+    assert threads.learn({1: 0, 2: 0}, {1: second // 2, 2: second // 2}, 1.0) == threads.Watch({1, 2}, delay=True)
     assert threads.learn({}, {}, 1.0) == threads.Watch(None, delay=True)
 
 
