@@ -144,7 +144,8 @@ class MadeRun:
             self.cases.append(case)
         return case
 
-    def timed(self, case: Any, latency_s: float, *, noise: float = 0.01, offsets: float | None = None, attempt: int = 0, peak_rss: int = 60_000_000,
+    def timed(self, case: Any, latency_s: float, *, noise: float = 0.01, offsets: float | None = None,
+              attempt: int = 0, peak_rss: int = 60_000_000,
               replicates: Sequence[int] | None = None, group: int = 0) -> MadeRun:  # fmt: skip
         from backends.base import SessionFacts
         from profiler.records import BlockRecord, ProcessRecord

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.analysis import AXES, analyse
-from profiler.latency import LEVEL, paired_ratio
 from profiler.decide import recommend, view
 from profiler.errors import StudyError
+from profiler.latency import LEVEL, paired_ratio
 from profiler.records import Estimate, NotMeasured
 from profiler.store import RunData
 

@@ -1,4 +1,4 @@
-"""Disturbed rounds are measured again, precision is pursued, and a time budget is kept: on the fake backend, with workers that lie."""
+"""Disturbed rounds are measured again, precision is pursued, and a time budget is kept: with workers that are made up."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_short_budget_keeps_processes_rather_than_rounds(world):
 
 @pytest.mark.parametrize("budget", [0.5, 3.0])
 def test_a_budget_too_short_for_one_round_says_what_was_reached(world, budget):
-    job, store, clock = world(budget=budget)
+    job, store, _ = world(budget=budget)
     with pytest.raises(BudgetError, match=r"time budget of .* before one round of 2 cases.*--time-budget"):
         campaign.measure(job, [CASES])
 
