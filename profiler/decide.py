@@ -203,7 +203,13 @@ def _nothing_fits(analysis: Analysis) -> str:
         return f"A limit was set on something that was not measured ({why}): measure it, or drop the limit."
     if verdicts <= {"FAIL"}:
         return "No case meets the constraints: loosen one, or add variants."
-    return "No case is shown to meet the constraints: some are undecided. More samples or --thorough may decide."
+    if not analysis.grade.absolute and analysis.run.study.constraints.slo_p99_s is not None:
+        return (
+            "No case is shown to meet the constraints: this machine was disturbed too much to decide a latency limit. "
+            "Measure when it is quiet; `edgeprof doctor` says what disturbs it."
+        )
+    more = "More samples, --thorough or a longer --time-budget may decide."
+    return f"No case is shown to meet the constraints: some are undecided. {more}"
 
 
 def _headline(chosen: CaseResult) -> str:
@@ -227,7 +233,7 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
 def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     ratio = chosen.time_ratio
     if chosen.key == analysis.reference:
-        return "It is the reference itself: no variant that meets the constraints is faster."
+        return f"It is the reference itself: no variant that meets the constraints is faster.{_faster_but(analysis)}"
     if isinstance(ratio, NotMeasured):
         return f"Not compared with the reference: {ratio.reason}."
     reference = analysis.reference or "the reference"
@@ -245,6 +251,20 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     factor = 1 / ratio.value if ratio.value < 1 else ratio.value
     shown = interval if ratio.value < 1 else f"95 %: {ratio.low:.2f}–{ratio.high:.2f}"
     return f"{factor:.2f}× {word} than {name} ({shown})."
+
+
+def _faster_but(analysis: Analysis) -> str:
+    """The fastest case that a constraint ruled out, and which: undecided ones may be worth more samples."""
+    out = [
+        (case.time_ratio.value, case) for case in analysis.measured
+        if case.verdict != "PASS" and isinstance(case.time_ratio, Estimate) and case.time_ratio_verdict == "differs"
+        and case.time_ratio.value < 1
+    ]  # fmt: skip
+    if not out:
+        return ""
+    ratio, case = min(out, key=lambda item: item[0])
+    why = "; ".join(f"{check.name} {check.verdict}: {check.text}" for check in case.checks if check.verdict != "PASS")
+    return f" {case.key} is {1 / ratio:.2f}× faster, but {why}."
 
 
 def _accuracy(analysis: Analysis, chosen: CaseResult) -> str:
@@ -308,5 +328,5 @@ def _untested(analysis: Analysis, chosen: CaseResult) -> str:
     if not any(record.case == chosen.key for record in analysis.run.loads):
         missing.append("load with queueing (edgeprof load)")
     if isinstance(chosen.energy_j, NotMeasured):
-        missing.append("energy (--energy)")
+        missing.append("energy (--energy)" if analysis.run.study.energy is None else "energy (no meter)")
     return f"Not tested: {', '.join(missing)}."

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from backends import spec
-from profiler.errors import TargetError
+from profiler.errors import StudyError, TargetError
 from profiler.job import Job
 from profiler.measure import energy as meters
 from profiler.measure.energy import external
@@ -50,6 +50,17 @@ class _Lane:
     lost: list[str] = field(default_factory=list)
     """Reasons of the last windows that were worth nothing, up to the last good one."""
     over: bool = False
+
+
+def check(plan: EnergyPlan | None) -> None:
+    """Raise StudyError when an external meter that was named is not there, before anything is measured."""
+    if plan is None or (plan.csv is None and plan.command is None):
+        return
+    found = external.find(None if plan.csv is None else Path(plan.csv), plan.command)
+    if isinstance(found, Absent):
+        raise StudyError(
+            f"the external energy meter cannot be read: {found.reason}. docs/energy.md tells what it must give."
+        )
 
 
 def measure(

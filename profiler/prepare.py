@@ -184,7 +184,8 @@ def _random_rows(study: Study, inputs: tuple[TensorInfo, ...]) -> Mapping[str, N
         if open_axes:
             raise StudyError(
                 f"input '{info.name}' has sizes that the model leaves open ({', '.join(map(str, open_axes))}): "
-                f"give real rows with --data, or a shape with --shape {info.name}=… (without the batch axis)."
+                f"give real rows with --data, or a shape with --shape {info.name}=… "
+                "(in a study file: a table [input_shapes]), without the batch axis."
             )
         full = (_RANDOM_ROWS, *(int(size) for size in shape if isinstance(size, int)))
         dtype = np.dtype(info.dtype)

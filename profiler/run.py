@@ -35,6 +35,7 @@ from profiler.study import Case, Study, reference_case
 
 CACHE_NAME = "cache"
 _MEMORY_SHARE = 0.6
+_CLOSING_S, _CLOSING_SHARE = 8.0, 0.06
 
 
 def execute(
@@ -62,10 +63,11 @@ def execute(
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
             variants = prepare.check_names(study)
             check_load(study.load)
+            energy.check(study.energy)
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
             try:
-                budget = Budget(study.time_budget_s, began=began)
+                budget = Budget(_without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, variants, store, out, progress, budget)
             except (StudyError, ModelError, DataError):
                 if resume is None and not store.run(run_id).plan:
@@ -143,6 +145,11 @@ def _execute(
             energy.measure(job, [case for case in cases if case.quality_key not in failed])
         measure_load(job, [case for case in cases if case.quality_key not in failed])
     store.set_status(run_id, "finished")
+
+
+def _without_closing(seconds: float | None) -> float | None:
+    """A time budget less what analysis, report and the end of the workers take."""
+    return None if seconds is None else seconds - min(_CLOSING_S, _CLOSING_SHARE * seconds)
 
 
 def _conditions(store: Store, environment: Environment) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from profiler import wire
 from profiler.errors import EdgeprofError, StoreError
 from profiler.records import (
+    BESIDE_TIMING,
     ArtifactRecord,
     BlockRecord,
     EnergyRecord,
@@ -269,11 +270,12 @@ class Store:
                 except (ValueError, KeyError, TypeError):
                     # One damaged run must not hide the others.
                     model, data = "(damaged record)", None
+                blocks, failures = _TABLES[BlockRecord], _TABLES[FailureRecord]
                 counts = [
                     connection.execute(
-                        sa.select(sa.func.count(sa.distinct(table.c.case))).where(table.c.run_id == row["id"])
+                        sa.select(sa.func.count(sa.distinct(table.c.case))).where(table.c.run_id == row["id"], *only)
                     ).scalar_one()
-                    for table in (_TABLES[BlockRecord], _TABLES[FailureRecord])
+                    for table, only in ((blocks, ()), (failures, (failures.c.stage.notin_(sorted(BESIDE_TIMING)),)))
                 ]
                 summaries.append(RunSummary(row["id"], row["created_at"], row["status"], model, data, *counts))
         return summaries

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from profiler.errors import StudyError
+
 if TYPE_CHECKING:
     from profiler.api import Result
 
@@ -85,20 +87,34 @@ def show_result(result: Result, *, report: bool = True, json: bool = False) -> i
     from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
     from profiler.report import export, table
 
-    load = result.run.study.load
-    if load is not None and load.only:
+    if is_load(result):
         return show_load(result, json=json)
     path = result.report() if report else None
     if json:
         print_raw(export.to_json(result.analysis))
     else:
         table.render(result.analysis, out)
-        if load is not None:
+        if result.run.study.load is not None:
             out.print()
             show_load(result)
+        if result.run.study.soak is not None:
+            out.print(f"\nburst against sustained: edgeprof soak --show {result.run.id}", markup=False, soft_wrap=True)
         if path is not None:
             out.print(f"\nreport: {path}   details: edgeprof show {result.run.id} CASE", markup=False, soft_wrap=True)
     return EXIT_OK if result.recommendation.case is not None else EXIT_NO_CASE
+
+
+def is_load(result: Result) -> bool:
+    """Whether a run only served, so that it has neither timings nor a frontier."""
+    load = result.run.study.load
+    return load is not None and load.only
+
+
+def refuse_load(result: Result) -> None:
+    """Raise StudyError for such a run, with the command that shows it."""
+    if is_load(result):
+        run_id = result.run.id
+        raise StudyError(f"run {run_id} only served under load, it has no frontier: edgeprof load --show {run_id}")
 
 
 def show_load(result: Result, *, json: bool = False) -> int:

@@ -29,7 +29,9 @@ def command(
     from profiler.cli import console
     from profiler.report import export, table
 
-    analysis = api.open_run(run, out=out, database=database).analysis
+    result = api.open_run(run, out=out, database=database)
+    console.refuse_load(result)
+    analysis = result.analysis
     view = decide.view(analysis, x, y)
     if json or csv:
         console.print_raw(export.frontier_json(analysis, view) if json else export.frontier_csv(analysis, view))

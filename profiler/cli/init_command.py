@@ -83,6 +83,7 @@ effort = "default"              # quick, default or thorough: the same method wi
 seed = 0
 # time_limit_s = 300            # longest that one step of a case may take before it counts as hung
 # memory_limit_bytes = 4_000_000_000
+# time_budget_s = 600           # the whole run ends in time, and earlier when it is precise enough
 
 # What a deployment must keep to. The recommendation is the fastest case that is shown to keep to all of it.
 [constraints]
@@ -95,6 +96,24 @@ seed = 0
 [cost]
 # machine = "aws:c7i.large"     # or "device:raspberry-pi-5-8gb"; `edgeprof devices [--prices]` lists them
 utilisation = 0.6
+
+# Shapes of one row where the model leaves them open and there is no data:
+# [input_shapes]
+# tokens = [128]
+
+# Energy, after the timing: with the machine's own meters, or csv = / command = of an external one (docs/energy.md).
+# [energy]
+# windows = 10
+
+# Serving, after everything else (docs/load.md):
+# [load]
+# settings = ["server", "server{{max_batch=8,max_delay_s=0.002}}"]
+# find_max_rate = true
+# slo_s = 0.005
+
+# Burst against sustained in place of the usual rounds (docs/soak.md):
+# [soak]
+# max_s = 1200
 
 # Only for a folder of images: how they become arrays.
 # [preprocessing]

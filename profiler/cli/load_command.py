@@ -48,7 +48,9 @@ Batch = Annotated[
 
 
 def command(
-    model: o.Model,
+    model: Annotated[
+        str | None, typer.Argument(help="An .onnx file, or package.module:factory giving a torch module or estimator.")
+    ] = None,
     data: o.Data = None,
     variants: o.Variants = "fp32",
     backends: o.Backends = "ort,ov",
@@ -73,6 +75,9 @@ def command(
     seed: o.Seed = 0,
     time_limit: o.TimeLimit = "300s",
     memory_limit: o.MemoryLimit = None,
+    show: Annotated[
+        str | None, typer.Option("--show", help="Show the load of a stored run instead: its id, or latest.")
+    ] = None,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
     json: o.Json = False,
@@ -86,6 +91,13 @@ def command(
     from profiler.study import make_study
     from profiler.units import parse_bytes
 
+    if (model is None) == (show is None):
+        raise StudyError("give either a model to load, or --show RUN (`edgeprof runs` lists them).")
+    if show is not None:
+        stored = api.open_run(show, out=out, database=database)
+        if stored.run.study.load is None:
+            raise StudyError(f"run {stored.run.id} holds no load: `edgeprof load MODEL` makes one.")
+        raise typer.Exit(console.show_load(stored, json=json))
     names = tuple(part.strip() for part in (scenario or "server").split(",") if part.strip())
     arrivals = "trace" if trace is not None else "constant" if constant else "poisson"
     if trace is not None and constant:

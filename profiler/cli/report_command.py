@@ -25,6 +25,7 @@ def command(
     from profiler.report import export
 
     result = api.open_run(run, out=out, database=database)
+    console.refuse_load(result)
     if json:
         console.print_raw(export.to_json(result.analysis))
     else:

@@ -23,7 +23,10 @@ def command(
     from profiler.cli import console
     from profiler.report import export, table
 
-    analysis = api.open_run(run, out=out, database=database).analysis
+    result = api.open_run(run, out=out, database=database)
+    if case is None and console.is_load(result):
+        raise typer.Exit(console.show_load(result, json=json))
+    analysis = result.analysis
     if case is None:
         if json:
             console.print_raw(export.to_json(analysis))

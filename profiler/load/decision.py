@@ -33,9 +33,10 @@ def compare(one: MaxRate, other: MaxRate) -> Comparison:
     a, b = one.estimate, other.estimate
     if a is None or b is None or a.rate_per_s is None or b.rate_per_s is None:
         return "not told apart"
-    if a.low is not None and b.high is not None and a.low > b.high:
+    # The rate of a late generator is a lower bound: nothing is less than it for that.
+    if a.low is not None and b.high is not None and a.low > b.high and other.inflated is None:
         return "more"
-    if b.low is not None and a.high is not None and b.low > a.high:
+    if b.low is not None and a.high is not None and b.low > a.high and one.inflated is None:
         return "less"
     return "not told apart"
 
@@ -61,7 +62,9 @@ def _against(batching: MaxRate, plain: MaxRate) -> str:
         ratio = f"{significant(batching.rate_per_s / plain.rate_per_s, 2)}×"
         verdict = compare(batching, plain)
         if verdict == "not told apart":
-            return f"{name} and no batching are not told apart under {limit}: their intervals overlap ({ratio}){place}"
+            late = batching.inflated or plain.inflated
+            why = "a late generator gives lower bounds only" if late else "their intervals overlap"
+            return f"{name} and no batching are not told apart under {limit}: {why} ({ratio}){place}"
         return f"{name} carries {ratio} the rate of no batching under {limit}{place}"
     if found(batching) and plain.estimate is not None:
         return f"{name} holds {limit}, no batching does not at any rate tried{place}"
@@ -146,7 +149,12 @@ def _at_rate(rate: float, here: Sequence[LoadFigures], slo_s: float | None) -> s
         return f"{begin} no run is valid: " + "; ".join(list(reasons)[:2])
     best = min(usable, key=lambda item: item.p99.value if isinstance(item.p99, Estimate) else 0.0)
     assert isinstance(best.p99, Estimate)
-    text = f"{begin} the lowest p99 is {seconds(best.p99.value)} ({_named(best)})"
+    runs = "" if best.valid_runs == best.runs else f" in {best.valid_runs} valid of {best.runs} runs"
+    lowest = "the lowest p99" if len(usable) > 1 else "p99"
+    text = f"{begin} {lowest} is {seconds(best.p99.value)}{runs} ({_named(best)})"
+    lost = [item for item in here if not item.valid]
+    if lost:
+        text += "; no valid run of: " + "; ".join(map(_named, lost))
     others = [item for item in usable if item is not best and not _apart(best, item)]
     if others:
         text += "; not told apart from: " + "; ".join(map(_named, others))

@@ -192,7 +192,8 @@ def _figures(records: Sequence[LoadRecord], slo_s: float | None) -> LoadFigures:
     # One reason of each kind: of the latest generator, and of the first run that was not carried.
     late = max((v for _, v in judged if v.late), key=lambda v: v.lateness_p99_s or 0.0, default=None)
     lost = next((v for _, v in judged if v.not_carried), None)
-    told = (late.late if late else None, lost.not_carried if lost else None)
+    # An overload makes the generator late too: it comes first.
+    told = (lost.not_carried if lost else None, late.late if late else None)
     reasons = tuple(reason for reason in told if reason is not None)
     lateness = [verdict.lateness_p99_s for _, verdict in shown if verdict.lateness_p99_s is not None]
     offered = [verdict.offered_per_s for _, verdict in shown if verdict.offered_per_s is not None]

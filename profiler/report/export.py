@@ -13,7 +13,7 @@ from typing import Any
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
 from profiler.records import ArtifactRecord, Estimate, Figure, ProcessRecord
-from profiler.report import words
+from profiler.report import load, words
 from profiler.report.words import Story
 
 FORMAT = 1
@@ -69,6 +69,7 @@ def to_json(analysis: Analysis) -> str:
             "frontier": _frontier(story),
             "cases": [_case(story, case) for case in analysis.cases],
             "variants": [_artifact(record) for record in run.artifacts],
+            "load": None if run.study.load is None else load.content(load.read_result(run)),
             "notes": list(analysis.notes),
         }
     )

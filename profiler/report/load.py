@@ -14,6 +14,7 @@ from profiler.load import decision, figures
 from profiler.load.figures import LoadFigures, MaxRate
 from profiler.load.scenario import parse_setting
 from profiler.records import Estimate, Figure
+from profiler.report import words
 from profiler.report.layout import Column, Page
 from profiler.store import RunData
 from profiler.units import seconds, significant
@@ -75,11 +76,22 @@ def render(result: LoadResult, console: Console) -> None:
         page.heading("How long do requests take, and what do they wait for?")
         _scenarios(page, result.scenarios)
     _doubts(page, result)
+    page.blank()
+    page.line(
+        f"All latencies are as observed, interference included. Machine: {words.processor_of(result.run.environment)}. "
+        f"Run {result.run.id}; again with: edgeprof load --show {result.run.id}",
+        style="dim", hanging=2,
+    )  # fmt: skip
 
 
 def to_json(result: LoadResult) -> str:
     """The result for programs: SI units in the names, null with a reason for what is not known."""
-    content = {
+    return json.dumps(content(result), indent=2, allow_nan=False)
+
+
+def content(result: LoadResult) -> dict[str, Any]:
+    """The same as an object, for a larger document."""
+    found = {
         "format": FORMAT,
         "run": result.run.id,
         "status": result.run.status,
@@ -88,7 +100,7 @@ def to_json(result: LoadResult) -> str:
         "max_rates": [_max_rate_json(rate) for rate in result.max_rates],
         "failures": [asdict(record) for record in result.run.failures if record.stage in ("serve", "variant", "plan")],
     }
-    return json.dumps(_finite(content), indent=2, allow_nan=False)
+    return dict(_finite(found))
 
 
 def _limit(rates: Sequence[MaxRate]) -> str:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import shlex
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from rich.console import Console
+
 from profiler.analysis import AXES, CaseResult
 from profiler.records import Environment, NotMeasured
-from profiler.report import details, figures, trust, words
+from profiler.report import details, figures, load, trust, words
 from profiler.report.words import Story
+from profiler.store import RunData
 from profiler.study import EFFORTS, Study
 
 
@@ -89,6 +93,8 @@ def _content(story: Story) -> dict[str, Any]:
         "failures": [_failure(story, case) for case in analysis.cases if case.status != "measured"],
         "variants": _variants(story),
         "warmups": trust.page_rows(story),
+        "load": load_text(run),
+        "soaked": run.study.soak is not None,
         "trust": [line for line in (trust.stopping(analysis), *trust.lines(analysis)) if line],
         "observed_title": trust.OBSERVED_TITLE,
         "machine": _machine(run.environment),
@@ -106,6 +112,17 @@ def _content(story: Story) -> dict[str, Any]:
         "data_sha256": run.plan.get("data_sha256"),
         "source_sha256": run.plan.get("source_sha256"),
     }
+
+
+def load_text(run: RunData) -> str:
+    """What the load stage found, as the terminal shows it; empty without one."""
+    if run.study.load is None:
+        return ""
+    console = Console(file=io.StringIO(), width=110, color_system=None, force_terminal=False, legacy_windows=False)
+    load.render(load.read_result(run), console)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return words.clean(file.getvalue())
 
 
 def _out(story: Story, case: CaseResult, why: str) -> dict[str, str]:

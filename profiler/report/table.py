@@ -197,7 +197,8 @@ def _grid_or_cards(
 ) -> None:
     """The widest form that fits: one line a case, two lines a case, or a few sentences a case."""
     smaller = [column for column in columns if column.title != "size"]
-    smallest = [column for column in smaller if column.title != trust.OBSERVED_TITLE]
+    # The observed tail stays: the footer speaks of it, and it may be twenty times the other.
+    smallest = [column for column in smaller if column.title != "peak RSS"]
     for chosen, lines in ((columns, 1), (columns, 2), (smaller, 2), (smallest, 2)):
         if page.fits(chosen, lines=lines):
             page.grid(chosen, lines=lines)

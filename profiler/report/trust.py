@@ -39,11 +39,13 @@ def stopping(analysis: Analysis) -> str | None:
     if not counts or set(counts) == {"fixed"}:
         return None
     short = [case for case in analysis.measured if case.stopping.status == "budget_exhausted"]
+    asked = analysis.run.study.effort.precision
+    goal = f"the asked precision of {asked:.2g}" if asked else "the usual precision (p50 ±2 %, p90 ±3 %, p99 ±6 %)"
     if not short:
-        return "converged: every case reached the asked precision"
+        return f"converged: every case reached {goal}"
     first = short[0]
     return (
-        f"budget exhausted: {len(short)} of {len(analysis.measured)} cases did not reach the asked precision; "
+        f"budget exhausted: {len(short)} of {len(analysis.measured)} cases did not reach {goal}; "
         f"{words.one_line(first.key)}: {words.one_line(first.stopping.reason)}"
     )
 

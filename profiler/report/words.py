@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from profiler import units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
-from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate, Figure, NotMeasured
+from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
 
 UNBOUNDED = "?"
 UNBOUNDED_MEANING = (
@@ -334,7 +334,11 @@ def reason(case: CaseResult) -> str:
 
 def processor(analysis: Analysis) -> str:
     """The machine on one line: cores, processor, instruction sets, hypervisor, memory."""
-    machine = analysis.run.environment
+    return processor_of(analysis.run.environment)
+
+
+def processor_of(machine: Environment) -> str:
+    """The same of an environment."""
     cores = (
         f"{machine.usable_cores} of {machine.logical_cores} cores"
         if machine.usable_cores != machine.logical_cores
@@ -353,14 +357,21 @@ def processor(analysis: Analysis) -> str:
 
 def effort_line(analysis: Analysis) -> str:
     """How much was measured."""
-    effort = analysis.run.study.effort
     counts = [case.samples for case in analysis.measured]
     rows = analysis.run.plan.get("data_rows")
     ends = dict.fromkeys(f"{count:,}" for count in (min(counts, default=0), max(counts, default=0)))
     samples = f"{'–'.join(ends)} timings per case" if counts else "no timings"
     evaluated = isinstance(rows, int) and rows and analysis.metric is not None
     data = f"{rows:,} samples for {metric_name(analysis)}" if evaluated else "nothing evaluated"
-    return f"{effort.processes} processes × {effort.rounds} rounds · {samples} · {data}"
+    done = [{(i.block.replicate, i.block.round) for i in found} for found in analysis.judged.values() if found]
+    processes = _range([len({replicate for replicate, _ in places}) for places in done])
+    return f"{processes} processes · {_range([len(places) for places in done])} blocks per case · {samples} · {data}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    """`5`, or `4–6` where cases differ."""
+    ends = dict.fromkeys((min(counts, default=0), max(counts, default=0)))
+    return "–".join(map(str, ends))
 
 
 def counts_line(story: Story) -> str:
