@@ -99,7 +99,11 @@ def measure(job: Job, groups: Sequence[Sequence[Case]]) -> None:
                 units = max(1, (max(effort.processes, upto) - replicate) * len(groups) - number)
                 if wanted and not _fits(campaign, replicate, number):
                     return _out_of_time(campaign, groups)
-                _replicate(campaign, replicate, number, wanted, units)
+                try:
+                    _replicate(campaign, replicate, number, wanted, units)
+                except BudgetError:
+                    # A step that took longer than what was left.
+                    return _out_of_time(campaign, groups)
         done = upto
         if not stopping.sequential(job.study) or stopping.look(job.store.run(job.run_id)).converged:
             break
@@ -271,13 +275,12 @@ class _opened:  # noqa: N801 (a context manager, used like contextlib's)
 
     def _warm(self, worker: WorkerProcess) -> _Lane:
         job, case, replicate, attempt, group = self._args
-        limit = job.study.time_limit_s
         loaded = job.load(worker, case)
-        worker.request("feed", job.feeds(case), timeout_s=limit)
-        first, _ = worker.request("first", timeout_s=limit)
+        worker.request("feed", job.feeds(case), timeout_s=job.limit_s)
+        first, _ = worker.request("first", timeout_s=job.limit_s)
         warmup, lane, cost = _warm_up(job, case, worker, self._warmup_s)
-        memory, _ = worker.request("memory", timeout_s=limit)
-        facts, _ = worker.request("facts", timeout_s=limit)
+        memory, _ = worker.request("memory", timeout_s=job.study.time_limit_s)
+        facts, _ = worker.request("facts", timeout_s=job.study.time_limit_s)
         inferences = lane.per_sample * lane.label_every
         try:
             record = ProcessRecord(
@@ -309,7 +312,7 @@ def _warm_up(
     while True:
         # At least 3 inferences, so that there is something to look at; at least one second for slow models.
         reply, arrays = worker.request(
-            "time", timeout_s=job.study.time_limit_s, min_s=seconds, min_samples=3, max_s=max(seconds, 1.0) * 3, weigh=True,
+            "time", timeout_s=job.limit_s, min_s=seconds, min_samples=3, max_s=max(seconds, 1.0) * 3, weigh=True,
             label_every=lane.label_every,
         )  # fmt: skip
         samples = np.concatenate([samples, _seconds(arrays)["durations_ns"]])
@@ -333,7 +336,7 @@ def _warm_up(
 def _block(job: Job, lane: _Lane, replicate: int, attempt: int, group: int, index: int, position: int) -> BlockRecord:
     effort = job.study.effort
     reply, arrays = lane.worker.request(
-        "time", timeout_s=job.study.time_limit_s, min_s=effort.block_s, min_samples=effort.block_samples,
+        "time", timeout_s=job.limit_s, min_s=effort.block_s, min_samples=effort.block_samples,
         # A slow model ends its block after a second, once it has three samples' worth of time.
         max_s=max(effort.block_s, 1.0), max_samples=MAX_BLOCK_SAMPLES, per_sample=lane.per_sample, label_every=lane.label_every,
     )  # fmt: skip

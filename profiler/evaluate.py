@@ -123,7 +123,7 @@ def _outputs(job: Job, case: Case, data: Dataset) -> Outputs:
 
 def _infer(job: Job, worker: WorkerProcess, data: Dataset, index: NDArray[np.int64]) -> Outputs:
     batch = {name: np.ascontiguousarray(array[index]) for name, array in data.inputs.items()}
-    return worker.request("infer", batch, timeout_s=job.study.time_limit_s)[1]
+    return worker.request("infer", batch, timeout_s=job.limit_s)[1]
 
 
 def _write_reference(path: Path, outputs: Outputs) -> None:

@@ -15,6 +15,7 @@ from backends import spec
 from profiler import artifacts
 from profiler.artifacts import ArtifactStore
 from profiler.budget import Budget
+from profiler.errors import BudgetError
 from profiler.prepare import Prepared, timing_feeds
 from profiler.progress import Progress
 from profiler.records import ArtifactRecord, FailureRecord
@@ -23,6 +24,7 @@ from profiler.study import Case, Study
 from profiler.targets.base import get as get_target
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
+_SHORTEST_S = 0.5
 _Stage = Literal["load", "warmup", "measure", "quality"]
 
 
@@ -40,6 +42,20 @@ class Job:
     """Files of this run besides the database: reference outputs, the report."""
     progress: Progress
     budget: Budget = field(default_factory=Budget)
+
+    @property
+    def limit_s(self) -> float:
+        """Longest that the next step may take: the study's limit, or what the time budget leaves. Raises BudgetError."""
+        self.needs(0.0)
+        return min(self.study.time_limit_s, max(self.budget.left_s, _SHORTEST_S))
+
+    def needs(self, seconds: float) -> None:
+        """Raise BudgetError when a step of that length cannot end within the time budget."""
+        if self.budget.left_s <= 0 or self.budget.left_s < seconds:
+            raise BudgetError(
+                f"the time budget of {self.study.time_budget_s or 0:g} s was used up after {self.budget.spent_s:.0f} s. "
+                "Give more time with --time-budget, or fewer variants, rows (--limit) or runs; what was stored stays."
+            )
 
     def open(self, case: Case) -> WorkerProcess:
         """A fresh worker on the case's target, not loaded yet."""
@@ -65,11 +81,11 @@ class Job:
         else:
             files = self.artifact_store.files(record.sha256)
             hashes = {name: _sha256(file) for name, file in files.items()}
-            worker.send_artifact(record.sha256, files, hashes, timeout_s=self.study.time_limit_s)
+            worker.send_artifact(record.sha256, files, hashes, timeout_s=self.limit_s)
         shapes = {name: [case.batch, *array.shape[1:]] for name, array in self.prepared.rows.items()}
         reply, _ = worker.request(
             "load",
-            timeout_s=self.study.time_limit_s,
+            timeout_s=self.limit_s,
             backend=backend.name,
             device=backend.device,
             options={**artifacts.backend_options(record, backend.name), **backend.options},
@@ -90,7 +106,9 @@ class Job:
         return timing_feeds(self.prepared, case, self.study.seed)
 
     def fail(self, case_key: str, stage: _Stage, failure: WorkerFailure, replicate: int | None = None) -> FailureRecord:
-        """Store a worker's failure and tell it."""
+        """Store a worker's failure and tell it. Raises BudgetError where the failure is only that the time was over."""
+        if failure.kind == "timeout":
+            self.needs(0.0)
         record = FailureRecord(
             case=case_key, stage=stage, kind=failure.kind, message=str(failure), replicate=replicate,
             log_tail=failure.log_tail, needs_more_than_bytes=failure.needs_more_than_bytes,

@@ -39,6 +39,8 @@ from profiler.study import Case, SoakPlan
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 _FEWEST_ROUNDS = 3
+_WHOLE_SHARE = 0.9
+"""Of the sustained phase that must be stored for a soak to count as ended."""
 _HEATING_BLOCK_S = 1.0
 _HEATING_SAMPLE_S = 1e-3
 """While heating, inferences are timed in groups of this length: twenty minutes of them are looked at, not counted one by one."""
@@ -117,13 +119,23 @@ def _with_sensors(machine: Machine, cases: Sequence[Case]) -> Machine:
 
 
 def _is_complete(job: Job, replicate: int, group: int, cases: Sequence[Case]) -> bool:
-    """Whether that soak came to its end: rounds enough in the sustained phase, by every case."""
-    counts = dict.fromkeys((case.key for case in cases), 0)
+    """Whether that soak came to its end: in one attempt, rounds enough over long enough a sustained phase, by every case."""
+    assert job.study.soak is not None
+    began: dict[tuple[int, str], list[float]] = {}
     for block in job.store.records(job.run_id, BlockRecord):
         hot = block.labels.get(labels.PHASE) == SUSTAINED
-        if hot and (block.replicate, block.group) == (replicate, group) and block.case in counts:
-            counts[block.case] += 1
-    return min(counts.values()) >= _FEWEST_ROUNDS
+        if hot and (block.replicate, block.group) == (replicate, group):
+            began.setdefault((block.attempt, block.case), []).append(block.labels.get(labels.ELAPSED_S, 0.0))
+
+    def ended(times: Sequence[float]) -> bool:
+        if len(times) < _FEWEST_ROUNDS:
+            return False
+        # From the first block's beginning to the last one's end, which lies about one round after its beginning.
+        lasted = (max(times) - min(times)) * len(times) / (len(times) - 1)
+        return lasted >= _WHOLE_SHARE * job.study.soak.sustained_s  # type: ignore[union-attr]
+
+    attempts = {attempt for attempt, _ in began}
+    return any(all(ended(began.get((attempt, case.key), ())) for case in cases) for attempt in attempts)
 
 
 @dataclass

@@ -435,6 +435,8 @@ def _decode(kind: type[_D], text: str, packed: bytes | None) -> _D:
         if content.get("warmup") is not None:
             content["warmup"]["samples_s"] = arrays["warmup.samples_s"]
         record: _D = _adapter(kind).validate_python(content)
+        if isinstance(record, BlockRecord):
+            record.check()
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError, wire.WireError) as error:
         raise StoreError(f"a {kind.__name__} in the run database is damaged: {error}.") from error
     return record

@@ -13,6 +13,7 @@ import gc
 import hashlib
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from profiler.measure.canary import Canary
 from profiler.measure.energy import serve as energy_meters
 
 PROTOCOL = 1
+_PR_SET_PDEATHSIG = 1
 _QUIET_SHARE = 0.1
 _QUIET_SLICE_S = 0.005
 _QUIET_LIMIT_S = 0.5
@@ -56,6 +58,7 @@ class State:
 
 def main() -> None:
     """Serve commands until stdin ends. `EDGEPROF_WORKER_CACHE` names the folder that received artifacts go to."""
+    _end_with_parent()
     commands, replies = _take_over_pipes()
     _apply_memory_limit()
     state = State(Path(os.environ.get("EDGEPROF_WORKER_CACHE") or "edgeprof-worker-cache"))
@@ -74,6 +77,19 @@ def main() -> None:
     state.lanes.close()
     if state.session is not None:
         state.session.close()
+
+
+def _end_with_parent() -> None:
+    """On Linux: be killed when the parent dies, also in the middle of an inference that reads no pipe."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:

@@ -190,3 +190,21 @@ def test_groups_share_a_budget(world):
 
     assert {b.group for b in store.blocks} == {0, 1}
     assert clock.now <= 31.5
+
+
+def test_a_step_that_takes_longer_than_what_is_left_ends_the_campaign_and_not_the_run(world, monkeypatch):
+    """A case that hangs is no failure of the case when only the budget was over."""
+    job, store, clock = world(budget=40.0)
+    real = campaign._block
+
+    def block(job, lane, replicate, *rest):
+        if replicate == 1:
+            clock.now += 100.0
+            raise BudgetError("the time budget was used up")
+        return real(job, lane, replicate, *rest)
+
+    monkeypatch.setattr(campaign, "_block", block)
+    campaign.measure(job, [CASES])
+
+    assert {b.replicate for b in store.blocks} == {0}
+    assert any("time budget is used up" in note for note in job.progress.notes)

@@ -345,6 +345,30 @@ def test_an_interrupted_soak_begins_again_and_a_finished_one_is_not_repeated(sim
     assert json.dumps(asdict(again.cases[0])) == json.dumps(asdict(found.cases[0]))
 
 
+def test_a_soak_interrupted_while_hot_begins_again(simulate, monkeypatch):
+    """A few blocks of the sustained phase are not the sustained phase."""
+    device = Device()
+    job = simulate(device, max_s=250, sustained_s=60)
+    stages = []
+    job.progress.stage = lambda title, steps: stages.append((title, device.now))
+
+    real = soak._Soak._round
+
+    def rounds(self, attempt, phase, start):
+        if phase == SUSTAINED and attempt == 0 and device.now > stages[-1][1] + 10:
+            raise KeyboardInterrupt
+        real(self, attempt, phase, start)
+
+    monkeypatch.setattr(soak._Soak, "_round", rounds)
+    with pytest.raises(KeyboardInterrupt):
+        soak.measure(job, [job.cases], device.machine)
+    soaked(job, device)
+    hot = [b for b in job.store.run(job.run_id).blocks if b.labels["soak_phase"] == SUSTAINED]
+
+    assert {b.attempt for b in hot} == {0, 1}
+    assert sum(title == "sustained" for title, _ in stages) == 2
+
+
 def test_a_time_budget_leaves_room_for_the_sustained_phase(simulate):
     """Heating ends early, and the phase that it is for is measured."""
     device = Device()

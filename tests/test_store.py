@@ -550,3 +550,25 @@ def test_a_folder_that_cannot_be_written_can_still_be_read(tmp_path, monkeypatch
         archive.set_status(run_id, "finished")
     archive.close()
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+GOOD = RECORDS["labelled block"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"samples_s": np.zeros(0)}, {"samples_s": np.full(8, np.nan)}, {"samples_s": -GOOD.samples_s},
+        {"samples_s": GOOD.samples_s.reshape(2, 4)}, {"discarded": 10**6}, {"label_every": 0}, {"batch": 0}, {"replicate": -1},
+        {"window_cpu_s": np.ones(3)}, {"window_s": np.zeros(4)}, {"labels": {"steal_share": float("nan")}},
+        {"started_s": float("nan")}, {"canary_s": np.ones(3)}, {"canary_s": np.ones(3), "canary_at": np.array([0, 4])},
+        {"canary_s": np.ones(2), "canary_at": np.array([0, 10**9])},
+        {"canary_s": np.array([1.0, np.nan]), "canary_at": np.array([0, 8])},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_block_whose_parts_do_not_fit_is_damaged(opened, run_id, damage):
+    """Found when it is read, and told as such, not as a bug of whatever computes with it."""
+    opened.add(run_id, replace(GOOD, **damage))
+    with pytest.raises(StoreError, match="BlockRecord in the run database is damaged"):
+        opened.records(run_id, BlockRecord)

@@ -16,6 +16,7 @@ MAX_REQUESTS = 2_000_000
 """In one run: the record keeps five numbers of each."""
 MAX_TRACE_BYTES = 256 << 20
 MAX_TRACE_S = 86_400.0
+MAX_TRACE_RATE_PER_S = 1e6
 TIME_COLUMN = "time_s"
 
 
@@ -60,6 +61,8 @@ def read_trace(path: Path) -> NDArray[np.float64]:
     before, and for files that are too large, too long or without any time.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"the trace {path} is no regular file: write the arrival times into one.")
         size = path.stat().st_size
         if size > MAX_TRACE_BYTES:
             raise DataError(
@@ -77,7 +80,12 @@ def read_trace(path: Path) -> NDArray[np.float64]:
     schedule -= schedule[0]
     if schedule[-1] > MAX_TRACE_S:
         raise DataError(
-            f"the trace {path} lasts {schedule[-1]:,.0f} s, at most {MAX_TRACE_S:,.0f} s: are its times seconds?"
+            f"the trace {path} lasts {min(schedule[-1], 1e15):,.0f} s, at most {MAX_TRACE_S:,.0f} s: are its times seconds?"
+        )
+    rate = mean_rate(schedule)
+    if rate is not None and not rate <= MAX_TRACE_RATE_PER_S:
+        raise DataError(
+            f"the trace {path} has {rate:.4g} requests a second, at most {MAX_TRACE_RATE_PER_S:g}: are its times seconds?"
         )
     return schedule
 
@@ -126,7 +134,10 @@ def _times(path: Path, rows: Iterator[list[str]]) -> list[float]:
 def mean_rate(schedule: NDArray[np.float64]) -> float | None:
     """Requests per second over the gaps of a schedule; None with fewer than two moments to tell it."""
     span = float(schedule[-1] - schedule[0]) if len(schedule) else 0.0
-    return (len(schedule) - 1) / span if span > 0 else None
+    if span <= 0:
+        return None
+    # Gaps below the smallest normal number would make it infinite; the border refuses that rate.
+    return (len(schedule) - 1) / max(span, 1e-300)
 
 
 def stretched(schedule: NDArray[np.float64], rate_per_s: float) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.errors import StudyError
+from profiler.errors import BudgetError, StudyError
 from profiler.job import Job
 from profiler.load import figures, schedule
 from profiler.load.scenario import LoadPlan, Setting
@@ -95,10 +95,15 @@ def measure_load(job: Job, cases: Sequence[Case]) -> None:
         (case, setting) for case in cases for setting in load.parsed if load.find_max_rate and setting.open_loop
     ]
     job.progress.stage("serving", len(runs) + len(searches))
-    stage.scenarios(runs)
-    for case, setting in searches:
-        stage.search(case, setting, first_run=len(runs))
-        job.progress.step(f"{case.key} {setting}")
+    try:
+        stage.scenarios(runs)
+        for case, setting in searches:
+            stage.search(case, setting, first_run=len(runs))
+            job.progress.step(f"{case.key} {setting}")
+    except BudgetError as error:
+        if not stage.stored:
+            raise
+        job.progress.note(f"{error} What was served until here stands.")
 
 
 class _Stage:
@@ -301,6 +306,11 @@ class _Server:
             _, arrays = self._ask("single", duration_s=max(job.study.effort.warmup_s, 1e-3))
             self._padded_to = warm.get("padded_to")
             self._service_s = float(np.median(_seconds(arrays, "completed_ns") - _seconds(arrays, "started_ns")))
+            if not (math.isfinite(self._service_s) and self._service_s > 0):
+                raise WorkerFailure(
+                    "error",
+                    f"a service time of {self._service_s:g} s was measured: the worker's clock is too coarse, or jumped.",
+                )
         except BaseException:
             self._worker.close()
             raise
@@ -317,6 +327,9 @@ class _Server:
         assert self._worker is not None
         study = self._stage.job.study
         limit = time_limit_s or float(fields.get("duration_s", 0.0)) + DRAIN_S
+        due = None if arrays is None else arrays.get("schedule_s")
+        lasts = float(fields.get("duration_s", 0.0)) if due is None else float(due.astype(np.float64)[-1])
+        self._stage.job.needs(lasts)
         return self._worker.request(
             "serve", arrays, timeout_s=limit + study.time_limit_s, scenario=scenario, workers=self._setting.workers,
             max_batch=max_batch, time_limit_s=limit, **fields,

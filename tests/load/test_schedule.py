@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,6 +96,9 @@ def test_traces_are_read_and_begin_at_zero(trace, text):
         ("", r"holds no times"),
         ("# nothing\n\n", r"holds no times"),
         ("time_s\n", r"holds no times"),
+        ("0\n1e-320\n", r"requests a second, at most 1e\+06"),
+        ("0\n1e-9\n2e-9\n", r"1e\+09 requests a second"),
+        ("0\n1e308\n", r"lasts 1,000,000,000,000,000 s"),
         ("0\n100000\n", r"lasts 100,000 s.*are its times seconds"),
         (b"\xff\xfe\x00", r"not text"),
         (b"1\n\x002\n", r"line 2|not text"),
@@ -143,3 +148,10 @@ def test_a_trace_is_cut_by_duration():
     assert schedule.cut(times, 1.0).tolist() == [0, 1]
     assert schedule.cut(times, 0.5).tolist() == [0]
     assert schedule.cut(times, 9).tolist() == [0, 1, 2]
+
+
+def test_a_trace_that_is_no_file_is_refused_at_once(tmp_path):
+    """Opening a pipe would wait for somebody to write."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="no regular file"):
+        schedule.read_trace(tmp_path / "pipe")

@@ -15,7 +15,8 @@ import pytest
 
 from backends.base import EdgeprofError, LoadOptions
 from backends.fake import FakeBackend
-from profiler.errors import StudyError
+from profiler.budget import Budget
+from profiler.errors import BudgetError, StudyError
 from profiler.job import Job
 from profiler.load import figures, stage
 from profiler.load.scenario import LoadPlan
@@ -52,6 +53,7 @@ class Shop:
     stop_after: int | None = None
     """Runs stored before the whole thing is killed."""
     late_ns: int = 0
+    budget: Budget = field(default_factory=Budget)
 
     def open(self, case):
         self.opened += 1
@@ -94,6 +96,7 @@ class Shop:
                 "store": Store(),
                 "prepared": Prepared(rows),
                 "progress": progress,
+                "budget": self.budget,
             }
         )
 
@@ -357,6 +360,22 @@ def test_a_generator_that_is_late_gives_no_rate_and_says_why(shop):
 
     assert rate.rate_per_s is None
     assert "late" in rate.reason
+
+
+def test_a_time_budget_holds_for_serving_too(shop):
+    """No run is begun that cannot end in time; what was served stands, and where nothing was it is an error."""
+    made = shop({"settings": ("server",), "rates_per_s": (50,), "duration_s": 4.0, "repeats": 3}, latency_us="1000")
+    spent = iter([0.0] * 8 + [100.0] * 1000)
+    made.budget = Budget(10.0, clock=lambda: next(spent), began=0.0)
+    made.run()
+    some = len(made.loads())
+    late = shop({"settings": ("server",), "rates_per_s": (50,), "duration_s": 40.0, "repeats": 1}, latency_us="1000")
+    late.budget = Budget(10.0, clock=lambda: 0.0, began=0.0)
+    with pytest.raises(BudgetError, match="time budget"):
+        late.run()
+
+    assert 0 < some < 3
+    assert late.loads() == []
 
 
 # Real processes ----------------------------------------------------------------------------------------------------------

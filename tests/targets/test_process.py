@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -351,3 +352,29 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(tmp_path, artifact):
 
     assert len(parent_and_workers) == 2
     assert wait_until(lambda: not workers_with(mark))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no death signal")
+def test_a_worker_in_the_middle_of_an_inference_dies_with_its_parent(artifact, tmp_path):
+    """It reads no pipe then and would go on until its deadline."""
+    code = f"""
+        import os, signal, sys
+        from profiler.targets.base import local
+        from profiler.targets.process import WorkerProcess
+        import numpy as np
+        worker = WorkerProcess(local())
+        worker.request("load", backend="fake", path={str(artifact)!r}, threads=1, batch=1, timeout_s=20,
+                       options={{"read": "false", "fail": "hang", "fail_at": "infer"}})
+        worker.request("feed", {{"0/x": np.zeros((1, 4), np.float32)}}, timeout_s=20)
+        print(worker.pid, flush=True)
+        worker.request("first", timeout_s=200)
+        """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    with parent.stdout, contextlib.suppress(psutil.NoSuchProcess):
+        worker.wait(30)
+
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE

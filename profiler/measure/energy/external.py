@@ -6,6 +6,7 @@ window's beginning and end to this computer's clock.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shlex
@@ -74,6 +75,10 @@ def find(csv: Path | None, command: str | None) -> External | Absent:
     return Absent(NAME, "none was named: give a file that a logger writes, or a command that prints watts")
 
 
+_MOST = 1e12
+"""Watts or joules; more is a meter that counts something else."""
+
+
 def _info(kind: Literal["counter", "power"], note: str) -> MeterInfo:
     return MeterInfo(
         name=NAME,
@@ -104,6 +109,8 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"'{text}' is not a number")
+    if not 0 <= value <= _MOST:
+        raise ValueError(f"{text} is no power or energy of a device: is the meter's sign or unit right?")
     return value
 
 
@@ -165,6 +172,8 @@ class CsvMeter:
         return float(end - begin)
 
     def _header(self) -> tuple[int, int, str, int]:
+        if self._path.exists() and not self._path.is_file():
+            raise MeterLost(f"{self._path} is no regular file: let the logger append to one")
         try:
             with self._path.open("rb") as file:
                 line = file.readline(_MAX_LINE)
@@ -185,7 +194,9 @@ class CsvMeter:
             with self._path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 if size < self._offset:
-                    self._time, self._value, _, self._offset = self._header()
+                    self._time, self._value, column, self._offset = self._header()
+                    if (column == "energy_j") != self._counts:
+                        raise MeterLost(f"{self._path} was begun anew with the column {column}: start a new run")
                 skip = max(0, size - self._offset - _MAX_TAIL_BYTES)
                 file.seek(self._offset + skip)
                 content = file.read(_MAX_TAIL_BYTES)
@@ -228,6 +239,16 @@ def parse_line(line: str, arrival_unix_s: float) -> tuple[float, float]:
         raise ValueError(f"expected 'power_w' or 'unix_s power_w', got {line.strip()[:80]!r}: {error}") from None
 
 
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask the command's process group to end; after two seconds, or when only its leader did, make it."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(2.0)
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 class CommandMeter:
     """Runs a command that prints watts: it may go on printing, or print once and end; then it is started again.
 
@@ -267,15 +288,10 @@ class CommandMeter:
             raise MeterLost(why)
 
     def stop(self) -> None:
-        """End the command."""
+        """End the command and all that it started."""
         self._stop.set()
-        process = self._process
-        if process is not None and process.poll() is None:
-            try:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(2.0)
-            except (OSError, subprocess.TimeoutExpired):
-                process.kill()
+        if self._process is not None:
+            _end_group(self._process)
         if self._thread is not None:
             self._thread.join(5.0)
 
@@ -315,7 +331,7 @@ class CommandMeter:
                     assert process.stdout is not None
                     self._lines(process.stdout)
                     if self._stop.is_set() or self._broken:
-                        process.kill()
+                        _end_group(process)
                 if process.returncode and not self._stop.is_set() and self._broken is None:
                     errors.seek(0)
                     said = errors.read(_MAX_LINE).decode(errors="replace").strip().splitlines()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import textwrap
 from datetime import datetime, timezone
 
+import psutil
 import pytest
 
 from profiler.measure.energy import external
@@ -364,3 +367,49 @@ def test_a_command_that_dies_inside_the_window_loses_it():
             taken.energy(START, START + 10)
     finally:
         taken.stop()
+
+
+def test_negative_power_is_a_wrong_sign_and_no_reading(log, wall):
+    """Idle power subtracted from it would give energies with the wrong sign."""
+    with pytest.raises(MeterLost, match="sign or unit"):
+        meter(log("time,power_w", steady(watts=-5.0)), wall, patience_s=1.0).energy(START, START + 10)
+    with pytest.raises(ValueError, match="sign or unit"):
+        external.parse_line("-5", START)
+    with pytest.raises(ValueError, match="sign or unit"):
+        external.parse_line("1e308", START)
+
+
+def test_a_log_begun_anew_with_another_column_is_lost(log, wall):
+    """Joules read as watts would be a million times too much."""
+    found = meter(log("time,power_w", steady()), wall)
+    found.energy(START + 0.05, START + 1.05)
+    log("time,energy_j")
+    with pytest.raises(MeterLost, match="begun anew with the column energy_j"):
+        found.energy(START + 2, START + 3)
+
+
+def test_a_pipe_is_no_log(tmp_path):
+    """Opening one would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    found = external.find(tmp_path / "pipe", None)
+
+    assert isinstance(found, Absent)
+    assert "no regular file" in found.reason
+
+
+@pytest.mark.process
+def test_what_a_command_started_ends_with_it(tmp_path):
+    """Also when both ignore SIGTERM."""
+    script = tmp_path / "meter.sh"
+    script.write_text(
+        f"trap '' TERM; (trap '' TERM; sleep 300) & echo $! > {tmp_path}/child; while true; do echo 5; sleep 0.05; done\n"
+    )
+    found = external.CommandMeter(["sh", str(script)])
+    found.start()
+    found.stop()
+    child = int((tmp_path / "child").read_text())
+
+    # Killed and not yet collected counts as ended.
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+        psutil.Process(child).wait(2)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
