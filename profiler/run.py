@@ -35,7 +35,7 @@ from profiler.study import Case, Study, reference_case
 
 CACHE_NAME = "cache"
 _MEMORY_SHARE = 0.6
-_CLOSING_S, _CLOSING_SHARE = 8.0, 0.06
+_CLOSING_S, _CLOSING_SHARE, _LARGEST_CLOSING = 4.0, 0.01, 0.25
 
 
 def execute(
@@ -148,8 +148,8 @@ def _execute(
 
 
 def _without_closing(seconds: float | None) -> float | None:
-    """A time budget less what analysis, report and the end of the workers take."""
-    return None if seconds is None else seconds - min(_CLOSING_S, _CLOSING_SHARE * seconds)
+    """A time budget less what start-up, analysis, report and the end of the workers take."""
+    return None if seconds is None else seconds - min(_CLOSING_S + _CLOSING_SHARE * seconds, _LARGEST_CLOSING * seconds)
 
 
 def _conditions(store: Store, environment: Environment) -> dict[str, Any]:
