@@ -54,7 +54,8 @@ class Job:
         if self.budget.left_s <= 0 or self.budget.left_s < seconds:
             raise BudgetError(
                 f"the time budget of {self.study.time_budget_s or 0:g} s was used up after {self.budget.spent_s:.0f} s. "
-                "Give more time with --time-budget, or fewer variants, rows (--limit) or runs; what was stored stays."
+                "Give more time with --time-budget, or fewer variants, rows (--limit) or runs; "
+                "`edgeprof run --resume latest` goes on from what is stored."
             )
 
     def open(self, case: Case) -> WorkerProcess:
