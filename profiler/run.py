@@ -220,6 +220,18 @@ def _groups(study: Study, cases: Sequence[Case], made: Sequence[ArtifactRecord])
     return campaign.plan_groups(cases, sizes, budget, references)
 
 
+def is_measuring(out: Path) -> bool:
+    """Whether a run is being measured in that folder now: a run that was killed can't take back its status."""
+    try:
+        with (out / ".lock").open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
 def _only_run_in(out: Path) -> Iterator[None]:
     """Two runs at once would time each other. The lock vanishes with the process, however that ends."""

@@ -547,3 +547,25 @@ def test_a_budget_too_short_for_a_round_keeps_what_was_stored(tmp_path, fake_stu
     assert run.status == "interrupted"
     assert run.blocks == ()
     assert run.artifacts
+
+
+@pytest.mark.process
+def test_a_killed_run_is_not_called_running(tmp_path, fake_study, capsys):
+    """It could not say so itself: the lock of its folder is free."""
+    from profiler.cli.app import main
+
+    execute(fake_study(effort=ONE), out=tmp_path)
+    store = open_store(tmp_path)
+    store.set_status(store.resolve("latest"), "running")
+    store.close()
+    with pytest.raises(SystemExit):
+        main(["runs", "--out", str(tmp_path), "--json"])
+    free = capsys.readouterr().out
+    with (tmp_path / ".lock").open("rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            main(["runs", "--out", str(tmp_path), "--json"])
+    held = capsys.readouterr().out
+
+    assert '"interrupted"' in free
+    assert '"running"' in held

@@ -8,11 +8,12 @@ from profiler.cli import options as o
 def command(out: o.Out = o.OUT_DEFAULT, database: o.Database = None, json: o.Json = False) -> None:
     """List the runs of a folder, newest first."""
     import json as json_module
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from rich.table import Table
 
     from profiler.cli import console
+    from profiler.run import is_measuring
     from profiler.store import open_store
 
     store = open_store(database or out, create=False)
@@ -20,6 +21,9 @@ def command(out: o.Out = o.OUT_DEFAULT, database: o.Database = None, json: o.Jso
         runs = store.runs()
     finally:
         store.close()
+    if database is None and any(run.status == "running" for run in runs) and not is_measuring(out):
+        # Nobody measures in this folder: it was killed.
+        runs = [replace(run, status="interrupted") if run.status == "running" else run for run in runs]
     if json:
         console.print_raw(json_module.dumps([asdict(run) for run in runs], indent=2))
         return

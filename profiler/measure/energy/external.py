@@ -75,6 +75,7 @@ def find(csv: Path | None, command: str | None) -> External | Absent:
     return Absent(NAME, "none was named: give a file that a logger writes, or a command that prints watts")
 
 
+_DENSEST_S = 0.5e-3
 _MOST = 1e12
 """Watts or joules; more is a meter that counts something else."""
 
@@ -343,7 +344,10 @@ class CommandMeter:
     def _lines(self, stream: IO[bytes]) -> None:
         while not self._stop.is_set() and (line := stream.readline(_MAX_LINE)):
             try:
-                self._rows.append(parse_line(line.decode("utf-8", "replace"), self._unix()))
+                row = parse_line(line.decode("utf-8", "replace"), self._unix())
+                # A flood of lines tells no more, and a minute of it would fill the memory.
+                if not self._rows or not 0 <= row[0] - self._rows[-1][0] < _DENSEST_S:
+                    self._rows.append(row)
             except ValueError as error:
                 self._bad.append(str(error))
                 if len(self._bad) > _MAX_BAD_LINES and len(self._bad) > len(self._rows):
