@@ -59,6 +59,8 @@ class FakeJob:
     seen: dict[str, list[Any]] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
+    limit_s = 30.0
+
     def open(self, case):
         return Worker(self.answers[case.quality_key], self.seen.setdefault(case.quality_key, []))
 
