@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler import stopping, units
-from profiler.disturbance import Judged, dirty_share, judge_run
+from profiler.disturbance import Judged, dirty_share
 from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.grade import Grade, dedicated, grade
 from profiler.latency import LEVEL, judged_ratio, latency, time_to_steady
@@ -27,7 +27,6 @@ from profiler.records import (
     BESIDE_TIMING,
     REFERENCE_VARIANT,
     ArtifactRecord,
-    BlockRecord,
     Estimate,
     FailureRecord,
     Figure,
@@ -35,10 +34,8 @@ from profiler.records import (
     ProcessRecord,
     QualityRecord,
 )
-from profiler.soak_result import PHASE
 from profiler.stats.energy import energy_figure
 from profiler.stats.ratios import RatioEstimate, compare_verdict, holm
-from profiler.stats.thermal import SUSTAINED
 from profiler.store import RunData
 from profiler.study import Case
 
@@ -208,15 +205,16 @@ class _Evidence:
 def analyse(run: RunData, *, today: date) -> Analysis:
     """Everything that the records of a run support. `today` only decides whether prices are called stale."""
     run = _in_order(run)
+    judged = stopping.judged_by_case(run)
     evidence = _Evidence(
         run,
-        judge_run(_by(_timed(run), lambda block: block.case), run.study.effort.rounds),
+        judged,
         _by(run.processes, lambda process: process.case),
         {record.case: record for record in run.qualities},
         {record.variant: record for record in run.artifacts},
         {record.case: record for record in run.failures if record.stage not in BESIDE_TIMING},
         None if run.plan.get("clusters") is None else np.asarray(run.plan["clusters"]).astype(np.str_),
-        stopping.look(run) if stopping.sequential(run.study) else stopping.RunLook(False, {}),
+        stopping.look(run, judged) if stopping.sequential(run.study) else stopping.RunLook(False, {}),
     )
     cases = [Case(**fields) for fields in run.plan.get("cases", [])]
     metric, missing = _metric(run)
@@ -246,13 +244,6 @@ def _grade(evidence: _Evidence) -> Grade:
         dedicated=dedicated(plan.get("dedicated"), [item.block.labels for found in evidence.judged.values() for item in found]),
         fixed_clocks=plan.get("fixed_clocks"),
     )  # fmt: skip
-
-
-def _timed(run: RunData) -> Sequence[BlockRecord]:
-    """The blocks that a case's latency comes from: of a thermal soak, those measured once it was hot."""
-    if run.study.soak is None:
-        return run.blocks
-    return [block for block in run.blocks if block.labels.get(PHASE) == SUSTAINED]
 
 
 def _metric(run: RunData) -> tuple[Metric | None, str | None]:

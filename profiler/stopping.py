@@ -13,9 +13,11 @@ import numpy as np
 
 from profiler.disturbance import Judged, judge, judge_run
 from profiler.records import BlockRecord
+from profiler.soak_result import PHASE
 from profiler.stats import sequential as rule
 from profiler.stats.quantiles import quantile_interval
 from profiler.stats.ratios import ratio_interval
+from profiler.stats.thermal import SUSTAINED
 from profiler.store import RunData
 from profiler.study import Case, Study, reference_case
 
@@ -40,13 +42,19 @@ def dirty_blocks(blocks: Sequence[BlockRecord]) -> list[bool]:
     return [bool(item.reasons) for item in judge(blocks)]
 
 
-def look(run: RunData) -> RunLook:
-    """One look at the run as it is stored."""
-    study = run.study
+def judged_by_case(run: RunData) -> dict[str, list[Judged]]:
+    """The blocks that latencies come from, in order and judged: of a thermal soak, those measured once it was hot."""
     blocks: dict[str, list[BlockRecord]] = {}
     for block in sorted(run.blocks, key=lambda b: (b.case, b.replicate, b.attempt, b.group, b.round)):
-        blocks.setdefault(block.case, []).append(block)
-    judged = judge_run(blocks, study.effort.rounds)
+        if run.study.soak is None or block.labels.get(PHASE) == SUSTAINED:
+            blocks.setdefault(block.case, []).append(block)
+    return judge_run(blocks, run.study.effort.rounds)
+
+
+def look(run: RunData, judged: Mapping[str, list[Judged]] | None = None) -> RunLook:
+    """One look at the run as it is stored; `judged` are its blocks from `judged_by_case`, for whoever has them."""
+    study = run.study
+    judged = judged_by_case(run) if judged is None else judged
     cases = [Case(**fields) for fields in run.plan.get("cases", [])]
     found = {case.key: _case(case, judged, study) for case in cases if case.key in judged}
     return RunLook(bool(found) and all(item.converged for item in found.values()), found)
