@@ -28,6 +28,8 @@ __all__ = [
     "FeedError",
     "Feeds",
     "LoadOptions",
+    "NoOpTimes",
+    "OpTime",
     "Outputs",
     "ProviderMismatch",
     "Session",
@@ -36,6 +38,9 @@ __all__ = [
     "check_feeds",
     "format_shape",
     "lane",
+    "middle_mean",
+    "op_times",
+    "warm_runs",
 ]
 
 Feeds = Mapping[str, NDArray[np.generic]]
@@ -100,6 +105,34 @@ class SessionFacts:
     """Number of executed ops by realised precision (`{"f32": 12, "i8": 30}`), or None with `precision_reason`."""
     precision_reason: str | None = None
     details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """One op of the graph that the runtime made of the model, and the time that it takes in one inference."""
+
+    name: str
+    """As the runtime calls it: often a name of the model with something added."""
+    op_type: str
+    """The runtime's own: `QLinearConv`, `Convolution`, …"""
+    precision: str
+    """Realised: `f32`, `i8`, `conversion`, … as in `SessionFacts.precision`."""
+    provider: str
+    duration_s: float
+    """Mean of the middle half of the profiled inferences; all calls of one inference together."""
+    calls: float
+    """Executions per inference: more than 1 in a Loop, less in a branch of an If that is taken at times."""
+    kernel: str | None = None
+    """The implementation, where the runtime names it: `brgconv_avx512_I8`; it tells the instruction set."""
+    origins: tuple[str, ...] = ()
+    """Names in the model file of what was fused into this op, where the runtime tells."""
+
+
+@dataclass(frozen=True)
+class NoOpTimes:
+    """Why there are no times per op."""
+
+    reason: str
 
 
 @runtime_checkable
@@ -175,6 +208,34 @@ def lane(session: Session) -> Session:
         )
     made: Session = make()
     return made
+
+
+def op_times(session: Session, feeds: Feeds, runs: int) -> Sequence[OpTime] | NoOpTimes:
+    """The ops that run for `feeds` and the time of each, from the runtime's own profiler, over `runs` inferences after a warm-up.
+
+    Profiling costs time: the sum is good for shares and for comparing ops, a latency is what `infer` takes without it. Not part
+    of the Protocol: an adapter whose runtime has a profiler has a method `op_times(feeds, runs)`. It may load the model a
+    second time, so call it outside timed code. Raises what the adapter raises when the model cannot run.
+    """
+    if runs < 1:
+        raise BackendError(f"op times need at least 1 inference, {runs} were asked for.")
+    make = getattr(session, "op_times", None)
+    if make is None:
+        return NoOpTimes(f"the adapter of {session.facts.runtime} does not ask its runtime for times per op")
+    found: Sequence[OpTime] | NoOpTimes = make(feeds, runs)
+    return found
+
+
+def warm_runs(runs: int) -> int:
+    """Inferences before those that count: caches, clocks and the profiler's own buffers settle."""
+    return max(2, runs // 4)
+
+
+def middle_mean(values: Sequence[float]) -> float:
+    """Mean of the middle half: profilers count whole microseconds, which a median could not get below."""
+    ordered = np.sort(np.asarray(values, np.float64))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def check_feeds(inputs: Sequence[TensorInfo], feeds: Feeds) -> None:

@@ -7,6 +7,7 @@ Options: `latency_us`, `jitter` (the relative spread of it, uniform, seeded by `
 `wait=spin|sleep` says how the latency passes: computing in Python, or asleep, which lets other lanes run meanwhile as a runtime
 does that computes outside the interpreter. `row_us` is added per row. `stall_at=N` makes the N-th inference (of all lanes, from
 1) take `stall_s` more, asleep: a hiccup as of a swapped-out page or a frozen container.
+`ops=conv1:Conv:f32:30|out:Cast:conversion:5` are the ops that `op_times` tells: name, type, realised precision, microseconds.
 
 `alloc` is an allocation that fails (MemoryError, the process lives). `oom`, `segv` and `exit` end the process as the kernel's
 OOM killer (SIGKILL), a native crash (SIGSEGV) and a library that calls `exit(3)` do.
@@ -29,7 +30,17 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.base import Availability, BackendError, Feeds, LoadOptions, Outputs, SessionFacts, TensorInfo
+from backends.base import (
+    Availability,
+    BackendError,
+    Feeds,
+    LoadOptions,
+    NoOpTimes,
+    OpTime,
+    Outputs,
+    SessionFacts,
+    TensorInfo,
+)
 from backends.fake_shapes import SHAPES, factors
 from backends.options import choice, number, require_known
 
@@ -78,20 +89,21 @@ class FakeBackend:
 
     def load(self, artifact: Path, options: LoadOptions) -> FakeSession:
         """Take any file; from an ONNX model (when `onnx` is installed) the inputs and outputs are read, else it is x -> y."""
-        require_known(self.name, options.options, (*_NUMBERS, "shape", "fail", "fail_at", "read", "wait"))
+        require_known(self.name, options.options, (*_NUMBERS, "shape", "fail", "fail_at", "read", "wait", "ops"))
         numbers = {key: number(self.name, options.options, key, default) for key, default in _NUMBERS.items()}
         choice(self.name, options.options, "shape", SHAPES, "constant")
         fail = choice(self.name, options.options, "fail", _FAILURES, "none")
         fail_at = _fail_at(options.options.get("fail_at", "load"))
         read = choice(self.name, options.options, "read", ("true", "false"), "true") == "true"
         choice(self.name, options.options, "wait", ("spin", "sleep"), "spin")
+        ops = _ops(options.options.get("ops", ""))
         if not self.availability(options.device).available:
             raise BackendError(f"backend 'fake' has no device '{options.device}', expected cpu.")
         if not artifact.is_file():
             raise BackendError(f"fake: model file '{artifact}' is not there; make the artifact first.")
         if numbers["load_ms"]:
             self.sleep(numbers["load_ms"] / 1e3)
-        session = FakeSession(self, artifact, options, numbers, fail, fail_at, read=read)
+        session = FakeSession(self, artifact, options, numbers, fail, fail_at, read=read, ops=ops)
         if fail_at == 0:
             session.fail("load")
         return session
@@ -110,6 +122,7 @@ class FakeSession:
         fail_at: int,
         *,
         read: bool = True,
+        ops: Sequence[OpTime] = (),
     ) -> None:
         """Made by `FakeBackend.load`."""
         self._backend, self._artifact, self._numbers, self._fail, self._fail_at = (
@@ -125,6 +138,7 @@ class FakeSession:
         self._started = itertools.count(1)
         self._asleep = options.options.get("wait") == "sleep"
         self._closed = False
+        self._ops = tuple(ops)
         # Ones, not zeros or empty: a page that is never written is never resident.
         self._memory: NDArray[np.uint8] | None = np.ones(int(numbers["memory_mb"] * 1e6), np.uint8)
         self.inputs, self.outputs = _interface(artifact) if read else _ANY_FILE
@@ -168,6 +182,12 @@ class FakeSession:
         lane._factors = factors(self._shape, lane._random.getrandbits(32))  # noqa: SLF001 (a copy of ourselves)
         return lane
 
+    def op_times(self, feeds: Feeds, runs: int) -> Sequence[OpTime] | NoOpTimes:
+        """The ops of the option `ops`, after as many inferences as a runtime's profiler would need."""
+        for _ in range(runs):
+            self.infer(feeds)
+        return self._ops or NoOpTimes("the fake backend executes no ops; name some with ops=conv1:Conv:f32:30")
+
     def close(self) -> None:
         """Free the memory."""
         self._closed, self._memory = True, None
@@ -199,6 +219,17 @@ def _fail_at(text: str) -> int:
             f"backend 'fake' got fail_at={text}, expected load, infer or the number of an inference from 1."
         )
     return int(text)
+
+
+def _ops(text: str) -> tuple[OpTime, ...]:
+    found = []
+    for part in filter(None, text.split("|")):
+        name, _, rest = part.partition(":")
+        kind, _, rest = rest.partition(":")
+        precision, _, microseconds = rest.partition(":")
+        duration_s = number("fake", {"ops": microseconds}, "ops", 0.0) / 1e6
+        found.append(OpTime(name, kind, precision, "cpu", duration_s, 1.0))
+    return tuple(found)
 
 
 def _interface(artifact: Path) -> tuple[Sequence[TensorInfo], Sequence[TensorInfo]]:

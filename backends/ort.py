@@ -28,13 +28,16 @@ from backends.base import (
     BackendUnavailable,
     Feeds,
     LoadOptions,
+    NoOpTimes,
+    OpTime,
     Outputs,
     ProviderMismatch,
     SessionFacts,
     TensorInfo,
+    warm_runs,
 )
 from backends.options import choice, require_known
-from backends.ort_facts import Executed, executed
+from backends.ort_facts import Executed, executed, timed
 
 _PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
@@ -152,6 +155,25 @@ class OrtSession:
             self._facts = self._find_facts()
         return self._facts
 
+    def op_times(self, feeds: Feeds, runs: int) -> Sequence[OpTime] | NoOpTimes:
+        """Times per op from a second session with the same options and onnxruntime's profiler on."""
+        if self._kind == "tensorrt":
+            return NoOpTimes("TensorRT's provider runs whole subgraphs as one op: ask the backend 'trt' for its layers")
+        if self._kind == "cuda":
+            return NoOpTimes("onnxruntime's profile holds the time to launch a kernel on the GPU, not the kernel's own")
+        if self._session is None:
+            raise BackendError(f"ort: the session of '{self._artifact.name}' is closed; load it again.")
+        with tempfile.TemporaryDirectory(prefix="edgeprof-") as folder:
+            session = _open(self._artifact, self._options, self._providers, Path(folder) / "profile", packed=True)
+            warm, fed = warm_runs(runs), dict(feeds)
+            try:
+                for _ in range(warm + runs):
+                    session.run(self._names, fed)
+                events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            except Exception as error:
+                raise BackendError(f"ort could not profile '{self._artifact.name}': {error}") from error
+        return timed(events, warm) or NoOpTimes("onnxruntime's profile lists no ops")
+
     def close(self) -> None:
         """Free the session."""
         self._session = None
@@ -201,7 +223,9 @@ class OrtSession:
         return (seen, None) if seen.precision else (None, "onnxruntime's profile lists no ops")
 
 
-def _open(artifact: Path, options: LoadOptions, providers: list[Any], profile: Path | None = None) -> Any:
+def _open(
+    artifact: Path, options: LoadOptions, providers: list[Any], profile: Path | None = None, *, packed: bool = False
+) -> Any:
     import onnxruntime as ort
 
     opt = choice("ort", options.options, "opt", tuple(_OPTIMISATION), "all")
@@ -221,8 +245,8 @@ def _open(artifact: Path, options: LoadOptions, providers: list[Any], profile: P
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
         settings.log_severity_level = 4
-        # Packed weights vanish from the profile, and with them the bit width of weight-only ops.
-        settings.add_session_config_entry("session.disable_prepacking", "1")
+        # Packed weights vanish from the profile, and with them the bit width of weight-only ops; but they are what is fast.
+        settings.add_session_config_entry("session.disable_prepacking", "0" if packed else "1")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backends.base import OpTime, middle_mean
+
 CONVERSION = "conversion"
 """Ops that only change the representation; many of them in an int8 model mean that fusion did not happen."""
 
@@ -21,6 +23,7 @@ _FLOATS = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "double": "f64"
 _INT8_OP = re.compile(r"QLinear|Integer|^QGemm$|^QAttention$|^QEmbed|^QOrdered|^DynamicQuantize(MatMul|LSTM)$")
 _WEIGHT_ONLY_OP = re.compile(r"NBits|^MatMulBnb4$|^GatherBlockQuantized$|^QMoE$")
 _ROUTING = {"If", "Loop", "Scan"}
+_KERNEL = "_kernel_time"
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,46 @@ def executed(events: Iterable[Mapping[str, Any]]) -> Executed:
     precision: Counter[str] = Counter()
     providers: Counter[str] = Counter()
     for event in events:
-        args = event.get("args", {})
-        if event.get("cat") != "Node" or "op_name" not in args or not event.get("name", "").endswith("_kernel_time"):
+        if not _is_kernel(event):
             continue
-        if args["op_name"] in _ROUTING:
-            continue
+        args = event["args"]
         precision[_precision(args["op_name"], args.get("input_type_shape", ()), args.get("output_type_shape", ()))] += 1
         providers[args.get("provider", "unknown")] += 1
     return Executed(dict(sorted(precision.items())), dict(sorted(providers.items())))
+
+
+def timed(events: Iterable[Mapping[str, Any]], warm: int) -> tuple[OpTime, ...]:
+    """Times per op from a profile of several inferences, the first `warm` of them left out, in the order of execution.
+
+    Onnxruntime writes a `model_run` after the ops of each inference. Control-flow ops are left out: their time is their body's.
+    """
+    runs: list[dict[str, list[Mapping[str, Any]]]] = [{}]
+    for event in events:
+        if event.get("cat") == "Session" and event.get("name") == "model_run":
+            runs.append({})
+        elif _is_kernel(event):
+            runs[-1].setdefault(event["name"].removesuffix(_KERNEL), []).append(event)
+    counted = runs[warm:-1]
+    names = dict.fromkeys(name for run in counted for name in run)
+    return tuple(_op_time(name, [run.get(name, []) for run in counted]) for name in names)
+
+
+def _op_time(name: str, runs: Sequence[Sequence[Mapping[str, Any]]]) -> OpTime:
+    args = next(event["args"] for run in runs for event in run)
+    kind = args["op_name"]
+    return OpTime(
+        name=name,
+        op_type=kind,
+        precision=_precision(kind, args.get("input_type_shape", ()), args.get("output_type_shape", ())),
+        provider=args.get("provider", "unknown"),
+        duration_s=middle_mean([sum(event["dur"] for event in run) / 1e6 for run in runs]),
+        calls=sum(map(len, runs)) / len(runs),
+    )
+
+
+def _is_kernel(event: Mapping[str, Any]) -> bool:
+    named = "op_name" in event.get("args", {}) and str(event.get("name", "")).endswith(_KERNEL)
+    return event.get("cat") == "Node" and named and event["args"]["op_name"] not in _ROUTING
 
 
 def _precision(op: str, inputs: Sequence[Mapping[str, list[int]]], outputs: Sequence[Mapping[str, list[int]]]) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,14 @@ from backends.base import (
     BackendUnavailable,
     Feeds,
     LoadOptions,
+    NoOpTimes,
+    OpTime,
     Outputs,
     ProviderMismatch,
     SessionFacts,
     TensorInfo,
+    middle_mean,
+    warm_runs,
 )
 from backends.options import choice, require_known
 
@@ -49,6 +53,7 @@ _CONVERSIONS = {"Reorder", "Convert"}
 _NOT_EXECUTED = {"Input", "Output", "Const", "Constant", "Parameter", "Result"}
 _INT8 = {"i8", "u8"}
 _FLOATS = {"f16", "bf16", "f32", "f64"}
+_NODE_FACTS = ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
 _REPORTED = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "NUM_STREAMS", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
 
@@ -100,25 +105,31 @@ class OvBackend:
         if options.cache_dir is not None:
             settings["CACHE_DIR"] = str(options.cache_dir)
         core = _core()
-        try:
-            model = core.read_model(str(artifact))
-            note = _fix_shapes(model, options) if static else "dynamic, as asked"
-            compiled = core.compile_model(model, device, settings)
-        except RuntimeError as error:
-            raise BackendError(f"ov could not load '{artifact.name}': {_words(error)}") from error
+
+        def compile_with(more: Mapping[str, Any]) -> tuple[Any, str]:
+            try:
+                model = core.read_model(str(artifact))
+                note = _fix_shapes(model, options) if static else "dynamic, as asked"
+                return core.compile_model(model, device, {**settings, **more}), note
+            except RuntimeError as error:
+                raise BackendError(f"ov could not load '{artifact.name}': {_words(error)}") from error
+
+        compiled, note = compile_with({})
         if precision != "runtime" and (used := _hint(compiled)) not in {precision, None}:
             raise ProviderMismatch(
                 f"ov:{device} was asked for precision={precision}, but OpenVINO would compute '{artifact.name}' in {used} "
                 f"on this machine; ask for precision={used}."
             )
-        return OvSession(artifact.name, device, compiled, note)
+        return OvSession(artifact.name, device, compiled, note, lambda: compile_with({"PERF_COUNT": True})[0])
 
 
 class OvSession:
     """One compiled model with one request that is used again and again."""
 
-    def __init__(self, artifact: str, device: str, compiled: Any, shape_note: str) -> None:
-        """Made by `OvBackend.load`."""
+    def __init__(
+        self, artifact: str, device: str, compiled: Any, shape_note: str, profiled: Callable[[], Any] | None = None
+    ) -> None:
+        """Made by `OvBackend.load`. `profiled` compiles the model once more, with performance counters."""
         used = [name.strip("()") for name in compiled.get_property("EXECUTION_DEVICES")]
         if any(not name.startswith(device.partition(".")[0]) for name in used):
             raise ProviderMismatch(
@@ -126,6 +137,7 @@ class OvSession:
                 f"ask for that device by name."
             )
         self._artifact, self._device, self._shape_note, self._compiled = artifact, device, shape_note, compiled
+        self._profiled = profiled
         self._facts: SessionFacts | None = None
         self._request: Any = compiled.create_infer_request()
         self.inputs: Sequence[TensorInfo] = tuple(
@@ -161,6 +173,37 @@ class OvSession:
         if self._facts is None:
             self._facts = self._find_facts()
         return self._facts
+
+    def op_times(self, feeds: Feeds, runs: int) -> Sequence[OpTime] | NoOpTimes:
+        """Times per op from a second compiled model with performance counters, which cost time in every inference."""
+        if self._compiled is None or self._profiled is None:
+            raise BackendError(f"ov: the session of '{self._artifact}' is closed; load it again.")
+        compiled = self._profiled()
+        request = compiled.create_infer_request()
+        seen: dict[str, list[float]] = {}
+        kinds: dict[str, tuple[str, str]] = {}
+        try:
+            for run in range(-warm_runs(runs), runs):
+                request.infer(feeds, share_inputs=True, share_outputs=True)
+                if run < 0:
+                    continue
+                for info in request.get_profiling_info():
+                    if info.status.name == "EXECUTED":
+                        seen.setdefault(info.node_name, []).append(info.real_time.total_seconds())
+                        kinds[info.node_name] = (info.node_type, info.exec_type)
+            nodes = {node["name"]: node for node in _execution_graph(compiled)}
+        except RuntimeError as error:
+            raise BackendError(f"ov could not profile '{self._artifact}': {_words(error)}") from error
+        hint = _hint(compiled)
+        ops = [
+            OpTime(
+                name, kinds[name][0], _realised(nodes.get(name, {}), hint) or "undetermined", self._device,
+                middle_mean([*times, *[0.0] * (runs - len(times))]), len(times) / runs, kinds[name][1],
+                tuple(filter(None, nodes.get(name, {}).get("originalLayersNames", "").split(","))),
+            )
+            for name, times in seen.items()
+        ]  # fmt: skip
+        return tuple(ops) or NoOpTimes(f"OpenVINO's counters on {self._device} name no executed op")
 
     def close(self) -> None:
         """Free the request and the compiled model. Arrays from `infer` must not be used after it."""
@@ -206,19 +249,25 @@ def summarise(nodes: Iterable[Mapping[str, str]], hint: str | None) -> tuple[dic
     precision: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
     for node in nodes:
-        kind, realised = node.get("layerType", ""), node.get("runtimePrecision", "")
-        if kind in _NOT_EXECUTED or not realised:
+        realised = _realised(node, hint)
+        if realised is None:
             continue
         kernels[node.get("primitiveType") or "unknown"] += 1
-        if kind in _CONVERSIONS:
-            precision["conversion"] += 1
-        elif realised in _INT8:
-            precision["i8"] += 1
-        elif kind == "Subgraph" and hint != "f32":
-            precision["undetermined"] += 1
-        else:
-            precision[realised if realised in _FLOATS else "other"] += 1
+        precision[realised] += 1
     return dict(sorted(precision.items())), dict(sorted(kernels.items()))
+
+
+def _realised(node: Mapping[str, str], hint: str | None) -> str | None:
+    kind, realised = node.get("layerType", ""), node.get("runtimePrecision", "")
+    if kind in _NOT_EXECUTED or not realised:
+        return None
+    if kind in _CONVERSIONS:
+        return "conversion"
+    if realised in _INT8:
+        return "i8"
+    if kind == "Subgraph" and hint != "f32":
+        return "undetermined"
+    return realised if realised in _FLOATS else "other"
 
 
 def _execution_graph(compiled: Any) -> list[dict[str, str]]:
@@ -226,7 +275,7 @@ def _execution_graph(compiled: Any) -> list[dict[str, str]]:
     constant: set[str] = set()
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = op.get_rt_info()
-        node = {key: str(info[key].value) for key in ("layerType", "primitiveType", "runtimePrecision") if key in info}
+        node = {key: str(info[key].value) for key in _NODE_FACTS if key in info} | {"name": op.get_friendly_name()}
         sources = [value.get_node().get_friendly_name() for value in op.input_values()]
         # What has only constants above it (a transposed weight) ran once, at compilation.
         if node.get("layerType") in {"Const", "Constant"} or (sources and constant.issuperset(sources)):

@@ -22,15 +22,19 @@ from backends.base import (
     BackendUnavailable,
     Feeds,
     LoadOptions,
+    NoOpTimes,
+    OpTime,
     Outputs,
     SessionFacts,
     TensorInfo,
+    middle_mean,
+    warm_runs,
 )
 from backends.trt_build import Log, Settings, build_engine, make_logger
 from backends.trt_cuda import CudaDevice, CudaError, Gpus, probe
 from backends.trt_engine import details_of, engine_for
 from backends.trt_find import INSTALL, TITLES, Found, find, load
-from backends.trt_io import Input, Output, bind, realised_precision
+from backends.trt_io import Input, Output, bind, inspected_layers, realised_precision
 
 __all__ = ["TrtBackend", "TrtSession", "build_engine"]
 
@@ -215,6 +219,44 @@ class TrtSession:
             )
         return self._facts
 
+    def op_times(self, feeds: Feeds, runs: int) -> Sequence[OpTime] | NoOpTimes:
+        """Times per layer of the engine, as TensorRT reports them to a profiler. A layer may stand for many ops of the model.
+
+        A context that was profiled stays synchronous, so the session gets a new one afterwards.
+        """
+        if not hasattr(self._trt, "IProfiler"):
+            return NoOpTimes(f"{self._found.title} {self._version} has no profiler in its Python binding")
+        if self._context is None:
+            raise BackendError(f"trt: the session of '{self._artifact}' is closed; load it again.")
+        warm = warm_runs(runs)
+        seen: dict[str, list[float]] = {}
+        try:
+            self._context.profiler = _recorder(self._trt, seen)
+            for run in range(warm + runs):
+                if run == warm:
+                    seen.clear()
+                self.infer(feeds)
+        finally:
+            self._renew(feeds)
+        layers = inspected_layers(self._trt, self._engine)
+        ops = []
+        for name, times in seen.items():
+            kind, precision, kernel = layers.get(name, ("layer", "undetermined", None))
+            # Several calls in one inference are reported one by one.
+            each = len(times) // runs or 1
+            totals = [sum(times[start : start + each]) for start in range(0, each * runs, each)]
+            ops.append(OpTime(name, kind, precision, self._device.name, middle_mean(totals), len(times) / runs, kernel))
+        return tuple(ops) or NoOpTimes(f"{self._found.title} reported no layer times for this engine")
+
+    def _renew(self, feeds: Feeds) -> None:
+        self._buffers.close()
+        self._context = None
+        self._context = _context(self._trt, self._engine)
+        if self._context is None:
+            raise BackendError(f"{self._found.title} has no room to run '{self._artifact}': {self._log.quote()}")
+        shapes = self._options.sample_shapes or {name: array.shape for name, array in feeds.items()}
+        self._bind(replace(self._options, sample_shapes=shapes))
+
     def _drop(self) -> None:
         # In this order: memory and stream, then context before engine before runtime, as TensorRT asks. After a fault on
         # the GPU every CUDA call fails; the fault was raised already, and the process's end frees the rest.
@@ -230,6 +272,17 @@ class TrtSession:
             self._drop()
             with contextlib.suppress(CudaError):
                 self._device.close()
+
+
+def _recorder(trt: Any, seen: dict[str, list[float]]) -> Any:
+    class Recorder(trt.IProfiler):  # type: ignore[misc]  # TensorRT ships no types
+        def __init__(self) -> None:
+            super().__init__()
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            seen.setdefault(layer_name, []).append(ms / 1e3)
+
+    return Recorder()
 
 
 def _context(trt: Any, engine: Any) -> Any:

@@ -234,6 +234,27 @@ def realised_precision(trt: Any, engine: Any) -> tuple[Mapping[str, int] | None,
     return layer_precisions(text)
 
 
+def inspected_layers(trt: Any, engine: Any) -> dict[str, tuple[str, str, str | None]]:
+    """Type, realised precision and kernel of each layer by its name; empty where the inspector tells names only."""
+    inspector = engine.create_engine_inspector()
+    if inspector is None:
+        return {}
+    try:
+        layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    found = {}
+    for layer in filter(lambda item: isinstance(item, dict) and "Name" in item, layers):
+        counts, _ = layer_precisions(json.dumps({"Layers": [layer]}))
+        kernel = layer.get("TacticName") or None
+        found[str(layer["Name"])] = (
+            str(layer.get("LayerType", "layer")),
+            next(iter(counts or ()), "undetermined"),
+            kernel,
+        )
+    return found
+
+
 def layer_precisions(text: str) -> tuple[Mapping[str, int] | None, str | None]:
     """Count precisions in the inspector's JSON. The first of the pair is None when it has none, with the reason."""
     try:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from backends import base, registry
 from profiler import wire
-from profiler.measure import gpu_memory, host, lanes, loadgen, loop, memory, sensors, threads
+from profiler.measure import gpu_memory, host, lanes, loadgen, loop, memory, realised, sensors, threads
 from profiler.measure.canary import Canary
 from profiler.measure.energy import serve as energy_meters
 
@@ -378,6 +378,16 @@ def _become_quiet() -> float:
     return time.process_time() - start
 
 
+def _ops(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """What runs and the time of each op, beside inferences without the profiler; `machine` adds what the cores can do."""
+    del arrays
+    found = realised.op_report(_session(state), state.feeds, header)
+    if header.get("machine"):
+        found["machine"] = asdict(realised.machine())
+    _become_quiet()
+    return found, {}
+
+
 def _serve(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     """One run of a load scenario; see `Lanes.serve`."""
     return state.lanes.serve(_session(state), header, arrays)
@@ -451,6 +461,7 @@ _COMMANDS: dict[str, Callable[[State, Mapping[str, Any], wire.Arrays], Reply]] =
     "feed": _feed,
     "first": _first,
     "time": _time,
+    "ops": _ops,
     "serve": _serve,
     "loadgen": _loadgen,
     "infer": _infer,

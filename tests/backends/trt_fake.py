@@ -316,7 +316,13 @@ def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:  # noqa: C90
         def get_engine_information(self, layout: Any) -> str:
             return behave.get("layers", json.dumps(LAYERS))
 
+    class IProfiler(Strict):
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            raise NotImplementedError
+
     class IExecutionContext(Strict):
+        profiler = None
+
         def __init__(self, engine: Any) -> None:
             self._engine, self._shapes, self._addresses, self._allocators = engine, {}, {}, {}
 
@@ -349,6 +355,8 @@ def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:  # noqa: C90
             say(self._engine._logger, "run_log")
             if behave.get("execute") is False:
                 return False
+            for name, ms in behave.get("layer_times", ()) if self.profiler is not None else ():
+                self.profiler.report_layer_time(name, ms)
             source = self._engine._graph["inputs"][0]
             values = view(self._addresses[source["name"]], self._shapes[source["name"]], source["dtype"])
             for item in self._engine._graph["outputs"]:
