@@ -40,7 +40,11 @@ Samples = Annotated[str, typer.Option("--samples", help="Requests in one query o
 Duration = Annotated[str, typer.Option("--duration", help="Length of one run, e.g. 5s.")]
 Repeats = Annotated[int, typer.Option("--repeats", help="Runs of each setting, each in a fresh process.")]
 Budget = Annotated[
-    int, typer.Option("--budget-queries", help="Requests that one search for the highest rate may spend.")
+    int | None,
+    typer.Option(
+        "--budget-queries",
+        help="Requests that one search for the highest rate may spend; else half a minute's, at most 80,000.",
+    ),
 ]
 Batch = Annotated[
     int, typer.Option("--batch", help="Batch axis of a model that fixes it; smaller batches are filled up.")
@@ -66,7 +70,7 @@ def command(
     samples: Samples = "8",
     duration: Duration = "5s",
     repeats: Repeats = 3,
-    budget_queries: Budget = 20_000,
+    budget_queries: Budget = None,
     batch: Batch = 1,
     threads: o.Threads = "1",
     calibration: o.Calibration = None,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from profiler.load.scenario import LoadPlan, Setting, parse_setting
 from profiler.records import Estimate, Figure, LoadRecord, NotMeasured
 from profiler.stats.quantiles import quantile_interval, throughput_interval
+from profiler.stats.replay import Service
 from profiler.stats.slo import RateEstimate, RateRun, find_max_rate
 
 SLICES = 30
@@ -31,6 +32,8 @@ LATENESS_LIMIT_S = 1e-3
 RATE_TOLERANCE = 0.01
 _CEILING = 1.25
 """Over the rate of `offline`, where a search ends: no queue can carry more than it for long."""
+_BUDGET_S = 30.0
+_BUDGET = (5_000, 80_000)
 _FLOOR = 1 / 16
 """Of the ceiling, where a search begins."""
 
@@ -325,6 +328,14 @@ def search_bounds(records: Sequence[LoadRecord], setting: Setting, slo_s: float,
     return bounds
 
 
+def budget(load: LoadPlan, bounds: Bounds) -> int:
+    """Requests of a search: as asked, else what half a minute at its highest rate offers, 5,000 to 80,000.
+
+    Repeated searches of 80,000 differ by a few per cent, of 20,000 by twice as much (docs/results/measurement/rate.md).
+    """
+    return load.budget_queries or int(min(max(_BUDGET_S * bounds.ceiling_per_s, _BUDGET[0]), _BUDGET[1]))
+
+
 def search_seed(seed: int, case: str, setting: Setting) -> int:
     """A seed of its own for every search."""
     return zlib.crc32(f"{seed} {case} {setting}".encode())
@@ -345,7 +356,12 @@ def rate_run(record: LoadRecord, count: int, slo_s: float) -> RateRun:
     waited = latencies_s(record)
     waited = np.concatenate([waited, np.full(max(0, count - len(waited)), np.inf)])
     assert record.rate_per_s is not None
-    return RateRun(record.rate_per_s, record.seed, waited, verdict.late is None, verdict.late)
+    setting = setting_of(record)
+    one_by_one = setting.max_batch == 1 and setting.samples == 1 and setting.arrivals == "poisson"
+    service = (
+        Service.observed(record.sent_s, record.started_s, record.completed_s, setting.workers) if one_by_one else None
+    )
+    return RateRun(record.rate_per_s, record.seed, waited, verdict.late is None, verdict.late, service)
 
 
 @dataclass(frozen=True)
@@ -419,10 +435,13 @@ def _max_rate(
     try:
         estimate = find_max_rate(
             stored, slo_s=slo_s, p=load.p, floor_rate=bounds.floor_per_s, ceiling_rate=bounds.ceiling_per_s,
-            budget_queries=load.budget_queries, seed=search_seed(seed, case, setting),
+            budget_queries=budget(load, bounds), seed=search_seed(seed, case, setting),
         )  # fmt: skip
     except _NotStoredError:
         return none("the search is not finished (edgeprof run --resume), or an edgeprof that searches otherwise did it")
+    if estimate.method == "replay":
+        # Replays send every request on time.
+        return MaxRate(case, str(setting), slo_s, load.p, bounds.service, estimate, estimate.note)
     late = max(
         (v for record in mine if (v := validity(record, slo_s)).inflated and v.late is None),
         key=lambda verdict: verdict.lateness_p99_s or 0.0,

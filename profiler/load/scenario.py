@@ -130,8 +130,8 @@ class LoadPlan(BaseModel):
     """Length of one run; of a trace, the time after which it is cut."""
     repeats: int = Field(default=3, ge=1, le=100)
     """Runs of each setting, each in a fresh process, all settings in random order within a repeat."""
-    budget_queries: int = Field(default=20_000, ge=2_000, le=10_000_000)
-    """Requests that one search for the highest rate may spend."""
+    budget_queries: int | None = Field(default=None, ge=2_000, le=10_000_000)
+    """Requests that one search for the highest rate may spend; None: as many as `profiler.load.figures.budget` says."""
     only: bool = False
     """Leave out accuracy and the timing campaign, as `edgeprof load` does."""
 

@@ -207,7 +207,7 @@ class _Stage:
 
         find_max_rate(
             run, slo_s=load.slo_s, p=load.p, floor_rate=bounds.floor_per_s, ceiling_rate=bounds.ceiling_per_s,
-            budget_queries=load.budget_queries, seed=figures.search_seed(self.job.study.seed, case.key, setting),
+            budget_queries=figures.budget(load, bounds), seed=figures.search_seed(self.job.study.seed, case.key, setting),
         )  # fmt: skip
 
     # What a run is asked ----------------------------------------------------------------------------------------------

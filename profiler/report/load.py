@@ -213,6 +213,8 @@ def _doubts(page: Page, result: LoadResult) -> None:
             )
         if rate.inflated is not None:
             lines.append(f"{rate.case} {rate.setting}: {rate.inflated}: the rate is a lower bound")
+        if rate.estimate is not None and rate.estimate.counted is not None:
+            lines.append(f"{rate.case} {rate.setting}: {_counted(rate.estimate.counted)}")
         if rate.reason is not None:
             lines.append(f"{rate.case} {rate.setting}: {rate.reason}")
     lines += [
@@ -228,6 +230,15 @@ def _doubts(page: Page, result: LoadResult) -> None:
         page.line(
             "? stands for a bound that these runs do not give: a longer --duration or more --repeats would.", indent=2
         )
+
+
+def _counted(counted: tuple[float, float, float]) -> str:
+    """What the model-free way says, beside what was replayed."""
+    rate, low, high = map(significant, counted)
+    return (
+        f"the rate comes from the measured service times with arrivals drawn anew; the late requests counted in these few runs "
+        f"alone give {rate}/s [{low}, {high}]"
+    )
 
 
 def _figure_json(figure: Figure) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 How much of the traffic misses the limit rises steeply with the rate, and a run of a few thousand requests tells that share
 badly: waiting times resemble their neighbours, so late requests come in clusters. A search that decides on one run per rate
-(bisection) inherits the luck of each run. Here a short bisection only finds the region; then many short runs at randomised
-rates around it are fitted together, logit(share of late requests) as a straight line over log(rate), and the line is solved for
-the share allowed. Runs are the clusters: they are resampled for the interval, and their disagreement beyond chance scales
-the evidence (quasi-likelihood, Wedderburn 1974). A last run, with a schedule that no earlier run had, is asked to confirm.
+(bisection) inherits the luck of each run. Here a short bisection only finds the region; then many short runs follow at
+randomised rates around it. Where requests are served one by one, their service times are replayed with arrivals drawn anew
+(`profiler.stats.replay`); where batches are formed, the late requests of all runs are counted and fitted together
+(`profiler.stats.crossing`). Runs are resampled for the interval. A last run, with a schedule that no earlier run had, is asked to
+confirm, by counting.
 
 Nothing here measures: the run is a function given by the caller, and the same function and seed give the same answer.
 """
@@ -19,23 +20,23 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, expit, logit, ndtr, stdtrit
+from scipy.special import betaincinv
 
-from profiler.stats.quantiles import _t_over_z, _variances
+from profiler.stats.crossing import resampled, solve
+from profiler.stats.exceedance import SECTIONS, exceedance
+from profiler.stats.replay import LateCurve, Service, late_curve
 
 __all__ = [
     "Confirmation",
     "RateEstimate",
     "RateRun",
     "RunSummary",
-    "early_stopping_floor",
-    "early_stopping_min_passing",
-    "early_stopping_quantile",
-    "exceedance_bound",
     "find_max_rate",
 ]
 
 Stage = Literal["coarse", "fit", "confirm"]
+Method = Literal["replay", "counted", "bracket"]
+"""How a rate was found: by replayed service times, by a line through counted late requests, or only as a bracket."""
 
 MINIMUM_FIT_RUNS = 10
 """Usable runs below which a fitted line follows single runs (simulated: worse than bisection when load comes in bursts)."""
@@ -58,13 +59,10 @@ _FITTED_WINDOW = 1.6
 """Runs further than this factor from the answer are left out of the fit: far away the line is none."""
 _SETTLING_SHARE = 0.1
 """The first requests of a run meet an empty queue; counted in, they flatter every rate."""
-_SLOPE = (10.0, 10.0, 0.5)
-"""Of logit(share) over log(rate): mean and spread of a weak prior, and the lowest slope believed. Light traffic has 1 (two
-requests must meet), a queue near its capacity 10 to 40; a few clusters of late requests alone do not tell."""
 _UNLUCKY_Z = 0.84
-_NEWTON_STEPS = 30
-_BOOTSTRAPS = 2_000
-_SECTIONS = 20
+_CURVES = 4
+_CENTRED = 1.2
+"""A curve of replays is made again, up to so many times, while the answer is further than this factor from its middle."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ class RateRun:
     """Whether the generator kept its schedule. A run cut short by a growing queue is valid: the queue is the finding."""
     reason: str | None = None
     """Why it is not valid."""
+    service: Service | None = None
+    """What the server did, for replays; None where requests are not served one by one."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,9 @@ class RateEstimate:
     note: str | None
     at_ceiling: bool = False
     """The limit was held up to the highest rate tried: the true maximum is this or more."""
+    method: Method = "bracket"
+    counted: tuple[float, float, float] | None = None
+    """Estimate, low and high by counting late requests alone, where replays gave the answer: less sure, but without a model."""
 
     @property
     def queries(self) -> int:
@@ -187,7 +190,10 @@ class _Search:
     seeds: np.random.SeedSequence
     runs: list[RunSummary] = field(default_factory=list)
     latencies: list[NDArray[np.float64]] = field(default_factory=list)
+    services: list[Service | None] = field(default_factory=list)
     spent: int = 0
+    curve: LateCurve | None = None
+    counted: tuple[float, float, float] | None = None
     notes: list[str] = field(default_factory=list)
     reachable: float = math.inf
     """Rates from here on could not be offered on schedule."""
@@ -222,9 +228,11 @@ class _Search:
                 self.notes.append(f"{invalid} of {len(self.runs)} runs left out, e.g. {self._complaint()}")
             confirmed = None if confirmation is None else confirmation.verdict(self.tail)
             note = "; ".join(self.notes) or None
+            method: Method = "bracket" if self.counted is None else "counted" if self.curve is None else "replay"
             return RateEstimate(
-                rate, low, high, p, self.slo_s, confirmed, confirmation, tuple(self.runs), attainable, note, at_ceiling
-            )
+                rate, low, high, p, self.slo_s, confirmed, confirmation, tuple(self.runs), attainable, note, at_ceiling, method,
+                self.counted if method == "replay" else None,
+            )  # fmt: skip
 
         reserve = int(self.budget * _CONFIRM_SHARE)
         missed = self._floor_misses(p)
@@ -291,6 +299,7 @@ class _Search:
         summary = RunSummary(stage, rate, seed, len(latencies), share, done.valid, done.reason)
         self.runs.append(summary)
         self.latencies.append(settled)
+        self.services.append(done.service)
         return summary
 
     def _try(self, stage: Stage, rate: float, count: int) -> RunSummary:
@@ -321,7 +330,7 @@ class _Search:
         if not done.valid:
             return None
         latencies = self.latencies[-1]
-        if _exceedance(latencies, self.slo_s, _SECTIONS, self.level)[1] <= self.tail:
+        if exceedance(latencies, self.slo_s, SECTIONS, self.level)[1] <= self.tail:
             return None
         service = float(np.median(latencies))
         share, why = (
@@ -378,7 +387,7 @@ class _Search:
             self._do("fit", max(min(rate, self.highest), self.floor), self.length)
             near = self._near(centre)
             if len(near) >= _MINIMUM_STEP_RUNS:
-                found = _solve(*self._counts(near), self.tail)
+                found = solve(*self._counts(near), self.tail)
                 centre = max(min(found, centre * _STEP, self.top), centre / _STEP, self.floor)
 
     def _near(self, centre: float | None = None) -> list[int]:
@@ -399,14 +408,45 @@ class _Search:
         return rates, late, sizes
 
     def _fit(self) -> tuple[float, float, float] | None:
-        """Estimate and interval from the line, or None with too few runs."""
+        """Estimate and interval, or None with too few runs. Replays answer unless what was counted contradicts them."""
         near = self._near()
         if len(near) < MINIMUM_FIT_RUNS:
             return None
         rates, late, sizes = self._counts(near)
-        rate = _solve(rates, late, sizes, self.tail)
-        low, high = _resampled(rates, late, sizes, self.tail, self.level, np.random.default_rng(self.seeds.spawn(1)[0]))
-        return rate, min(low, rate), max(high, rate)
+        rate = solve(rates, late, sizes, self.tail)
+        low, high = resampled(rates, late, sizes, self.tail, self.level, np.random.default_rng(self.seeds.spawn(1)[0]))
+        self.counted = (rate, min(low, rate), max(high, rate))
+        services = [service for index in near if (service := self.services[index]) is not None and len(service.busy_s)]
+        if len(services) < len(near):
+            return self.counted
+        random = np.random.default_rng(self.seeds.spawn(1)[0])
+        curve, rate = self._replayed(services, random)
+        low, high = curve.interval(self.tail, self.level, random)
+        low, high = min(low, rate), max(high, rate)
+        if low > self.counted[2] or high < self.counted[1]:
+            self.notes.append(
+                f"replayed service times give {rate:.4g}/s [{low:.4g}, {high:.4g}], which the late requests that were counted "
+                "contradict: service seems to depend on the queue, so the counted range is given"
+            )
+            return self.counted
+        self.curve = curve
+        return rate, low, high
+
+    def _replayed(self, services: Sequence[Service], random: np.random.Generator) -> tuple[LateCurve, float]:
+        """The curve whose middle is about the answer, and the answer."""
+        assert self.counted is not None
+        middle = self.counted[0]
+        for _ in range(_CURVES):
+            curve = late_curve(services, self.slo_s, middle, random)
+            rate = curve.rate(self.tail)
+            if max(rate / middle, middle / rate) <= _CENTRED:
+                break
+            middle = rate
+        return curve, rate
+
+    def _rate_at(self, share: float) -> float:
+        """The rate at which that share of requests is expected to be late."""
+        return solve(*self._counts(self._near()), share) if self.curve is None else self.curve.rate(share)
 
     def _confirm(self, rate: float, low: float, reserve: int) -> Confirmation | None:
         """A fresh run at the rate; when that does not pass, one with all that is left at the lower bound, or below it if only
@@ -437,74 +477,21 @@ class _Search:
 
     def _showable(self, seen: Confirmation, rate: float, count: int) -> float:
         """The highest rate at which the line expects `count` more requests to pass, four times in five; else `rate`."""
-        near = self._near()
         n_eff = count / seen.effect
-        if len(near) < MINIMUM_FIT_RUNS or (1 - self.tail) ** n_eff > 1 - self.level:
+        if len(self._near()) < MINIMUM_FIT_RUNS or (1 - self.tail) ** n_eff > 1 - self.level:
             return rate
         shares = self.tail * np.linspace(0.02, 1.0, 50)
         unlucky = shares + _UNLUCKY_Z * np.sqrt(shares * (1 - shares) / n_eff)
         passing = shares[betaincinv(n_eff * unlucky + 1, n_eff * (1 - unlucky), self.level) <= self.tail]
-        wanted = _solve(*self._counts(near), float(passing.max())) if len(passing) else 0.0
+        wanted = self._rate_at(float(passing.max())) if len(passing) else 0.0
         return max(wanted, _WINDOW[0] * rate, self.floor)
 
     def _confirming(self, rate: float, count: int) -> Confirmation | None:
-        done = self._try("confirm", rate, max(count, 2 * _SECTIONS))
+        done = self._try("confirm", rate, max(count, 2 * SECTIONS))
         if not done.valid:
             return None
-        share, low, high, effect = _exceedance(self.latencies[-1], self.slo_s, _SECTIONS, self.level)
+        share, low, high, effect = exceedance(self.latencies[-1], self.slo_s, SECTIONS, self.level)
         return Confirmation(rate, done.seed, done.queries, share, low, high, effect)
-
-
-def exceedance_bound(
-    latencies_s: NDArray[np.float64], slo_s: float, *, sections: int = _SECTIONS, level: float = 0.95
-) -> tuple[float, float]:
-    """Share of requests slower than `slo_s`, and a one-sided bound from above on the share in the long run.
-
-    `latencies_s`, shape (n,), in the order of the schedule. The run is cut into `sections` pieces of equal length, whose
-    disagreement gives the design effect as in `quantile_interval`; Clopper and Pearson's bound is taken with n / design effect.
-    Where no or few requests are late their clusters cannot be seen, so the design effect is also estimated at the run's
-    own p90, where a queue forgets no faster, and the larger one is used.
-
-    Raises ValueError for no samples, NaN, fewer than 2 sections and `level` outside (0.5, 1).
-    """
-    share, _, high, _ = _exceedance(np.asarray(latencies_s, dtype=np.float64).ravel(), slo_s, sections, level)
-    return share, high
-
-
-def _exceedance(
-    latencies: NDArray[np.float64], slo_s: float, sections: int, level: float
-) -> tuple[float, float, float, float]:
-    """Share late, its one-sided bounds from below and above, and the design effect behind them."""
-    if sections < 2:
-        raise ValueError(f"sections must be at least 2, got {sections}: one piece cannot disagree with another")
-    if not 0.5 < level < 1:
-        raise ValueError(f"level must lie strictly between 0.5 and 1, got {level}")
-    if not len(latencies) or np.isnan(latencies).any():
-        raise ValueError(f"{len(latencies)} latencies, NaN among them or none; a request without an answer is inf")
-    n, late = len(latencies), int(np.count_nonzero(latencies > slo_s))
-    if n < 2 * sections:
-        # Too short to see any dependence: whatever it was, one request is all that is sure.
-        effect = float(n)
-    else:
-        limits = (slo_s, float(np.quantile(latencies, 0.9, method="lower")))
-        effect = max(_design_effect(latencies > limit, sections, level) for limit in limits)
-    share, n_eff = late / n, max(1.0, n / effect)
-    k = n_eff * share
-    low = float(betaincinv(k, n_eff - k + 1, 1 - level)) if k > 0 else 0.0
-    high = float(betaincinv(k + 1, n_eff - k, level)) if late < n else 1.0
-    return share, low, high, effect
-
-
-def _design_effect(late: NDArray[np.bool_], sections: int, level: float) -> float:
-    """How many dependent requests tell as much as one independent one, at least 1."""
-    n, share = len(late), float(late.mean())
-    if share in {0.0, 1.0}:
-        return 1.0
-    edges = np.linspace(0, n, sections + 1).astype(int)
-    totals = np.add.reduceat(late.astype(np.float64), edges[:-1])
-    independent = n * share * (1 - share)
-    variances = _variances(totals - np.diff(edges) * share, None)
-    return max(max(1.0, v / independent) * _t_over_z(df, 2 * level - 1) ** 2 for v, df in variances)
 
 
 def _increasing(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -517,113 +504,6 @@ def _increasing(values: NDArray[np.float64], weights: NDArray[np.float64]) -> ND
             mean, mass, count = (before * their + mean * mass) / (their + mass), their + mass, count + many
         blocks.append((mean, mass, count))
     return np.repeat([mean for mean, _, _ in blocks], [count for _, _, count in blocks]).astype(np.float64)
-
-
-def _solve(rates: NDArray[np.float64], late: NDArray[np.float64], sizes: NDArray[np.float64], tail: float) -> float:
-    """The rate at which the fitted line crosses the share allowed."""
-    return float(np.exp(_crossings(rates, late, sizes, tail, np.ones((1, len(rates))))[0]))
-
-
-def _resampled(
-    rates: NDArray[np.float64], late: NDArray[np.float64], sizes: NDArray[np.float64], tail: float, level: float,
-    random: np.random.Generator,
-) -> tuple[float, float]:  # fmt: skip
-    """Percentile interval over resampled runs, widened for their small number (Hesterberg, American Statistician 69, 2015)."""
-    count = len(rates)
-    weights = random.multinomial(count, np.full(count, 1 / count), size=_BOOTSTRAPS).astype(np.float64)
-    crossings = _crossings(rates, late, sizes, tail, weights)
-    z = math.sqrt(count / (count - 1)) * float(stdtrit(count - 2, (1 + level) / 2))
-    outside = float(ndtr(-z))
-    low, high = np.exp(np.quantile(crossings, [outside, 1 - outside]))
-    return float(low), float(high)
-
-
-def _crossings(
-    rates: NDArray[np.float64], late: NDArray[np.float64], sizes: NDArray[np.float64], tail: float,
-    weights: NDArray[np.float64],
-) -> NDArray[np.float64]:  # fmt: skip
-    """log(rate) of the crossing for each row of `weights`, shape (rows, runs): how often each run counts.
-
-    Twice fitted: the disagreement of runs beyond chance, from the first fit, scales the evidence that the second
-    weighs against the prior of the slope. Never further than a quarter outside the rates seen.
-    """
-    middle = float(np.mean(np.log(rates)))
-    x = np.log(rates) - middle
-    intercept, slope = _line(x, late, sizes, weights, np.ones(len(weights)), tail)
-    share = expit(intercept[:, None] + slope[:, None] * x)
-    chance = np.maximum(sizes * share * (1 - share), 1e-9)
-    # A run where almost nothing is expected tells nothing of dispersion, however large its quotient.
-    telling = weights * (chance > 0.5)
-    pearson = (telling * (late - sizes * share) ** 2 / chance).sum(axis=1)
-    dispersion = np.maximum(1.0, pearson / np.maximum(1.0, telling.sum(axis=1) - 2))
-    intercept, slope = _line(x, late, sizes, weights, dispersion, tail)
-    crossing = (float(logit(tail)) - intercept) / slope
-    return middle + np.clip(crossing, x.min() - 0.25, x.max() + 0.25)
-
-
-def _line(
-    x: NDArray[np.float64], late: NDArray[np.float64], sizes: NDArray[np.float64], weights: NDArray[np.float64],
-    dispersion: NDArray[np.float64], tail: float,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
-    """Intercepts and slopes of logit(share) over x, one per row of `weights`: Newton's method on the penalised likelihood."""
-    mean, spread, lowest = _SLOPE
-    w = weights / dispersion[:, None]
-    intercept = np.full(len(w), float(logit(tail)))
-    slope = np.full(len(w), mean)
-    for _ in range(_NEWTON_STEPS):
-        share = expit(intercept[:, None] + slope[:, None] * x)
-        residual = w * (late - sizes * share)
-        curvature = w * sizes * share * (1 - share)
-        gradient_a = residual.sum(axis=1)
-        gradient_b = (residual * x).sum(axis=1) - (slope - mean) / spread**2
-        # A run's worth of nothing on the diagonal: with no late request at all the intercept runs off, in bounded steps.
-        aa = curvature.sum(axis=1) + 1e-6
-        ab = (curvature * x).sum(axis=1)
-        bb = (curvature * x * x).sum(axis=1) + 1 / spread**2
-        determinant = aa * bb - ab * ab
-        intercept = intercept + np.clip((bb * gradient_a - ab * gradient_b) / determinant, -1.0, 1.0)
-        slope = np.maximum(slope + np.clip((aa * gradient_b - ab * gradient_a) / determinant, -4.0, 4.0), lowest)
-    return intercept, slope
-
-
-def early_stopping_min_passing(late: int, p: float, *, confidence: float = 0.99) -> int:
-    """Requests within the limit that MLPerf asks for beside `late` ones before it accepts that percentile `p` is held.
-
-    The fewest h for which h + late independent requests, each late with probability 1 - p, would show at most `late` late ones
-    with probability <= 1 - confidence; that probability is the regularised incomplete beta function I_p(h, late + 1).
-    MLPerf assumes independence, which a queue does not grant; beside our own bound this one is optimistic.
-    """
-    if late < 0 or not 0 < p < 1 or not 0 < confidence < 1:
-        raise ValueError(f"late must be >= 0, p and confidence in (0, 1); got {late}, {p}, {confidence}")
-    low, high = 0, 1
-    while betainc(high, late + 1, p) > 1 - confidence:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if betainc(middle, late + 1, p) <= 1 - confidence else (middle, high)
-    return high
-
-
-def early_stopping_floor(p: float, *, confidence: float = 0.99) -> int:
-    """Requests that MLPerf needs before it estimates percentile `p` of a single or multi stream: 64 for p90, 662 for p99."""
-    return early_stopping_min_passing(1, p, confidence=confidence) + 1
-
-
-def early_stopping_quantile(latencies_s: NDArray[np.float64], p: float, *, confidence: float = 0.99) -> float | None:
-    """MLPerf's estimate of percentile `p` of a single or multi stream, seconds; None with fewer samples than the floor.
-
-    With t the most late requests that still pass among n, it is the t-th largest latency.
-    """
-    values = np.sort(np.asarray(latencies_s, dtype=np.float64).ravel())
-    n = len(values)
-    if n < early_stopping_floor(p, confidence=confidence):
-        return None
-    low, high = 1, n
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = middle + early_stopping_min_passing(middle, p, confidence=confidence) <= n
-        low, high = (middle, high) if fits else (low, middle)
-    return float(values[n - low])
 
 
 def _ms(seconds: float) -> str:
