@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
-from profiler.variants.calibration import Range, activation_ranges
+from profiler.variants.calibration import Range, activation_ranges, clip_weights
+from profiler.variants.equalise import equalise
 from profiler.variants.preparing import (
     QDQ_OPSET,
     constant_names,
@@ -26,12 +28,32 @@ from profiler.variants.preparing import (
     tally,
     unchanged,
 )
+from profiler.variants.repair import correct_biases, give_biases
 from profiler.variants.running import batches, ensure_loads, scratch, session, short
+from profiler.variants.selection import resolve
+from profiler.variants.smoothing import smooth
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Ops that multiply by stored weights: all the gain is there. Asked for by default except ConvTranspose."""
 CARRIED = ("Clip", "MaxPool", "Relu", "Reshape", "Transpose")
 """Ops between them that work on int8 as it is, at the same scale: quantized only where their input is already."""
+BIAS_ROWS = 64
+"""Most rows that bias correction runs, once per layer: means settle long before ranges do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one calibration found out; any choice of nodes can be quantized from it."""
+
+    prepared: ModelProto
+    """The float model that the quantizer works on: same answers as the original."""
+    nodes: tuple[str, ...]
+    """Names of the nodes that may be quantized."""
+    ranges: Mapping[str, Range]
+    """Lowest and highest value by tensor."""
+    rows: int
+    facts: Mapping[str, Fact]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +67,7 @@ class Int8Static(Recipe):
     name: ClassVar[str] = "int8-static"
     needs_calibration: ClassVar[bool] = True
 
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration: Literal["minmax", "entropy", "percentile", "mse"] = "minmax"
     per_channel: bool = False
     op_types: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
     symmetric_activations: bool = False
@@ -56,20 +78,72 @@ class Int8Static(Recipe):
     percentile: float = 99.999
     samples: int = 256
     """Most calibration rows that are run."""
+    seed: int = 0
+    """Which calibration rows are run: 0 the first ones, any other number a draw of its own."""
+    weight_range: Literal["minmax", "mse"] = "minmax"
+    """How far weights reach: to the largest, or to where rounding and clipping together err least."""
+    skip: tuple[str, ...] = ()
+    """Nodes that stay float, by name in the prepared model or as `Conv:12` (the 13th Conv)."""
+    only: tuple[str, ...] = ()
+    """The only nodes of `op_types` that are quantized, named likewise."""
+    float_outputs: tuple[str, ...] = ()
+    """Op types whose output stays float unless a quantized op reads it: MatMul|Gemm suits transformers."""
+    bias_correction: bool = False
+    equalise: bool = False
+    smooth: float = 0.0
+    """SmoothQuant's alpha for inputs of MatMul and Gemm; 0 is off."""
 
     def __post_init__(self) -> None:
         """Check the options; raises StudyError."""
         expect(self, "percentile", 50 < self.percentile <= 100, "a number above 50, up to 100")
         expect(self, "samples", self.samples >= 1, "at least 1")
+        expect(self, "seed", self.seed >= 0, "0 or more")
+        expect(self, "smooth", 0 <= self.smooth <= 1, "a number from 0 (off) to 1")
         fits = self.calibration == "percentile" or self.percentile == type(self).percentile
         expect(self, "percentile", fits, "calibration=percentile beside it")
 
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
-        """Quantize; raises VariantError without calibration rows or when no runtime loads the result."""
+        """Quantize; raises VariantError without calibration rows or when no runtime loads the result, StudyError when a
+        node of `skip` or `only` does not exist.
+        """
+        plan = self.plan(model, calibration)
+        if isinstance(plan, str):
+            return unchanged(model, plan)
+        assert calibration is not None
+        notes = list(plan.notes)
+        result = self.realise(plan, notes)
+        done = dequantized_nodes(result, {*self.op_types, *WEIGHTED})
+        counts = count_ops(result)
+        if not counts["DequantizeLinear"]:
+            return unchanged(model, "the quantizer left every op as it was")
+        facts = {
+            "ops_quantized": len(done),
+            "ops_left_float": sum(counts[op] for op in self.op_types)
+            - sum(node.op_type in self.op_types for node in done),
+            "quantized": tally(done),
+            "calibration_rows": plan.rows,
+            "opset": opset_of(result),
+            **plan.facts,
+        }
+        if self.bias_correction:
+            facts["biases_corrected"] = correct_biases(
+                plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
+            )
+        ensure_loads(result, self.text)
+        if facts["ops_left_float"]:
+            notes.append(
+                f"{facts['ops_left_float']} ops of the chosen types stay float: no stored weights, "
+                f"{'named to, ' if self.skip or self.only else ''}or inside a subgraph."
+            )
+        judged(model, result, calibration, facts, notes)
+        return VariantResult(result, facts, tuple(notes), changed=True)
+
+    def plan(self, model: ModelProto, calibration: Calibration | None) -> Plan | str:
+        """Prepare, choose and calibrate: everything but the quantization itself. A text says why nothing fits the recipe."""
         if not calibration:
             raise VariantError(f"{self.text} needs calibration data: give --data or --calibration.")
         if not any(count_ops(model)[op] for op in self.op_types):
-            return unchanged(model, f"the model has no {', '.join(self.op_types)}")
+            return f"the model has no {', '.join(self.op_types)}"
         prepared, notes = prepare(model, calibration)
         if self.per_channel and opset_of(prepared) < QDQ_OPSET:
             raise VariantError(
@@ -79,26 +153,26 @@ class Int8Static(Recipe):
         flatten_biases(prepared)
         chosen = self._choose(prepared)
         if not any(node.op_type in self.op_types for node in chosen):
-            return unchanged(model, f"no {', '.join(self.op_types)} of the main graph has stored weights")
+            return f"no {', '.join(self.op_types)} of the main graph has stored weights{self._about_names()}"
+        facts = self._rewrite(prepared, calibration, chosen, notes)
         ranges, rows = self._calibrate(prepared, calibration, chosen)
-        result = self._quantize(prepared, chosen, ranges, notes)
-        done = dequantized_nodes(result, {*self.op_types, *WEIGHTED})
-        counts = count_ops(result)
-        if not counts["DequantizeLinear"]:
-            return unchanged(model, "the quantizer left every op as it was")
-        ensure_loads(result, self.text)
-        left = sum(counts[op] for op in self.op_types) - sum(node.op_type in self.op_types for node in done)
-        facts: dict[str, Fact] = {
-            "ops_quantized": len(done),
-            "ops_left_float": left,
-            "quantized": tally(done),
-            "calibration_rows": rows,
-            "opset": opset_of(result),
-        }
-        if left:
-            notes.append(f"{left} ops of the chosen types stay float: no stored weights, or inside a subgraph.")
-        judged(model, result, calibration, facts, notes)
-        return VariantResult(result, facts, tuple(notes), changed=True)
+        if self.weight_range == "mse":
+            self._clip(prepared, chosen)
+        return Plan(prepared, tuple(node.name for node in chosen), ranges, rows, facts, tuple(notes))
+
+    def realise(self, plan: Plan, notes: list[str], nodes: Iterable[str] | None = None) -> ModelProto:
+        """The quantized model of a plan, with only `nodes` (and ops that pass int8 through) when they are given."""
+        wanted = None if nodes is None else set(nodes)
+        places = {node.name: node for node in plan.prepared.graph.node}
+        chosen = [
+            places[name]
+            for name in plan.nodes
+            if wanted is None or name in wanted or places[name].op_type not in self.op_types
+        ]
+        return self._quantize(plan.prepared, chosen, plan.ranges, notes)
+
+    def _about_names(self) -> str:
+        return " and may be quantized by skip and only" if self.skip or self.only else ""
 
     def _choose(self, model: ModelProto) -> list[NodeProto]:
         """Nodes to quantize: of weighted types only those with a stored weight, because products of two activations
@@ -106,12 +180,65 @@ class Int8Static(Recipe):
         """
         constants = constant_names(model)
         types = {*self.op_types, *CARRIED}
+        skip, only = resolve(model, self.skip, "skip"), resolve(model, self.only, "only")
         return [
             node
             for node in model.graph.node
             if node.op_type in types
             and (node.op_type not in WEIGHTED or constants & {*node.input[1:2], *node.input[:1]})
+            and node.name not in skip
+            and (not only or node.name in only or node.op_type not in self.op_types)
         ]
+
+    def _rewrite(
+        self, model: ModelProto, calibration: Calibration, chosen: list[NodeProto], notes: list[str]
+    ) -> dict[str, Fact]:
+        """Move scales between layers and give biases a place, in place, before ranges are taken; float answers stay."""
+        facts: dict[str, Fact] = {}
+        if self.equalise:
+            pairs, clipped = equalise(model)
+            facts["pairs_equalised"] = pairs
+            if clipped:
+                notes.append(
+                    f"{clipped} pairs of convolutions were not equalised: the Clip (Relu6) between them does not pass a "
+                    "factor through."
+                )
+            if not pairs:
+                notes.append("nothing was equalised: no convolution feeds only another one.")
+        if self.smooth:
+            names = [node.name for node in chosen]
+            folded, inserted = smooth(model, self.smooth, lambda: self._rows(model, calibration), names)
+            facts["activations_smoothed"] = folded + inserted
+            if inserted:
+                notes.append(f"{inserted} Mul were added: other ops read the smoothed activations too.")
+            if not folded + inserted:
+                notes.append(
+                    "nothing was smoothed: no product with stored weights follows a normalization or a linear op."
+                )
+        if self.bias_correction:
+            give_biases(model, chosen)
+        return facts
+
+    def _clip(self, model: ModelProto, chosen: list[NodeProto]) -> None:
+        """Clip stored weights that only one node reads, in place, to the range of least error."""
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        uses = [name for node in model.graph.node for name in node.input]
+        levels = 64 if self.reduce_range else 127
+        for node in chosen:
+            tensor = stored.get(node.input[1]) if node.op_type in WEIGHTED and len(node.input) > 1 else None
+            if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or uses.count(tensor.name) > 1:
+                continue
+            axis = _channel_axis(node, len(tensor.dims)) if self.per_channel else None
+            tensor.CopyFrom(
+                numpy_helper.from_array(clip_weights(numpy_helper.to_array(tensor), axis, levels), tensor.name)
+            )
+
+    def _rows(
+        self, model: ModelProto, calibration: Calibration, limit: int | None = None
+    ) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Batches of the calibration rows that `seed` draws, at most `limit` and `samples` rows."""
+        most = self.samples if limit is None else min(limit, self.samples)
+        return batches(model, drawn(calibration, self.seed), most)
 
     def _calibrate(
         self, model: ModelProto, calibration: Calibration, chosen: list[NodeProto]
@@ -127,7 +254,7 @@ class Int8Static(Recipe):
         def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
             nonlocal rows
             rows = 0
-            for batch in batches(model, calibration, self.samples):
+            for batch in self._rows(model, calibration):
                 rows += max((len(array) for array in batch.values() if array.ndim), default=1)
                 yield batch
 
@@ -145,11 +272,14 @@ class Int8Static(Recipe):
                 return {**found, **{name: batch[name] for name in float_inputs}}
 
             try:
-                return activation_ranges(run, feeds, self.calibration, self.percentile), rows
+                found = activation_ranges(
+                    run, feeds, self.calibration, self.percentile, symmetric=self.symmetric_activations
+                )
             except Exception as error:
                 if type(error).__module__.startswith("onnxruntime"):
                     raise VariantError(f"{self.text}: a calibration row fails in the model: {short(error)}.") from error
                 raise
+            return found, rows
 
     def _quantize(
         self, prepared: ModelProto, chosen: list[NodeProto], ranges: Mapping[str, Range], notes: list[str]
@@ -158,6 +288,7 @@ class Int8Static(Recipe):
             "ActivationSymmetric": self.symmetric_activations,
             "WeightSymmetric": True,
             "QuantizeBias": self.quantize_bias,
+            "OpTypesToExcludeOutputQuantization": list(self.float_outputs),
         }
         try:
             return self._run_quantizer(prepared, chosen, ranges, options)
@@ -174,7 +305,6 @@ class Int8Static(Recipe):
     def _run_quantizer(
         self, prepared: ModelProto, chosen: list[NodeProto], ranges: Mapping[str, Range], options: dict[str, Any]
     ) -> ModelProto:
-        import numpy as np
         from onnxruntime.quantization import CalibrationMethod, QuantType
         from onnxruntime.quantization.calibrate import TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -209,3 +339,19 @@ class Int8Static(Recipe):
             return []
         constants = {tensor.name for tensor in model.graph.initializer}
         return [name for name in (*node.input[:2], node.output[0]) if name not in constants]
+
+
+def _channel_axis(node: NodeProto, rank: int) -> int:
+    """Axis of the output channels of a weight, where the quantizer puts one scale each."""
+    if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute):
+        return 0
+    return 1 if rank > 1 else 0
+
+
+def drawn(calibration: Calibration, seed: int) -> Calibration:
+    """The rows of `calibration` in the order that `seed` gives: 0 leaves them, others permute them, all arrays alike."""
+    if seed == 0:
+        return calibration
+    rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
+    order = np.random.default_rng(seed).permutation(rows)
+    return {name: array[order] if array.ndim else array for name, array in calibration.items()}

@@ -1,0 +1,69 @@
+"""Which nodes a quantizer works on, and the texts that name them in a variant's options."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from onnx import ModelProto, NodeProto
+
+from profiler.errors import unknown
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.+/:-]+")
+"""What an option's value may hold (`backends.spec`), without the `|` that joins names."""
+
+
+def node_texts(model: ModelProto) -> dict[str, str]:
+    """Node name by the text that options name it with, in topological order; main graph only.
+
+    A name whose characters an option can carry is its own text. Any other node is `Conv:12`: the Conv that comes 13th in
+    the prepared model, counted from 0 among the nodes of its type.
+    """
+    names = {node.name for node in model.graph.node}
+    seen: Counter[str] = Counter()
+    texts: dict[str, str] = {}
+    for node in model.graph.node:
+        alias = f"{node.op_type}:{seen[node.op_type]}"
+        seen[node.op_type] += 1
+        while alias in names:
+            alias += ":"
+        texts[node.name if _PLAIN.fullmatch(node.name) else alias] = node.name
+    return texts
+
+
+def aliases(model: ModelProto) -> dict[str, str]:
+    """Node name by `Conv:12`, for every node: the short form is accepted for plain names too."""
+    names = {node.name for node in model.graph.node}
+    seen: Counter[str] = Counter()
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        alias = f"{node.op_type}:{seen[node.op_type]}"
+        seen[node.op_type] += 1
+        while alias in names:
+            alias += ":"
+        found[alias] = node.name
+    return found
+
+
+def resolve(model: ModelProto, texts: Iterable[str], option: str) -> set[str]:
+    """Names of the nodes that `texts` stand for. Raises StudyError with the near ones for a text that fits no node."""
+    known: Mapping[str, str] = {**aliases(model), **{node.name: node.name for node in model.graph.node}}
+    found = set()
+    for text in texts:
+        if text not in known:
+            near = [key for key, name in node_texts(model).items() if _weighs(model, name)]
+            raise unknown(f"node in option '{option}'", text, near, hint="A node is also Conv:12, the 13th Conv.")
+        found.add(known[text])
+    return found
+
+
+def text_of(model: ModelProto, node: NodeProto) -> str:
+    """The text that names `node` in an option."""
+    return next(text for text, name in node_texts(model).items() if name == node.name)
+
+
+def _weighs(model: ModelProto, name: str) -> bool:
+    """Whether naming the node makes sense: constants and shape arithmetic would bury the rest."""
+    node = next(node for node in model.graph.node if node.name == name)
+    return node.op_type not in ("Cast", "Concat", "Constant", "Gather", "Reshape", "Shape", "Slice", "Unsqueeze")
