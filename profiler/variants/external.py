@@ -23,6 +23,7 @@ from profiler.onnx_io import (
 )
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect, required
 from profiler.variants.loading import loading_facts
+from profiler.variants.openvino_ir import SUFFIX, ir_files, read_ir
 from profiler.variants.preparing import judged
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -40,7 +41,7 @@ class External(Recipe):
     name: ClassVar[str] = "external"
 
     path: str = required("retrained.onnx")
-    """An ONNX file. A relative path counts from the working directory."""
+    """An ONNX file, or an OpenVINO IR's `.xml` with its `.bin` beside it. A relative path counts from the working directory."""
     cost_usd: float = 0.0
     """What it cost once to train or distil it, in US dollars; 0: not stated."""
     label: str = ""
@@ -68,40 +69,55 @@ class External(Recipe):
 
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Read the other model; raises VariantError when it is not there, does not fit `model`, or no runtime loads it."""
-        files = self._files()
-        try:
-            other = read_model(files[0])
-        except ModelError as error:
-            raise VariantError(f"{self.text}: {error}") from error
+        notes: list[str] = []
+        other, facts = self._read(model, notes)
         differences = _differences(model, other)
         if differences:
             raise VariantError(
                 f"{self.text} does not fit the model: {'; '.join(differences)}. "
                 "Export it with the inputs and outputs of the model that it replaces."
             )
-        facts: dict[str, Fact] = {
-            "content_sha256": self.content_key(),
-            "training_cost_usd": self.cost_usd if self.cost_usd > 0 else None,
-            "label": self.label or None,
-            "weights": weights_count(other),
-            "ops": sum(count_ops(other).values()),
-            "opset": opset_of(other),
-        }
-        notes = ["made outside edgeprof: how, and on which data, is not known here."]
-        facts.update(loading_facts(other, self.text, notes))
+        facts["content_sha256"] = self.content_key()
+        facts["training_cost_usd"] = self.cost_usd if self.cost_usd > 0 else None
+        facts["label"] = self.label or None
+        notes.insert(0, "made outside edgeprof: how, and on which data, is not known here.")
         if self.cost_usd > 0:
             notes.append(f"its stated training cost of {self.cost_usd:,.2f} USD is paid once, whatever is deployed.")
         else:
             notes.append("no training cost was stated (cost_usd=…): costs shown here leave it out.")
-        judged(model, other, calibration, facts, notes)
+        if not self._is_ir:
+            judged(model, other, calibration, facts, notes)
         return VariantResult(other, facts, tuple(notes), changed=True)
+
+    @property
+    def _is_ir(self) -> bool:
+        return self.path.endswith(SUFFIX)
+
+    def _read(self, model: ModelProto, notes: list[str]) -> tuple[ModelProto, dict[str, Fact]]:
+        """The other model as ONNX, loaded once to see that it can be, and facts on it."""
+        path = self._files()[0]
+        try:
+            if self._is_ir:
+                notes.append("an OpenVINO model: only the ov backend loads it.")
+                wanted = [info.name for info in (*model_inputs(model), *model_outputs(model))]
+                return read_ir(path, wanted), {"form": "OpenVINO IR", "only_backends": "ov"}
+            other = read_model(path)
+        except (ModelError, VariantError) as error:
+            raise VariantError(f"{self.text}: {error}") from error
+        facts: dict[str, Fact] = {
+            "weights": weights_count(other),
+            "ops": sum(count_ops(other).values()),
+            "opset": opset_of(other),
+            **loading_facts(other, self.text, notes),
+        }
+        return other, facts
 
     def _files(self) -> tuple[Path, ...]:
         """The model file first, then its external data."""
         path = Path(self.path).expanduser()
         try:
-            return (path, *external_files(path))
-        except ModelError as error:
+            return ir_files(path) if self._is_ir else (path, *external_files(path))
+        except (ModelError, VariantError) as error:
             raise VariantError(f"{self.text}: {error}") from error
 
 
