@@ -8,7 +8,7 @@ Nothing is ever left out for its latency.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class Judged:
     """Why it is dirty; empty when clean."""
     kept: bool = True
     """Whether its round counts where interference is excluded; an extra round took its place otherwise."""
+    outside: NDArray[np.bool_] | None = None
+    """Per sample: what the canary told, whether or not a counter told it too; None where it did not sing."""
 
     @property
     def observed(self) -> Samples:
@@ -71,7 +73,7 @@ def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
         if away is not None:
             # Whoever had the processor left other things in its caches: the window after it pays for that.
             away = away | np.concatenate(([False], away[:-1]))
-        judged.append(Judged(block, _either(_per_sample(block, away), slow), reasons))
+        judged.append(Judged(block, _either(_per_sample(block, away), slow), reasons, outside=slow))
     return judged
 
 
@@ -93,7 +95,7 @@ def judge_run(blocks: Mapping[str, Sequence[BlockRecord]], rounds: int) -> dict[
     dropped = {(*place, index) for place, by_round in dirty.items() for index in _surplus(by_round, rounds)}
     return {
         case: [
-            Judged(i.block, i.flags, i.reasons, (i.block.replicate, i.block.attempt, i.block.group, i.block.round) not in dropped)
+            replace(i, kept=(i.block.replicate, i.block.attempt, i.block.group, i.block.round) not in dropped)
             for i in found
         ]
         for case, found in judged.items()

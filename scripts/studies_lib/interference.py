@@ -24,12 +24,40 @@ def labels(condition: str, judged: Sequence[Judged], intervals: Sequence[Interva
     found["dirty_blocks"] = sum(bool(item.reasons) for item in judged) / len(judged) if judged else None
     if condition == "quiet":
         found["labelled_blocks"] = truth.loaded_blocks(judged, ()).false_share
-        return {**found, "unit": "sample", "recall": None, "disturbed": 0, "false_share": found["labelled_samples"]}
+        return {**found, "unit": "sample", "recall": None, "disturbed": 0, **by_sensor(judged)}
     counts = (truth.stopped_windows if condition == "stop pulses" else truth.loaded_blocks)(judged, intervals)
     return {
         **found, "unit": "window" if condition == "stop pulses" else "block", "recall": counts.recall,
         "disturbed": counts.disturbed, "false_share": counts.false_share, "outliers_labelled": truth.slow_explained(judged),
     }  # fmt: skip
+
+
+def by_sensor(judged: Sequence[Judged]) -> dict[str, float | None]:
+    """What was labelled by counters and what by the canary alone, and how much slower the latter's samples really were.
+
+    A counter's label on a quiet machine is a false one. A canary's may be true, since nobody knows what a host does: it is false
+    when the samples it points at are no slower than the others.
+    """
+    counted, outside, times = [], [], []
+    for item in judged:
+        if item.flags is None:
+            continue
+        begin = item.block.discarded
+        sung = np.zeros(len(item.flags), bool) if item.outside is None else item.outside
+        # Where both told, the counter is enough.
+        counted.append((item.flags & ~sung)[begin:])
+        outside.append(sung[begin:])
+        times.append(item.observed)
+    if not times:
+        return {"false_share": None, "canary_share": None, "canary_slower": None, "canary_right": None}
+    counter, canary, seconds = (np.concatenate(parts) for parts in (counted, outside, times))
+    free = seconds[~(counter | canary)]
+    found: dict[str, float | None] = {"false_share": float(counter.mean()), "canary_share": float(canary.mean())}
+    told = seconds[canary]
+    usual = float(np.median(free)) if len(free) else None
+    found["canary_slower"] = float(np.median(told)) / usual - 1 if usual and len(told) else None
+    found["canary_right"] = float(np.mean(told > 1.05 * usual)) if usual and len(told) else None
+    return found
 
 
 def spread(judged: Sequence[Judged], p: float = 0.99) -> dict[str, Any]:
