@@ -23,6 +23,7 @@ EXIT_CODES = (
 COMMANDS = {
     "demo": "Profile the built-in model: the whole job in two minutes.",
     "profile": "Profile a model: variants, measurement, frontier, recommendation, report.",
+    "search": "Find the frontier of variants, backends, batches and threads within a time budget.",
     "load": "Serve a model under load: latency at a rate, or the highest rate under a limit.",
     "soak": "Heat the device up: burst from a cool start, sustained once hot, and the ratio of both.",
     "mlperf": "Run MLPerf LoadGen and our own engine on the same worker, and show both.",
@@ -31,6 +32,7 @@ COMMANDS = {
     "frontier": "The frontier of a run, over any two figures.",
     "report": "Write a run's report: one HTML file, a picture, CSV and JSON.",
     "show": "Everything known about one case of a run.",
+    "explain": "Why a variant of a run is not faster: what really ran, and the reasons ranked.",
     "runs": "List the runs of a folder.",
     "doctor": "What on this machine will spoil measurements, and the command that repairs it.",
     "selftest": "Validate the profiler on this machine: does it find what is there, and nothing else?",

@@ -1,0 +1,238 @@
+"""Evidence from a stored run: both cases loaded in fresh workers, profiled in turns, and compared with what their files hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from backends import spec
+from backends.base import OpTime, SessionFacts
+from profiler import artifacts, prepare
+from profiler.analysis import Analysis, CaseResult
+from profiler.artifacts import ArtifactStore
+from profiler.errors import EdgeprofError, StudyError
+from profiler.explain.cause import WEIGHTED
+from profiler.explain.evidence import (
+    Counterfactual,
+    Evidence,
+    FileFacts,
+    Machine,
+    Op,
+    Side,
+    merged_goes,
+    without_overhead,
+)
+from profiler.explain.layers import Names, file_facts
+from profiler.job import Job
+from profiler.onnx_io import read_model
+from profiler.progress import Progress, Silent
+from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate
+from profiler.store import Store
+from profiler.study import Case
+from profiler.targets.base import get as get_target
+from profiler.targets.process import WorkerFailure, WorkerProcess
+
+GOES = 5
+RUNS, WALL_RUNS = 30, 20
+_ISA_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_NEVER_RAN = ("load", "plan", "variant", "warmup", "quality", "measure")
+
+
+@dataclass
+class _Lane:
+    worker: WorkerProcess
+    case: Case
+    reports: list[dict[str, Any]]
+
+
+def own_reference(analysis: Analysis, result: CaseResult) -> CaseResult:
+    """The unmodified model on the same backend, batch and threads. Raises StudyError when the run has none."""
+    case = result.case
+    key = Case(REFERENCE_VARIANT, case.backend, case.target, case.batch, case.threads).key
+    found = next((other for other in analysis.cases if other.key == key), None)
+    if found is None:
+        raise StudyError(
+            f"run {analysis.run.id} has no {key} to explain {result.key} against: name one with --against."
+        )
+    return found
+
+
+def collect(
+    analysis: Analysis,
+    result: CaseResult,
+    against: CaseResult,
+    store: Store,
+    folder: Path,
+    *,
+    goes: int = GOES,
+    progress: Progress | None = None,
+) -> Evidence:
+    """Load both cases and profile them in turns. `folder` is the run's --out.
+
+    A case that cannot run is evidence too. Raises StudyError when nothing of the comparison is possible: the artifacts are
+    gone, the reference does not run, or `goes` is no count.
+    """
+    if goes < 1:
+        raise StudyError(f"{goes} goes are not possible: give --goes 1 or more.")
+    run, progress = analysis.run, progress or Silent()
+    store_of_files = ArtifactStore(folder / "cache")
+    records = {record.variant: record for record in run.artifacts}
+    reference = records.get(REFERENCE_VARIANT)
+    if reference is None or not store_of_files.verify(reference.sha256):
+        raise StudyError(f"the artifacts of run {run.id} are not in {folder}: run the study again, or give its --out.")
+    source = store_of_files.path(reference.sha256)
+    with prepare.working_folder() as scratch:
+        prepared, notes = _prepared(analysis, source, Path(scratch))
+        job = Job(run.id, run.study, store, store_of_files, records, prepared, folder, progress)
+        sides = _Files(analysis, store_of_files, source)
+        return _compare(job, result, against, sides, goes, notes)
+
+
+def _prepared(analysis: Analysis, source: Path, scratch: Path) -> tuple[prepare.Prepared, tuple[str, ...]]:
+    study = analysis.run.study.model_copy(update={"model": str(source), "calibration": None})
+    try:
+        return prepare.prepare(study, (), scratch), ()
+    except EdgeprofError as error:
+        if study.data is None:
+            raise
+        study = study.model_copy(update={"data": None})
+        return prepare.prepare(study, (), scratch), (f"random inputs stand for the run's data ({error})",)
+
+
+class _Files:
+    """Facts of model files, with layers under the names that they have in the unmodified model."""
+
+    def __init__(self, analysis: Analysis, files: ArtifactStore, source: Path) -> None:
+        self._analysis, self._files = analysis, files
+        self._records = {record.variant: record for record in analysis.run.artifacts}
+        self._model = read_model(source)
+        self.names = Names(self._model, file_facts(self._model, 1).layers)
+
+    def facts(self, case: Case) -> FileFacts:
+        record = self._records.get(case.variant)
+        if record is None or not self._files.verify(record.sha256):
+            return FileFacts({}, (), {})
+        model = self._model if case.variant == REFERENCE_VARIANT else read_model(self._files.path(record.sha256))
+        found = file_facts(model, case.batch)
+        layers = tuple(replace(layer, name=self.names.layer([layer.name]) or layer.name) for layer in found.layers)
+        return replace(found, layers=layers)
+
+    def record(self, case: Case) -> ArtifactRecord | None:
+        return self._records.get(case.variant)
+
+
+def _compare(
+    job: Job, result: CaseResult, against: CaseResult, files: _Files, goes: int, notes: tuple[str, ...]
+) -> Evidence:
+    mine, other = _side(result.case, files), _side(against.case, files)
+    base = Evidence(
+        job.study.model, job.study.data, mine, other, None, _accuracy(result), None, (), notes,
+    )  # fmt: skip
+    same_file = mine.equal_to is not None
+    failure = result.failure if result.status == "failed" else None
+    if (
+        failure is not None
+        and not same_file
+        and failure.stage in _NEVER_RAN
+        and job.artifacts.get(mine.variant) is None
+    ):
+        return replace(base, failure=(failure.kind, failure.message))
+    with ExitStack() as stack:
+        job.progress.stage("profiling ops", goes)
+        try:
+            ours = stack.enter_context(_opened(job, result.case))
+        except WorkerFailure as error:
+            return replace(base, failure=(error.kind, str(error)))
+        try:
+            theirs = stack.enter_context(_opened(job, against.case))
+        except WorkerFailure as error:
+            raise StudyError(f"{against.key} does not run, so nothing can be compared with it: {error}") from error
+        for go in range(goes):
+            # In turns, and each first as often as the other: what drifts is shared.
+            for lane in (ours, theirs) if go % 2 else (theirs, ours):
+                _go(job, lane, machine=go == 0 and lane is ours)
+            job.progress.step(result.key)
+        machine = Machine(**{**ours.reports[0]["machine"], "isa": tuple(ours.reports[0]["machine"]["isa"])})
+        found = replace(
+            base, variant=_seen(mine, ours, files.names), reference=_seen(other, theirs, files.names), machine=machine
+        )
+        return replace(found, counterfactuals=tuple(_counterfactuals(job, result.case, found)))
+
+
+def _side(case: Case, files: _Files) -> Side:
+    record, backend = files.record(case), spec.parse(case.backend)
+    options = {**({} if record is None else artifacts.backend_options(record, backend.name)), **backend.options}
+    return Side(
+        case.key, case.variant, case.backend, case.batch, case.threads, (), None, None, None, files.facts(case),
+        changed=record is None or record.changed, equal_to=None if record is None else record.equal_to,
+        notes=() if record is None else record.notes, options=options,
+    )  # fmt: skip
+
+
+def _accuracy(result: CaseResult) -> float | None:
+    change = result.accuracy_change
+    return change.value if isinstance(change, Estimate) and change.unit != "native" else None
+
+
+@contextmanager
+def _opened(job: Job, case: Case, environment: Mapping[str, str] | None = None) -> Iterator[_Lane]:
+    """A fresh worker with the case loaded and fed. Raises WorkerFailure."""
+    target = get_target(case.target)
+    target = replace(target, environment={**target.environment, **(environment or {})})
+    cache = job.artifact_store.folder / "received"
+    with WorkerProcess(target, cache=cache, memory_limit_bytes=job.study.memory_limit_bytes) as worker:
+        job.load(worker, case)
+        worker.request("feed", job.feeds(case), timeout_s=job.limit_s)
+        yield _Lane(worker, case, [])
+
+
+def _go(job: Job, lane: _Lane, *, machine: bool = False) -> None:
+    reply, _ = lane.worker.request("ops", timeout_s=job.limit_s, runs=RUNS, wall_runs=WALL_RUNS, machine=machine)
+    lane.reports.append(reply)
+
+
+def _seen(side: Side, lane: _Lane, names: Names) -> Side:
+    walls = tuple(float(report["wall_s"]) for report in lane.reports)
+    facts = SessionFacts(**lane.reports[-1]["facts"])
+    if lane.reports[0]["ops"] is None:
+        return replace(side, wall_s=walls, facts=facts, ops_reason=str(lane.reports[0]["reason"]))
+    # The profiler's share is taken off within each go, whose wall time it belongs to.
+    profiles = []
+    for report, wall in zip(lane.reports, walls, strict=True):
+        ops = [OpTime(**{**op, "origins": tuple(op["origins"])}) for op in report["ops"]]
+        own = without_overhead(ops, wall)
+        profiles.append([replace(op, duration_s=seconds) for op, seconds in zip(ops, own, strict=True)])
+    merged = merged_goes(profiles)
+    return replace(
+        side, wall_s=walls, facts=facts, ops=tuple(Op(op, op.duration_s, _layer_of(op, names)) for op in merged)
+    )
+
+
+def _layer_of(op: OpTime, names: Names) -> str | None:
+    return names.layer((op.name, *op.origins)) if WEIGHTED.search(op.op_type) else None
+
+
+def _counterfactuals(job: Job, case: Case, evidence: Evidence) -> Iterator[Counterfactual]:
+    """The variant once more without a cause that can be switched off from outside."""
+    machine = evidence.machine
+    assert machine is not None
+    switched = [name for name in _ISA_SWITCHES if name in machine.switches]
+    if switched:
+        text = ", ".join(f"{name}=DEFAULT" for name in switched)
+        yield from _again(job, case, "isa", text, dict.fromkeys(switched, "DEFAULT"))
+    if case.threads > machine.usable_cores:
+        fewer = replace(case, threads=machine.usable_cores)
+        yield from _again(job, fewer, "threads", f"{fewer.threads} threads", {})
+
+
+def _again(job: Job, case: Case, change: Any, text: str, environment: Mapping[str, str]) -> Iterator[Counterfactual]:
+    try:
+        with _opened(job, case, environment) as lane:
+            for _ in range(2):
+                _go(job, lane)
+            yield Counterfactual(change, text, min(float(report["wall_s"]) for report in lane.reports))
+    except WorkerFailure:
+        return
