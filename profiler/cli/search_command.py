@@ -1,0 +1,87 @@
+"""`edgeprof search`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from backends.spec import split_list
+from profiler.cli import options as o
+from profiler.errors import StudyError
+
+
+def command(
+    model: Annotated[
+        str | None, typer.Argument(help="An .onnx file, or package.module:factory; not with --resume.")
+    ] = None,
+    data: o.Data = None,
+    time_budget: Annotated[
+        str | None, typer.Option("--time-budget", help="Longest that everything together may take, e.g. 20min.")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option("--objective", help="What is raced against accuracy: latency, throughput, cost or memory.")
+    ] = "latency",
+    max_drop: Annotated[
+        str, typer.Option("--max-drop", help="Drop beyond which a candidate is out, e.g. 1pt.")
+    ] = "1pt",
+    variants: Annotated[
+        str | None,
+        typer.Option("--variants", help="Candidates, e.g. fp16,graph+int8-dynamic; default: the whole ladder."),
+    ] = None,
+    backends: o.Backends = "ort,ov",
+    batches: Annotated[str, typer.Option("--batches", help="Batch sizes, e.g. 1,8,32.")] = "1",
+    threads: o.Threads = "1",
+    calibration: o.Calibration = None,
+    metric: o.MetricOption = None,
+    slo_p99: o.SloP99 = None,
+    machine: o.Machine = None,
+    prices: o.Prices = None,
+    utilisation: o.Utilisation = 0.6,
+    quick: o.Quick = False,
+    thorough: o.Thorough = False,
+    precision: o.Precision = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Chance that the search drops anything that it should have kept.")
+    ] = 0.05,
+    seeds: Annotated[
+        bool,
+        typer.Option("--seeds/--no-seeds", help="Repeat the calibration of frontier variants with two other seeds."),
+    ] = True,
+    limit: o.Limit = None,
+    calibration_samples: o.CalibrationSamples = 256,
+    shape: o.Shapes = None,
+    seed: o.Seed = 0,
+    time_limit: o.TimeLimit = "300s",
+    memory_limit: o.MemoryLimit = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Go on with an interrupted search: its id, or latest.")
+    ] = None,
+    out: o.Out = o.OUT_DEFAULT,
+    database: o.Database = None,
+    json: o.Json = False,
+) -> None:
+    """Find the frontier of variants, backends, batches and threads within a time budget."""
+    if (model is None) == (resume is None):
+        raise StudyError("give either a model, or --resume RUN (`edgeprof runs` lists them).")
+    from profiler import api
+    from profiler.cli.console import bars, show_result
+    from profiler.search.run import Asked, execute_search
+    from profiler.study import make_study
+
+    study = None
+    if model is not None:
+        settings = o.study_settings(
+            variants=None, backends=backends, batch=batches, threads=threads, max_drop=max_drop, slo_p99=slo_p99,
+            max_memory=None, max_cost=None, machine=machine, utilisation=utilisation, prices=prices, quick=quick,
+            thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
+            precision=precision, time_budget=time_budget, energy=False, energy_csv=None, energy_command=None,
+            calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
+        )  # fmt: skip
+        study = make_study(**{**settings, "variants": tuple(split_list(variants or ""))})
+    asked = Asked(objective, alpha, seeds)  # type: ignore[arg-type]  # checked there, with the known ones
+    with bars() as progress:
+        run_id = execute_search(
+            study, None if resume is not None else asked, out=out, resume=resume, progress=progress, database=database
+        )
+    raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

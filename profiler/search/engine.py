@@ -1,0 +1,372 @@
+"""The race, as a table of contents: make, screen, race, confirm, finish. Decides; whoever measures comes in as `Bench`.
+
+Every decision is told as it falls, with its evidence and its error rate. What could not be tried is told with its reason.
+The reference, the unmodified model on the first backend, is never dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler.frontier import nondominated
+from profiler.records import REFERENCE_VARIANT
+from profiler.stats import racing
+from profiler.study import Case
+
+Floats = NDArray[np.float64]
+Stage = Literal["make", "screen", "race", "finish"]
+Outcome = Literal["dropped", "failed", "not tried", "contender"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one candidate, when, and on which evidence."""
+
+    subject: str
+    """A case's key; a variant's text while it has no cases."""
+    stage: Stage
+    outcome: Outcome
+    reason: str
+    """For people."""
+    at_s: float
+    """Seconds since the search began."""
+    against: str | None = None
+    """The case that it was compared with."""
+    level: float | None = None
+    """Chance that this one comparison is wrong; all of a race together err with `Rules.alpha` at most."""
+    look: int | None = None
+    ratio: float | None = None
+    """Its time over that of `against`."""
+    ratio_low: float | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a search decides."""
+
+    margin: float | None = 0.01
+    """Drop of the quality (0 to 1) beyond which a candidate is out; None: none is out for its quality."""
+    tolerance: float = 0.01
+    """A candidate only beats another one when its quality is surely not lower by more than this."""
+    alpha: float = 0.05
+    """Chance that a search drops anything it should have kept: half for the margin, half for dominance."""
+    looks: tuple[int, ...] = (1, 1, 1, 2)
+    """Fresh processes that each look of the race adds, for all that are left."""
+    slack: float = math.log(1.02)
+    """At the last look a log ratio of this size counts as equal, so that ties do not take the time of the final."""
+    make_until: float = 0.30
+    screen_until: float = 0.45
+    race_until: float = 0.65
+    """Shares of the budget after which a stage begins nothing new: the final gets the rest, a third at least."""
+
+
+class Bench(Protocol):
+    """Whoever makes and measures. Everything is stored by it when it exists; asked again it answers from there."""
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since the search began."""
+        ...
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds the search may take; infinite without a budget."""
+        ...
+
+    def make(self, variant: str) -> str | None:
+        """Make a variant's file. Returns why it is out, or None."""
+        ...
+
+    def cases(self, variant: str) -> Sequence[Case]:
+        """The cases of a variant that was made."""
+        ...
+
+    def screen(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
+        """Quality (0 to 1, higher is better) of the screening rows in their random order, shape (n,); None when it failed.
+
+        `stop` is asked after growing numbers of rows and says why no more are needed. Empty when the study has no data.
+        """
+        ...
+
+    def clusters(self) -> NDArray[np.int64] | None:
+        """The source of each screening row, where rows share sources."""
+        ...
+
+    def race(self, cases: Sequence[Case], look: int, processes: int) -> Mapping[str, Floats]:
+        """Measure so many fresh processes of each case, all in the same rounds.
+
+        Returns, by case, the log objective of all looks so far, shape (processes, rounds); cases that failed are absent.
+        """
+        ...
+
+    def confirm(self, cases: Sequence[Case]) -> None:
+        """Evaluate on the confirmation rows."""
+        ...
+
+    def finish(self, cases: Sequence[Case]) -> None:
+        """Measure at the full effort; the first ones are the more important ones."""
+        ...
+
+    def race_takes_s(self, cases: int, processes: int) -> float:
+        """About how long a look takes."""
+        ...
+
+    def fits_finish(self) -> int:
+        """How many cases the time that is left is enough for at the full effort, or at what can be had of it."""
+        ...
+
+    def tell(self, decision: Decision) -> None:
+        """Store a decision."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a search ended."""
+
+    contenders: tuple[Case, ...]
+    """Measured at the full effort, the provisional frontier first."""
+    provisional: tuple[Case, ...]
+    """What the race took for the frontier, from screening data: only the final figures are to be shown."""
+
+
+@dataclass
+class Search:
+    """One search. `run` does it."""
+
+    variants: Sequence[str]
+    reference: Case
+    bench: Bench
+    rules: Rules = field(default_factory=Rules)
+    _quality: dict[str, Floats] = field(default_factory=dict)
+    _logs: dict[str, Floats] = field(default_factory=dict)
+
+    def run(self) -> Found:
+        """Make, screen, race, confirm, finish."""
+        candidates = self._screened(self._made())
+        left = self._raced(candidates)
+        front = self._frontier(left)
+        ordered = [*front, *(case for case in left if case not in front)]
+        contenders = self._with_references(self._fitting(ordered), candidates)
+        for case in contenders:
+            self._tell(case.key, "finish", "contender", "measured at the full effort, confirmed on rows of its own")
+        self.bench.confirm(contenders)
+        self.bench.finish(contenders)
+        return Found(tuple(contenders), tuple(front))
+
+    def _made(self) -> list[Case]:
+        """All cases of the variants that could be made in time, the cheap rungs first."""
+        cases: list[Case] = []
+        for variant in dict.fromkeys((REFERENCE_VARIANT, *self.variants)):
+            if cases and self._past(self.rules.make_until):
+                self._tell(variant, "make", "not tried", "the time for making variants was over before its turn")
+                continue
+            problem = self.bench.make(variant)
+            if problem is None:
+                cases += self.bench.cases(variant)
+            else:
+                self._tell(variant, "make", "dropped", problem)
+        return cases
+
+    def _screened(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases whose quality is not surely below the margin."""
+        kept: list[Case] = []
+        verdicts: dict[str, tuple[Outcome, str] | None] = {}
+        units = {case.quality_key for case in cases}
+        level = self.rules.alpha / 2 / max(1, len(units) - 1)
+        reference = self._reference_quality()
+        for case in sorted(cases, key=lambda case: not self._protected(case)):
+            key = case.quality_key
+            if key not in verdicts:
+                verdicts[key] = self._screen(case, reference, level)
+            found = verdicts[key]
+            if found is None:
+                kept.append(case)
+            else:
+                outcome, reason = found
+                known = outcome == "dropped"
+                self._tell(
+                    case.key, "screen", outcome, reason,
+                    against=self.reference.key if known else None, level=level if known else None,
+                )  # fmt: skip
+        # In the order of the plan again: what is equal later goes by it.
+        return [case for case in cases if case in kept]
+
+    def _reference_quality(self) -> Floats:
+        rows = self.bench.screen(self.reference, lambda _: None)
+        if rows is not None:
+            self._quality[self.reference.quality_key] = rows
+        return np.zeros(0) if rows is None else rows
+
+    def _screen(self, case: Case, reference: Floats, level: float) -> tuple[Outcome, str] | None:
+        if case.quality_key in self._quality:
+            return None
+        if self._past(self.rules.screen_until):
+            return "not tried", "the time for screening was over before its turn"
+
+        def stop(rows: Floats) -> str | None:
+            drop = reference[: len(rows)] - rows
+            if self.rules.margin is None or case.variant == REFERENCE_VARIANT or not len(drop):
+                return None
+            bets = racing.cluster_means(drop, self._clusters(len(drop)), self.rules.margin)
+            if not racing.surely_above(bets, 0.0, level=level, low=-1.0 - self.rules.margin):
+                return None
+            return (
+                f"loses {100 * drop.mean():.1f} points on {len(drop)} screening rows, "
+                f"surely more than the accepted {100 * self.rules.margin:g}"
+            )
+
+        rows = self.bench.screen(case, stop)
+        if rows is None:
+            return "failed", "it could not be evaluated: see its failure"
+        reason = stop(rows)
+        if reason is not None:
+            return "dropped", reason
+        self._quality[case.quality_key] = rows
+        return None
+
+    def _raced(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases that are left after the looks that fitted into their share of the time."""
+        left = list(cases)
+        level = racing.pair_level(self.rules.alpha / 2, candidates=len(left), looks=len(self.rules.looks))
+        fine = self._not_worse(left, self.rules.alpha / 2 / max(1, len(left) * (len(left) - 1)))
+        for look, processes in enumerate(self.rules.looks):
+            left = self._affordable(left, look, processes)
+            if len(left) < 2:
+                break
+            self._logs = dict(self.bench.race(left, look, processes))
+            left = self._measured(left)
+            last = self._is_last(look, len(left))
+            left = self._without_dominated(left, fine, look, level, self.rules.slack if last else 0.0)
+            front = self._frontier(left)
+            if not look:
+                self.bench.confirm(front)
+            if last or all(case in front or self._protected(case) for case in left):
+                break
+        return left
+
+    def _is_last(self, look: int, left: int) -> bool:
+        """Whether no further look is planned, or fits: ties are settled once, at the end."""
+        if look + 1 >= len(self.rules.looks):
+            return True
+        needed = self.bench.race_takes_s(left, self.rules.looks[look + 1])
+        return self.bench.spent_s + needed > self.rules.race_until * self.bench.budget_s
+
+    def _affordable(self, left: list[Case], look: int, processes: int) -> list[Case]:
+        """All of them, or as many as one look can have: the first look is the only one that a short budget cuts down."""
+        room = self.rules.race_until * self.bench.budget_s - self.bench.spent_s
+        fits = left
+        while not look and len(fits) > 2 and self.bench.race_takes_s(len(fits), processes) > room:
+            fits = fits[:-1]
+        for case in left:
+            if case not in fits and not self._protected(case):
+                self._tell(case.key, "race", "not tried", "the time budget is too short to race as many candidates")
+        return [case for case in left if case in fits or self._protected(case)]
+
+    def _measured(self, left: Sequence[Case]) -> list[Case]:
+        """Those with as many processes as the others have; whoever failed is out."""
+        most = max((len(logs) for logs in self._logs.values()), default=0)
+        whole = [case for case in left if len(self._logs.get(case.key, ())) == most > 0]
+        for case in left:
+            if case not in whole and not self._protected(case):
+                self._tell(case.key, "race", "failed", "it could not be measured: see its failure")
+        return [case for case in left if case in whole or self._protected(case)]
+
+    def _without_dominated(
+        self, left: list[Case], fine: Mapping[tuple[str, str], bool], look: int, level: float, slack: float
+    ) -> list[Case]:
+        timed = [case for case in left if case.key in self._logs]
+        if len(timed) < 2:
+            return left
+        found = racing.separation(np.array([self._logs[case.key] for case in timed]))
+        allowed = np.array([[fine[a.quality_key, b.quality_key] for b in timed] for a in timed])
+        protected = np.array([self._protected(case) for case in timed])
+        gone = racing.dominated(found, allowed, level=level, slack=slack, protected=protected)
+        for item in gone:
+            case, by = timed[item.candidate], timed[item.by]
+            self._tell(
+                case.key, "race", "dropped",
+                f"takes {item.ratio:.2f} times as long as {by.key} (at least {item.ratio_low:.2f}), "
+                f"which is not worse by more than {100 * self.rules.tolerance:g} points",
+                against=by.key, level=item.level, look=look, ratio=item.ratio, ratio_low=item.ratio_low,
+            )  # fmt: skip
+        out = {timed[item.candidate] for item in gone}
+        return [case for case in left if case not in out]
+
+    def _not_worse(self, cases: Sequence[Case], level: float) -> dict[tuple[str, str], bool]:
+        """By quality keys (a, b): whether a is surely not worse than b beyond the tolerance, and does not look worse either."""
+        keys = list(dict.fromkeys(case.quality_key for case in cases))
+        variants = {case.quality_key: case.variant for case in cases}
+        known: dict[tuple[str, str], bool] = {}
+        for a in keys:
+            for b in keys:
+                known[a, b] = a == b or self._shown(variants[a] == variants[b], a, b, level)
+        return known
+
+    def _shown(self, same_variant: bool, a: str, b: str, level: float) -> bool:
+        mine, other = self._quality.get(a), self._quality.get(b)
+        if mine is None or other is None or not min(len(mine), len(other)):
+            # Without rows nothing is known of accuracy, but that the same file does the same.
+            return same_variant
+        count = min(len(mine), len(other))
+        change = mine[:count] - other[:count]
+        if change.mean() < 0:
+            return False
+        bets = racing.cluster_means(change, self._clusters(count), -self.rules.tolerance)
+        return racing.surely_above(bets, 0.0, level=level, low=-1.0 + self.rules.tolerance)
+
+    def _clusters(self, rows: int) -> NDArray[np.int64] | None:
+        clusters = self.bench.clusters()
+        return None if clusters is None else clusters[:rows]
+
+    def _frontier(self, left: Sequence[Case]) -> list[Case]:
+        """The frontier by point estimates of the screening data, the fastest first; without times, everything."""
+        timed = [case for case in left if case.key in self._logs]
+        if not timed:
+            return list(left)
+        quality = [self._quality.get(case.quality_key, np.zeros(0)) for case in timed]
+        points = np.array(
+            [
+                (float(np.nanmedian(self._logs[case.key], axis=1).mean()), -float(rows.mean()) if len(rows) else 0.0)
+                for case, rows in zip(timed, quality, strict=True)
+            ]
+        )
+        members = np.flatnonzero(nondominated(points))
+        return [timed[i] for i in sorted(members, key=lambda i: (points[i, 0], points[i, 1]))]
+
+    def _fitting(self, ordered: Sequence[Case]) -> list[Case]:
+        """As many as the rest of the budget is enough for; one at the least."""
+        room = max(1, self.bench.fits_finish())
+        for case in ordered[room:]:
+            if not self._protected(case):
+                self._tell(case.key, "finish", "not tried", "no time is left to measure it at the full effort")
+        return list(ordered[:room])
+
+    def _with_references(self, chosen: Sequence[Case], candidates: Sequence[Case]) -> list[Case]:
+        """The chosen ones and, before them, what each is compared with: the unmodified model, all else equal."""
+        wanted = [self.reference]
+        for case in chosen:
+            like = Case(REFERENCE_VARIANT, self.reference.backend, case.target, case.batch, case.threads)
+            wanted += [like] if like in candidates else []
+        return list(dict.fromkeys((*wanted, *chosen)))
+
+    def _protected(self, case: Case) -> bool:
+        """Whether it may never go. The other references only have to be measured again in the final, beside their cases."""
+        return case == self.reference
+
+    def _past(self, share: float) -> bool:
+        return self.bench.spent_s > share * self.bench.budget_s
+
+    def _tell(
+        self, subject: str, stage: Stage, outcome: Outcome, reason: str, *, against: str | None = None,
+        level: float | None = None, look: int | None = None, ratio: float | None = None, ratio_low: float | None = None,
+    ) -> None:  # fmt: skip
+        self.bench.tell(
+            Decision(subject, stage, outcome, reason, self.bench.spent_s, against, level, look, ratio, ratio_low)
+        )

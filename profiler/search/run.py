@@ -1,0 +1,206 @@
+"""`edgeprof search`, as a table of contents: a run like any other, whose cases are raced instead of all measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from profiler import __version__, prepare
+from profiler.artifacts import ArtifactStore, source_sha256
+from profiler.budget import Budget
+from profiler.cost.detect import detect_machine
+from profiler.environment import describe
+from profiler.errors import DataError, ModelError, StudyError, unknown
+from profiler.job import Job
+from profiler.progress import Progress, Silent
+from profiler.records import REFERENCE_VARIANT, ArtifactRecord, QualityRecord
+from profiler.run import CACHE_NAME, _clusters, _conditions, _only_run_in, _without_closing
+from profiler.search import screening as screens
+from profiler.search.bench import LiveBench, Objective
+from profiler.search.engine import Found, Rules, Search
+from profiler.search.space import ladder, seeds_of
+from profiler.store import RunData, Store, open_store
+from profiler.study import Case, Study
+from profiler.variants import registry
+from profiler.variants.pipeline import make_pipeline
+
+SEED_SPREADS = 3
+"""Frontier variants at most whose calibration is repeated with other seeds."""
+DEFAULT_MARGIN = 0.01
+"""Accepted drop where the user names none: the search must know what is hopeless."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search is asked beyond a study."""
+
+    objective: Objective = "latency"
+    alpha: float = 0.05
+    seeds: bool = True
+    """Whether variants on the frontier that were calibrated are made again with two more calibration seeds."""
+
+    def __post_init__(self) -> None:
+        """Check; raises StudyError."""
+        if self.objective not in get_args(Objective):
+            raise unknown("objective", str(self.objective), get_args(Objective))
+        if not 0 < self.alpha <= 0.5:
+            raise StudyError(f"the error rate of a search is a share up to 0.5, got {self.alpha:g}.")
+
+
+def execute_search(
+    study: Study | None,
+    asked: Asked | None = None,
+    *,
+    out: Path,
+    resume: str | None = None,
+    progress: Progress | None = None,
+    database: str | None = None,
+) -> str:
+    """Search, or resume the search `resume` of the folder `out`; returns the run's id.
+
+    Raises EdgeprofError before anything is measured when it is not possible. Killed at any moment, the run holds what was
+    measured and decided, and resuming goes on from there. KeyboardInterrupt marks the run as interrupted and passes on.
+    """
+    progress, began = progress or Silent(), time.monotonic()
+    with _only_run_in(out):
+        store = open_store(database or out)
+        try:
+            if resume is not None:
+                run_id = store.resolve(resume)
+                before = store.run(run_id)
+                if "search" not in before.plan:
+                    raise StudyError(f"run {run_id} is no search: go on with `edgeprof run --resume {run_id}`.")
+                study, asked = before.study, Asked(**before.plan["search"]["asked"])
+            elif study is None:
+                raise StudyError("there is nothing to search: give a model, or a search to resume with --resume RUN.")
+            asked = asked or Asked()
+            study = study.model_copy(update={"variants": ladder(study.variants)[1:]})
+            if resume is None:
+                variants = _checked(study)
+                run_id = store.create_run(study, describe(), version=__version__)
+                plan: dict[str, Any] = {"cases": [], "search": {"asked": asdict(asked), "decisions": []}}
+                store.set_plan(run_id, plan, ())
+            else:
+                variants = _checked(study)
+            try:
+                budget = Budget(_without_closing(study.time_budget_s), began=began)
+                _execute(run_id, study, asked, variants, store, out, progress, budget)
+            except (StudyError, ModelError, DataError):
+                if resume is None and not store.run(run_id).artifacts:
+                    store.discard(run_id)
+                else:
+                    store.set_status(run_id, "interrupted")
+                raise
+            except BaseException:
+                store.set_status(run_id, "interrupted")
+                raise
+        finally:
+            store.close()
+    return run_id
+
+
+def _checked(study: Study) -> tuple[Any, ...]:
+    """The variants, reference first. Names of backends, metric and prices are checked as for any study."""
+    prepare.check_names(study.model_copy(update={"variants": (REFERENCE_VARIANT,)}))
+    if study.load is not None or study.soak is not None:
+        raise StudyError(
+            "a search races latencies; serve or soak its winner afterwards (edgeprof load, edgeprof soak)."
+        )
+    return tuple(make_pipeline(text, registry.make) for text in dict.fromkeys((REFERENCE_VARIANT, *study.variants)))
+
+
+def _execute(
+    run_id: str, study: Study, asked: Asked, variants: tuple[Any, ...], store: Store, out: Path, progress: Progress,
+    budget: Budget,
+) -> None:  # fmt: skip
+    store.set_status(run_id, "running")
+    artifact_store, folder = ArtifactStore(out / CACHE_NAME), out / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    before = store.run(run_id)
+    with prepare.working_folder() as scratch:
+        progress.stage("reading model and data", 1)
+        prepared = prepare.prepare(study, variants, Path(scratch))
+        parts = None if prepared.evaluation is None else screens.split(prepared.evaluation, study.seed)
+        if parts is not None:
+            prepared = replace(prepared, evaluation=parts[1], notes=(*prepared.notes, *parts[1].notes[-1:]))
+        made: dict[str, ArtifactRecord] = {}
+        plan = _planned(before, prepared, store)
+        job = Job(run_id, study, store, artifact_store, made, prepared, folder, progress, budget)
+        screening = None if parts is None else screens.Screening(job, parts[0])
+        bench = LiveBench(job, asked.objective, screening, plan, made=made)
+        margin = study.constraints.max_drop if study.constraints.max_drop is not None else DEFAULT_MARGIN
+        rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha)
+        reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
+        progress.stage("searching", len(variants))
+        found = Search(study.variants, reference, bench, rules).run()
+        if asked.seeds and prepared.evaluation is not None:
+            spread_over_seeds(bench, found, store.run(run_id))
+        bench.left_out()
+    store.set_status(run_id, "finished")
+
+
+def _planned(before: RunData, prepared: prepare.Prepared, store: Store) -> dict[str, Any]:
+    """The plan: as it is stored, or new. Raises StudyError when a resumed run finds another model or other data."""
+    data = prepared.evaluation
+    facts = {
+        "source_sha256": source_sha256(prepared.source),
+        "data_sha256": None if data is None else data.sha256,
+    }
+    stored = dict(before.plan)
+    changed = [key for key, value in facts.items() if key in stored and stored[key] != value]
+    if changed:
+        what = "data" if changed[0] == "data_sha256" else "model"
+        raise StudyError(f"the {what} changed since run {before.id} began: start a new search instead of resuming.")
+    if "source_sha256" in stored:
+        return json.loads(json.dumps(stored))  # type: ignore[no-any-return]
+    return {
+        **stored, **facts,
+        "data_name": None if data is None else data.name,
+        "data_rows": None if data is None else len(data),
+        "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
+        "clusters": _clusters(prepared),
+        "detected": asdict(detect_machine()),
+        **_conditions(store, before.environment),
+    }  # fmt: skip
+
+
+def spread_over_seeds(bench: LiveBench, found: Found, run: RunData) -> None:
+    """Make calibrated contenders again with other calibration seeds, evaluate them, and keep the spread in the plan.
+
+    Only as long as there is time; what is missing is missing in the plan too.
+    """
+    qualities = {record.case: record for record in run.qualities}
+    spreads: list[dict[str, Any]] = list(bench.plan["search"].get("seed_spreads", []))
+    done = {item["case"] for item in spreads}
+    chosen = {case.quality_key: case for case in found.provisional if seeds_of(case.variant)}
+    for key, case in list(chosen.items())[:SEED_SPREADS]:
+        if key in done or key not in qualities:
+            continue
+        values = {case.variant: _value(qualities[key])}
+        takes_s = bench.made[case.variant].seconds + qualities[key].seconds + bench.process_s
+        for text in seeds_of(case.variant):
+            if bench.job.budget.left_s > takes_s and bench.make(text) is None:
+                sibling = replace(case, variant=text)
+                bench.confirm([sibling])
+                again = {record.case: record for record in bench.job.store.records(run.id, QualityRecord)}
+                if sibling.quality_key in again:
+                    values[text] = _value(again[sibling.quality_key])
+        spreads.append({"case": key, "values": values})
+        bench.plan["search"]["seed_spreads"] = spreads
+        bench.save()
+
+
+def _value(record: QualityRecord) -> float:
+    """The mean of what the metric keeps, in its own unit."""
+    return float(np.mean(record.per_sample))
+
+
+def decisions(run: RunData) -> tuple[Mapping[str, Any], ...]:
+    """What a search decided, in order; empty for other runs. Keys as the fields of `engine.Decision`."""
+    return tuple(run.plan.get("search", {}).get("decisions", ()))

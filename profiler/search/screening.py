@@ -1,0 +1,200 @@
+"""Accuracy on screening rows, in growing portions and only as many as a decision needs; one process per quality key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiler import wire
+from profiler.data import Dataset, split_calibration
+from profiler.errors import DataError, EdgeprofError
+from profiler.job import Job
+from profiler.quality.metrics import Metric, default_metric, get_metric
+from profiler.quality.outputs import agreement as agreement_with
+from profiler.quality.outputs import predictions
+from profiler.records import QualityRecord
+from profiler.search.shared import SCREENING
+from profiler.study import Case
+from profiler.targets.process import WorkerFailure, WorkerProcess
+
+Floats = NDArray[np.float64]
+Outputs = dict[str, NDArray[np.generic]]
+
+FIRST_ROWS = 128
+GROWTH = 2.0
+MOST_ROWS = 2048
+"""Screening rows at most: enough to show that nothing is worse by a point; the other rows confirm."""
+FEWEST_ROWS = 64
+OUTPUTS = "screening-outputs.bin"
+
+
+def split(data: Dataset, seed: int) -> tuple[Dataset, Dataset] | None:
+    """Screening rows in random order, sources together, and the rows that confirm. None when there are too few for two parts.
+
+    No source and no row with equal inputs stands in both.
+    """
+    wanted = min(len(data) // 2, MOST_ROWS)
+    if wanted < FEWEST_ROWS:
+        return None
+    try:
+        screening, confirmation = split_calibration(data, wanted, seed=seed + 1)
+    except DataError:
+        return None
+    order = _shuffled(screening, seed)
+    note = f"{len(screening)} rows were used to choose candidates and are not evaluated"
+    confirmation = replace(confirmation, notes=(*data.notes, note))
+    return replace(screening.take(order), name=f"{data.name} (screening)"), confirmation
+
+
+def clusters(data: Dataset) -> NDArray[np.int64] | None:
+    """A number for each row's source; None when every row stands alone."""
+    if data.ids is None:
+        return None
+    numbers = np.unique(data.ids, return_inverse=True)[1].astype(np.int64)
+    return None if len(np.unique(numbers)) == len(numbers) else numbers
+
+
+def _shuffled(data: Dataset, seed: int) -> NDArray[np.int64]:
+    """Rows in random order, those of one source one after the other."""
+    random = np.random.default_rng((seed, 7))
+    groups = clusters(data)
+    if groups is None:
+        return random.permutation(len(data))
+    place = random.permutation(int(groups.max()) + 1)
+    return np.argsort(place[groups], kind="stable").astype(np.int64)
+
+
+@dataclass
+class Screening:
+    """The screening stage of one search."""
+
+    job: Job
+    data: Dataset
+    metric: Metric | None = None
+    _reference: Outputs | None = field(default=None, repr=False)
+
+    def quality(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
+        """Quality of the rows, 0 to 1 each; see `Bench.screen`. From the store when it was done before."""
+        key = f"{SCREENING}{case.quality_key}"
+        stored = {record.case: record for record in self.job.store.records(self.job.run_id, QualityRecord)}
+        if key in stored:
+            return self._reduced(stored[key])
+        start = time.perf_counter()
+        try:
+            outputs, rows = self._outputs(case, stop)
+            record = self._record(key, outputs, rows, time.perf_counter() - start)
+        except WorkerFailure as failure:
+            self.job.fail(case.quality_key, "quality", failure)
+            return None
+        except EdgeprofError as error:
+            if self._reference is None:
+                # Labels or metric don't fit the model itself: nothing that follows could mean anything.
+                raise
+            self.job.fail(case.quality_key, "quality", WorkerFailure("error", str(error)))
+            return None
+        self.job.store.add(self.job.run_id, record)
+        return self._reduced(record)
+
+    @property
+    def in_points(self) -> bool:
+        """Whether the quality is the metric itself, so that the accepted drop means the same on it."""
+        return self.metric is not None and self.metric.mean_reduced and self.metric.unit == "proportion"
+
+    def _reduced(self, record: QualityRecord) -> Floats:
+        """The metric's rows where they are shares, else agreement with the reference: what betting needs is bounded."""
+        if self.metric is None:
+            self.metric = self._chosen_by_name(record.metric)
+        values = record.per_sample if self.in_points else record.agreement
+        if self.in_points and not self.metric.higher_is_better:
+            values = 1.0 - values
+        if not self.in_points and (values < 0).any():
+            values = (1.0 + values) / 2
+        return np.clip(np.asarray(values, dtype=np.float64), 0.0, 1.0)
+
+    @staticmethod
+    def _chosen_by_name(name: str) -> Metric:
+        return get_metric(name)
+
+    def _outputs(self, case: Case, stop: Callable[[Floats], str | None]) -> tuple[Outputs, int]:
+        parts: list[Outputs] = []
+        done, look_at = 0, float(FIRST_ROWS)
+        with self.job.open(case) as worker:
+            self.job.load(worker, case)
+            while done < len(self.data):
+                parts.append(self._batch(worker, case, done))
+                done = min(done + case.batch, len(self.data))
+                if done >= look_at and self._known_reference() is not None:
+                    look_at *= GROWTH
+                    so_far = self._record("", _joined(parts), done, 0.0)
+                    if stop(self._reduced(so_far)) is not None:
+                        break
+        return _joined(parts), done
+
+    def _batch(self, worker: WorkerProcess, case: Case, start: int) -> Outputs:
+        index = np.arange(start, start + case.batch) % len(self.data)
+        rows = min(case.batch, len(self.data) - start)
+        feeds = {name: np.ascontiguousarray(array[index]) for name, array in self.data.inputs.items()}
+        outputs = worker.request("infer", feeds, timeout_s=self.job.limit_s)[1]
+        wrong = [name for name, array in outputs.items() if array.ndim == 0 or array.shape[0] != case.batch]
+        if wrong:
+            shape = outputs[wrong[0]].shape
+            raise WorkerFailure(
+                "error",
+                f"output '{wrong[0]}' has shape {shape} for a batch of {case.batch}: expected one row per sample. "
+                "Search this model with --batches 1, or give an output whose first axis is the batch.",
+            )
+        return {name: array[:rows] for name, array in outputs.items()}
+
+    def _record(self, key: str, outputs: Outputs, rows: int, seconds: float) -> QualityRecord:
+        reference = self._known_reference()
+        if reference is None:
+            reference = self._reference = outputs
+            _write(self._path, outputs)
+        base = {name: array[:rows] for name, array in reference.items()}
+        labels = None if self.data.labels is None else self.data.labels[:rows]
+        if self.metric is None:
+            asked = self.job.study.metric
+            self.metric = get_metric(asked) if asked is not None else default_metric(self.data.labels, reference)
+        return QualityRecord(
+            case=key,
+            metric=self.metric.name,
+            per_sample=np.asarray(self.metric.per_sample(outputs, labels, reference=base), dtype=np.float64),
+            predictions=predictions(outputs),
+            agreement=np.asarray(agreement_with(outputs, base), dtype=np.float64),
+            data_sha256=self.data.sha256,
+            seconds=seconds,
+            notes=(f"{rows} of {len(self.data)} screening rows",),
+            metric_unit=self.metric.unit,
+            higher_is_better=self.metric.higher_is_better,
+        )
+
+    def _known_reference(self) -> Outputs | None:
+        if self._reference is None:
+            self._reference = _read(self._path)
+        return self._reference
+
+    @property
+    def _path(self) -> Path:
+        return self.job.folder / OUTPUTS
+
+
+def _joined(parts: list[Outputs]) -> Outputs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _write(path: Path, outputs: Outputs) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(wire.pack(outputs))
+    temporary.replace(path)
+
+
+def _read(path: Path) -> Outputs | None:
+    try:
+        return wire.unpack(path.read_bytes())
+    except (OSError, wire.WireError):
+        return None
