@@ -83,7 +83,8 @@ def _joined(
     axes: Axes, result: ModelProto, source: str, fresh: str, sizes: dict[int, int], taken: set[str]
 ) -> NodeProto:
     """A Concat of its own for one reader, with other stored pieces: other readers of the first one keep theirs."""
-    node = NodeProto.FromString(axes.view.nodes[axes.view.maker[source]].SerializeToString())
+    node = NodeProto()
+    node.CopyFrom(axes.view.nodes[axes.view.maker[source]])
     start = 0
     for place, name in enumerate(node.input):
         array = axes.view.array(name)

@@ -99,7 +99,9 @@ def _group(
     joined: set[int],
 ) -> Group:
     unit_of = {root: unit for unit, root in enumerate(members)}
-    producers, consumers, followers = [], [], []
+    producers: list[Member] = []
+    consumers: list[Member] = []
+    followers: list[Member] = []
     for number, role in key:
         use = axes.uses[number]
         axis = use.out_axis if role == "out" else use.in_axis

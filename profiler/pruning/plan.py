@@ -42,7 +42,7 @@ def cost_of(axes: Axes, positions: Mapping[int, int]) -> Cost:
     """Cost from weights and output positions per row (by node); a node of unknown size counts as one position."""
     fixed = {}
     for place, use in enumerate(axes.uses):
-        size = int(np.prod(axes.shape(use.weight) or ()))
+        size = int(np.prod(list(axes.view.tensors[use.weight].dims)))
         fixed[place] = float(size * positions.get(use.node, 1))
     return Cost(fixed)
 

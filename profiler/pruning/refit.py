@@ -2,8 +2,8 @@
 
 For each node in turn: its inputs are what the pruned model, fitted so far, gives it; its target is what the original model has
 there before the activation function. So a layer repairs the errors of those before it instead of adding to them. Channel pruning
-with least-squares reconstruction: Y. He, X. Zhang, J. Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017;
-here in closed form for all kept channels at once, with a penalty on the change of the weights and its strength cross-validated.
+with least-squares reconstruction: Y. He, X. Zhang, J. Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV
+2017; here in closed form for all kept channels at once, with a penalty on the change of the weights and its strength cross-validated.
 """
 
 from __future__ import annotations
@@ -160,7 +160,10 @@ class _Problem:
 
 
 def _stored(model: ModelProto, name: str) -> TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            return tensor
+    raise KeyError(name)
 
 
 def _add(tensor: TensorProto, change: NDArray[np.float64]) -> None:
@@ -175,14 +178,17 @@ def refit(
     open_model: Open,
     feeds: Callable[[], Iterable[Feeds]],
     rows: int,
+    *,
+    everything: bool = False,
 ) -> Report:
     """Fit in place the weights of `pruned` (made by `cut` from the analysed model) that read what changed.
 
-    `feeds` gives the calibration rows, again for every node; `rows` is how many there are.
+    `feeds` gives the calibration rows, again for every node; `rows` is how many there are. With `everything`, nodes whose
+    inputs are what they were are fitted too.
     """
     report = Report()
     done: set[int] = set()
-    pending = list(_affected(axes, removed))
+    pending = sorted(axes.uses, key=lambda use: use.node) if everything else list(_affected(axes, removed))
     waiting = {use.node for use in pending}
     for use in pending:
         if use.node in done:
@@ -235,8 +241,8 @@ def _task(axes: Axes, use: Use, open_nodes: set[int], pruned: ModelProto) -> _Ta
         if side is not None and view.stored(side) and view.shapes[side] == view.shapes[use.weight][-1:]:
             bias, target, output = side, following.output[0], following.output[0]
             following = _only_reader(axes, target)
-    shared_bias = bias is not None and (
-        len(view.readers[bias]) != 1 or not view.stored(bias) or np.prod(view.shapes[bias]) != _outputs(axes, use)
+    shared_bias = bias is not None and not (
+        len(view.readers[bias]) == 1 and view.stored(bias) and _elements(axes, bias) == _outputs(axes, use)
     )
     if shared_bias:
         bias = None
@@ -246,6 +252,10 @@ def _task(axes: Axes, use: Use, open_nodes: set[int], pruned: ModelProto) -> _Ta
         if side is not None and same and not view.stored(side) and not (_ancestors(axes, side) & open_nodes):
             other, target = side, following.output[0]
     return _Task(use, node, use.weight, bias, other, target, output)
+
+
+def _elements(axes: Axes, name: str) -> int:
+    return int(np.prod(list(axes.view.tensors[name].dims)))
 
 
 def _outputs(axes: Axes, use: Use) -> int:
@@ -304,7 +314,7 @@ def _fit_batch(
             if task.other is not None:
                 residual = residual - seen[task.other]
             problem.add(seen[task.use.data], residual, number, rows)
-    for task, problem in problems:
+    for _, problem in problems:
         found = fit(*problem.halves)
         report.residual_before += float(sum(half.power.sum() for half in problem.halves))
         if found is None:

@@ -32,9 +32,9 @@ QUANTIZED = frozenset(
 
 @dataclass(frozen=True)
 class PruneChannels(Recipe):
-    """Remove channels, heads and hidden units that matter least, wherever the graph allows it; the result is a smaller dense model.
+    """Remove channels, heads and hidden units that matter least, wherever the graph allows it.
 
-    What is tied (residual additions, depthwise convolutions, concatenations) goes together; what reaches an output or an op
+    The result is a smaller dense model. What is tied (residual additions, depthwise convolutions, concatenations) goes together; what reaches an output or an op
     whose rule is not known stays.
     """
 
