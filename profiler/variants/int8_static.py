@@ -37,7 +37,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Ops that multiply by stored weights: all the gain is there. Asked for by default except ConvTranspose."""
 CARRIED = ("Clip", "MaxPool", "Relu", "Reshape", "Transpose")
 """Ops between them that work on int8 as it is, at the same scale: quantized only where their input is already."""
-BIAS_ROWS = 64
+BIAS_ROWS = 32
 """Most rows that bias correction runs, once per layer: means settle long before ranges do."""
 
 
