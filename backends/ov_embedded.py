@@ -109,7 +109,7 @@ def _fields(file: Any, end: int, start: int = 0) -> Iterator[tuple[int, tuple[in
 def _varint(file: Any) -> int | None:
     value = 0
     for shift in range(0, 70, 7):
-        byte = file.read(1)
+        byte: bytes = file.read(1)
         if not byte:
             return None
         value |= (byte[0] & 0x7F) << shift

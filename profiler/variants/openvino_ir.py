@@ -53,16 +53,10 @@ def read_ir(path: Path, names: Sequence[str]) -> ModelProto:
     except (RuntimeError, TypeError) as error:
         raise VariantError(f"OpenVINO cannot load '{path}': {short(error)}.") from error
     context = ov_embedded.pack(files[0].read_bytes(), files[1].read_bytes() if len(files) > 1 else b"")
-    node = helper.make_node(
-        ov_embedded.OP_TYPE,
-        [info.name for info in inputs],
-        [info.name for info in outputs],
-        domain=ov_embedded.DOMAIN,
-        main_context=1,
-        embed_mode=1,
-        source=ov_embedded.SOURCE,
-        **{ov_embedded.CONTEXT: context},
-    )
+    names_in, names_out = [info.name for info in inputs], [info.name for info in outputs]
+    node = helper.make_node(ov_embedded.OP_TYPE, names_in, names_out, domain=ov_embedded.DOMAIN)
+    attributes = {"main_context": 1, "embed_mode": 1, "source": ov_embedded.SOURCE, ov_embedded.CONTEXT: context}
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
     graph = helper.make_graph([node], "openvino", [_value(info) for info in inputs], [_value(info) for info in outputs])
     imports = [helper.make_opsetid("", _OPSET), helper.make_opsetid(ov_embedded.DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)

@@ -1,0 +1,37 @@
+"""Which variants of ours are measured, by model, in one place. The reference `fp32` is always there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PLAIN = ("bf16",)
+"""Load options that both sides have: whoever uses OpenVINO as it is gets them."""
+
+_CONVOLUTIONS = (
+    "graph",
+    "int8-static",
+    "int8-static{per_channel=true}",
+    "int8-static{bias_correction=true,per_channel=true}",
+    "int8-static{op_types=Add|Conv|Gemm|MatMul,per_channel=true}",
+)
+
+CANDIDATES: Mapping[str, tuple[str, ...]] = {
+    "mini-resnet": _CONVOLUTIONS,
+    "efficientnet-lite0": _CONVOLUTIONS,
+    "magika": ("graph", "int8-static", "int8-static{per_channel=true}", "int8-static{bias_correction=true,per_channel=true}"),
+    "minilm-sentiment": (
+        "int8-dynamic",
+        "int8-static",
+        "int8-static{per_channel=true}",
+        "int8-static{per_channel=true,smooth=0.5}",
+        "int4-weight",
+    ),
+    "ppocr-det": _CONVOLUTIONS,
+}  # fmt: skip
+"""Ours by model. Texts as on the command line; searched ones are added with `--add`."""
+
+BACKENDS = ("ort", "ov", "ov{precision=runtime}")
+"""The last is OpenVINO left alone: on processors that have it, float ops run in bfloat16."""
+
+TRANSFORMERS = ("minilm-sentiment",)
+"""Models for which NNCF's documentation asks for `model_type=TRANSFORMER`."""
