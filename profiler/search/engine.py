@@ -62,8 +62,8 @@ class Rules:
     """At the last look a log ratio of this size counts as equal, so that ties do not take the time of the final."""
     make_until: float = 0.30
     screen_until: float = 0.45
-    race_until: float = 0.65
-    """Shares of the budget after which a stage begins nothing new: the final gets the rest, a third at least."""
+    race_until: float = 0.70
+    """Shares of the budget after which a stage begins nothing new: the final gets the rest."""
 
 
 class Bench(Protocol):
@@ -152,7 +152,8 @@ class Search:
         candidates = self._screened(self._made())
         left = self._raced(candidates)
         front = self._frontier(left)
-        ordered = [*front, *(case for case in left if case not in front)]
+        rest = sorted((case for case in left if case not in front), key=lambda case: self._behind(case, left))
+        ordered = [*front, *rest]
         contenders = self._with_references(self._fitting(ordered), candidates)
         for case in contenders:
             self._tell(case.key, "finish", "contender", "measured at the full effort, confirmed on rows of its own")
@@ -330,15 +331,24 @@ class Search:
         timed = [case for case in left if case.key in self._logs]
         if not timed:
             return list(left)
-        quality = [self._quality.get(case.quality_key, np.zeros(0)) for case in timed]
-        points = np.array(
-            [
-                (float(np.nanmedian(self._logs[case.key], axis=1).mean()), -float(rows.mean()) if len(rows) else 0.0)
-                for case, rows in zip(timed, quality, strict=True)
-            ]
-        )
+        points = np.array([(self._log_time(case), -self._mean_quality(case)) for case in timed])
         members = np.flatnonzero(nondominated(points))
         return [timed[i] for i in sorted(members, key=lambda i: (points[i, 0], points[i, 1]))]
+
+    def _behind(self, case: Case, left: Sequence[Case]) -> float:
+        """Log ratio of its time to that of the fastest that looks at least as good: how far it is from the frontier."""
+        if case.key not in self._logs:
+            return math.inf
+        own = self._mean_quality(case)
+        rivals = [other for other in left if other.key in self._logs and self._mean_quality(other) >= own]
+        return self._log_time(case) - min(self._log_time(other) for other in rivals)
+
+    def _log_time(self, case: Case) -> float:
+        return float(np.nanmedian(self._logs[case.key], axis=1).mean())
+
+    def _mean_quality(self, case: Case) -> float:
+        rows = self._quality.get(case.quality_key, np.zeros(0))
+        return float(rows.mean()) if len(rows) else 0.0
 
     def _fitting(self, ordered: Sequence[Case]) -> list[Case]:
         """As many as the rest of the budget is enough for; one at the least."""
