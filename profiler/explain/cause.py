@@ -77,7 +77,13 @@ def kinds_of(ops: Iterable[Op]) -> str:
 
 def shown(seconds: float) -> str:
     """A duration for people."""
+    if seconds < _CLOCK_S:
+        return "0 µs"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
+
+
+_CLOCK_S = 1e-9
+"""Less than clocks tell: what is left of sums of floating-point numbers."""
 
 
 def is_int8(op: Op) -> bool:

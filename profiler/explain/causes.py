@@ -13,6 +13,7 @@ from statistics import median
 from profiler.explain.cause import Cause, is_int8, kinds_of, ops_of, reference_seconds, seconds_of, shown, wall_of
 from profiler.explain.evidence import Evidence
 from profiler.explain.machine_causes import (
+    badly_filled,
     isa_limited,
     memory_bound,
     provider_fallback,
@@ -34,7 +35,7 @@ from profiler.explain.model_causes import (
 
 __all__ = ["Cause", "causes", "ratio"]
 
-NOTABLE_SHARE = 0.02
+NOTABLE_SHARE = 0.05
 """Of the variant's time: what explains less comes last, however certain it is."""
 
 
@@ -86,18 +87,19 @@ def _conversions(evidence: Evidence) -> Iterator[Cause]:
 
 
 def _slower_kernels(evidence: Evidence) -> Iterator[Cause]:
-    """int8 layers that take longer than the same layers of the reference."""
+    """int8 layers that take longer than the same layers of the reference, though their channels fill the lanes."""
     slower: list[tuple[str, float]] = []
+    narrow = badly_filled(evidence)
     for layer in evidence.reference.file.layers:
         mine = seconds_of(op for op in ops_of(evidence.variant) if op.layer == layer.name and is_int8(op))
         before = reference_seconds(evidence, {layer.name})
-        if mine and before and mine > before:
+        if layer.name not in narrow and mine and before and mine > before:
             slower.append((layer.name, mine - before))
     if not slower or next(dynamic_conv(evidence), None):
         return
     slower.sort(key=lambda item: -item[1])
     yield Cause(
-        "slower-kernels", f"{len(slower)} layers are slower in int8 than in the reference", "speed", "estimate",
+        "slower-kernels", f"layers that are slower in int8 than in the reference: {len(slower)}", "speed", "estimate",
         sum(lost for _, lost in slower), "their time less the reference's",
         tuple(f"{name}: {shown(lost)} more" for name, lost in slower[:4]),
         ("keep these layers in float (the quantizer's nodes_to_exclude)", "try the other backend: --backends ort,ov"),

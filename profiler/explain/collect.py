@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backends import spec
 from backends.base import OpTime, SessionFacts
@@ -38,7 +38,9 @@ from profiler.targets.process import WorkerFailure, WorkerProcess
 GOES = 5
 RUNS, WALL_RUNS = 30, 20
 _ISA_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-_NEVER_RAN = ("load", "plan", "variant", "warmup", "quality", "measure")
+
+
+_Change = Literal["isa", "threads"]
 
 
 @dataclass
@@ -87,8 +89,11 @@ def collect(
     with prepare.working_folder() as scratch:
         prepared, notes = _prepared(analysis, source, Path(scratch))
         job = Job(run.id, run.study, store, store_of_files, records, prepared, folder, progress)
-        sides = _Files(analysis, store_of_files, source)
-        return _compare(job, result, against, sides, goes, notes)
+        failure = result.failure if result.status == "failed" and result.case.variant not in records else None
+        return compare(
+            job, result.case, against.case, goes=goes, accuracy_change=_accuracy(result), notes=notes,
+            failure=None if failure is None else (failure.kind, failure.message),
+        )  # fmt: skip
 
 
 def _prepared(analysis: Analysis, source: Path, scratch: Path) -> tuple[prepare.Prepared, tuple[str, ...]]:
@@ -105,10 +110,9 @@ def _prepared(analysis: Analysis, source: Path, scratch: Path) -> tuple[prepare.
 class _Files:
     """Facts of model files, with layers under the names that they have in the unmodified model."""
 
-    def __init__(self, analysis: Analysis, files: ArtifactStore, source: Path) -> None:
-        self._analysis, self._files = analysis, files
-        self._records = {record.variant: record for record in analysis.run.artifacts}
-        self._model = read_model(source)
+    def __init__(self, job: Job) -> None:
+        self._files, self._records = job.artifact_store, job.artifacts
+        self._model = read_model(self._files.path(self._records[REFERENCE_VARIANT].sha256))
         self.names = Names(self._model, file_facts(self._model, 1).layers)
 
     def facts(self, case: Case) -> FileFacts:
@@ -124,42 +128,46 @@ class _Files:
         return self._records.get(case.variant)
 
 
-def _compare(
-    job: Job, result: CaseResult, against: CaseResult, files: _Files, goes: int, notes: tuple[str, ...]
+def compare(
+    job: Job,
+    case: Case,
+    against: Case,
+    *,
+    goes: int = GOES,
+    accuracy_change: float | None = None,
+    failure: tuple[str, str] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Evidence:
-    mine, other = _side(result.case, files), _side(against.case, files)
-    base = Evidence(
-        job.study.model, job.study.data, mine, other, None, _accuracy(result), None, (), notes,
-    )  # fmt: skip
-    same_file = mine.equal_to is not None
-    failure = result.failure if result.status == "failed" else None
-    if (
-        failure is not None
-        and not same_file
-        and failure.stage in _NEVER_RAN
-        and job.artifacts.get(mine.variant) is None
-    ):
-        return replace(base, failure=(failure.kind, failure.message))
+    """Profile two cases of a job in turns; the job's artifacts hold the unmodified model and the variants of both.
+
+    `failure` is the kind and the words of why the variant's file could not be made. Raises StudyError when `against` does
+    not run.
+    """
+    files = _Files(job)
+    mine, other = _side(case, files), _side(against, files)
+    base = Evidence(job.study.model, job.study.data, mine, other, None, accuracy_change, failure, (), notes)
+    if failure is not None:
+        return base
     with ExitStack() as stack:
         job.progress.stage("profiling ops", goes)
         try:
-            ours = stack.enter_context(_opened(job, result.case))
+            ours = stack.enter_context(_opened(job, case))
         except WorkerFailure as error:
             return replace(base, failure=(error.kind, str(error)))
         try:
-            theirs = stack.enter_context(_opened(job, against.case))
+            theirs = stack.enter_context(_opened(job, against))
         except WorkerFailure as error:
             raise StudyError(f"{against.key} does not run, so nothing can be compared with it: {error}") from error
         for go in range(goes):
             # In turns, and each first as often as the other: what drifts is shared.
             for lane in (ours, theirs) if go % 2 else (theirs, ours):
                 _go(job, lane, machine=go == 0 and lane is ours)
-            job.progress.step(result.key)
+            job.progress.step(case.key)
         machine = Machine(**{**ours.reports[0]["machine"], "isa": tuple(ours.reports[0]["machine"]["isa"])})
         found = replace(
             base, variant=_seen(mine, ours, files.names), reference=_seen(other, theirs, files.names), machine=machine
         )
-        return replace(found, counterfactuals=tuple(_counterfactuals(job, result.case, found)))
+        return replace(found, counterfactuals=tuple(_counterfactuals(job, ours, found, goes)))
 
 
 def _side(case: Case, files: _Files) -> Side:
@@ -215,24 +223,32 @@ def _layer_of(op: OpTime, names: Names) -> str | None:
     return names.layer((op.name, *op.origins)) if WEIGHTED.search(op.op_type) else None
 
 
-def _counterfactuals(job: Job, case: Case, evidence: Evidence) -> Iterator[Counterfactual]:
+def _counterfactuals(job: Job, lane: _Lane, evidence: Evidence, goes: int) -> Iterator[Counterfactual]:
     """The variant once more without a cause that can be switched off from outside."""
     machine = evidence.machine
     assert machine is not None
     switched = [name for name in _ISA_SWITCHES if name in machine.switches]
     if switched:
         text = ", ".join(f"{name}=DEFAULT" for name in switched)
-        yield from _again(job, case, "isa", text, dict.fromkeys(switched, "DEFAULT"))
-    if case.threads > machine.usable_cores:
-        fewer = replace(case, threads=machine.usable_cores)
-        yield from _again(job, fewer, "threads", f"{fewer.threads} threads", {})
+        yield from _again(job, lane, lane.case, "isa", text, dict.fromkeys(switched, "DEFAULT"), goes)
+    if lane.case.threads > machine.usable_cores:
+        fewer = replace(lane.case, threads=machine.usable_cores)
+        yield from _again(job, lane, fewer, "threads", f"{fewer.threads} threads", {}, goes)
 
 
-def _again(job: Job, case: Case, change: Any, text: str, environment: Mapping[str, str]) -> Iterator[Counterfactual]:
+def _again(
+    job: Job, lane: _Lane, case: Case, change: _Change, text: str, environment: Mapping[str, str], goes: int
+) -> Iterator[Counterfactual]:
+    start = len(lane.reports)
     try:
-        with _opened(job, case, environment) as lane:
-            for _ in range(2):
-                _go(job, lane)
-            yield Counterfactual(change, text, min(float(report["wall_s"]) for report in lane.reports))
+        with _opened(job, case, environment) as other:
+            for go in range(goes):
+                for turn in (lane, other) if go % 2 else (other, lane):
+                    _go(job, turn)
+            beside, without = (
+                tuple(float(r["wall_s"]) for r in reports) for reports in (lane.reports[start:], other.reports)
+            )
+            yield Counterfactual(change, text, without, beside)
     except WorkerFailure:
+        # What it would take otherwise stays unknown; the cause itself holds all the same.
         return

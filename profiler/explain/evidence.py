@@ -94,7 +94,10 @@ class Counterfactual:
     change: Literal["isa", "threads"]
     text: str
     """What was changed, `ONEDNN_MAX_CPU_ISA=DEFAULT`, `threads 2`."""
-    wall_s: float
+    wall_s: tuple[float, ...]
+    """Without the cause, in goes that took turns with those of `beside_s`."""
+    beside_s: tuple[float, ...]
+    """As it was asked for, in the same goes."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from profiler.explain.cause import (
 )
 from profiler.explain.evidence import Counterfactual, Evidence, Layer
 
+CONTENDED_SHARE = 0.1
+"""Of the time with more threads than cores: a loss from which on nothing else can be judged before that is put right."""
 SLOW_CORE_MACS_PER_S = 5e9
 """Multiply-accumulates per second that any core with SIMD exceeds in float32 (a 1.2 GHz core with 4 lanes does 4.8e9)."""
 
@@ -91,10 +93,11 @@ def _no_dot_product(evidence: Evidence) -> Iterator[Cause]:
 def _otherwise(evidence: Evidence, change: str, missing: str) -> tuple[float | None, str]:
     """Time lost against the variant measured again without the cause."""
     found: Counterfactual | None = next((item for item in evidence.counterfactuals if item.change == change), None)
-    wall = wall_of(evidence.variant)
-    if found is None or wall is None:
+    if found is None:
         return None, missing
-    return max(0.0, wall - found.wall_s), f"the variant was measured again with {found.text}: {shown(found.wall_s)}"
+    lost = median(mine - other for mine, other in zip(found.beside_s, found.wall_s, strict=True))
+    text = f"{shown(median(found.wall_s))} against {shown(median(found.beside_s))}"
+    return max(0.0, lost), f"measured again with {found.text}, in turns with what was asked for: {text}"
 
 
 def provider_fallback(evidence: Evidence) -> Iterator[Cause]:
@@ -215,7 +218,8 @@ def thread_contention(evidence: Evidence) -> Iterator[Cause]:
     yield Cause(
         "thread-contention", f"{side.threads} threads share {machine.usable_cores} cores", "speed", "fact", lost, how,
         (f"{side.threads} threads were asked for, {machine.usable_cores} cores may be used (affinity, container quota)",),
-        (profile_command(evidence, side.variant, f" --threads {machine.usable_cores}"),), decisive=bool(lost),
+        (profile_command(evidence, side.variant, f" --threads {machine.usable_cores}"),),
+        decisive=lost is not None and lost >= CONTENDED_SHARE * (wall_of(side) or 0.0),
     )  # fmt: skip
 
 
@@ -237,31 +241,49 @@ def reference_kernels(evidence: Evidence) -> Iterator[Cause]:
 def small_shapes(evidence: Evidence) -> Iterator[Cause]:
     """int8 layers that gain less than the others, and whose channels do not fill the lanes."""
     machine = evidence.machine
-    if machine is None:
+    weak = badly_filled(evidence)
+    if machine is None or not weak:
         return
-    lanes = 16 if {"avx512_vnni", "amx_int8"} & set(machine.isa) else 8
-    layers = {layer.name: layer for layer in evidence.reference.file.layers}
-    gains: dict[str, float] = {}
-    for op in ops_of(evidence.variant):
-        if op.layer in layers and is_int8(op) and op.duration_s > 0:
-            before = reference_seconds(evidence, {op.layer})
-            if before:
-                gains[op.layer] = before / op.duration_s
-    narrow = {name for name in gains if _fills_badly(layers[name], lanes)}
-    full = [gain for name, gain in gains.items() if name not in narrow]
-    weak = {name for name in narrow if full and gains[name] < median(full)}
-    if not weak:
-        return
+    gains = _gains(evidence)
+    full = [gain for name, gain in gains.items() if name not in weak]
     seconds = seconds_of(op for op in ops_of(evidence.variant) if op.layer in weak)
     before = reference_seconds(evidence, weak) or 0.0
-    first = layers[min(weak, key=lambda name: gains[name])]
+    lanes, usual = _lanes(machine.isa), median(full)
+    first = next(
+        layer for layer in evidence.reference.file.layers if layer.name == min(weak, key=lambda name: gains[name])
+    )
+    shape = f"{first.in_channels} → {first.out_channels} channels" + (f" in {first.group} groups" * (first.group > 1))
     yield Cause(
-        "small-shapes", f"{len(weak)} layers have channel counts that do not fill the {lanes} SIMD lanes", "speed", "estimate",
-        max(0.0, seconds - before / median(full)), "their time, were they as much faster in int8 as the other layers",
-        ((f"the least of them, {first.name}: {first.in_channels} → {first.out_channels} channels, {first.group} groups, "
-         f"{gains[first.name]:.2f}× against the reference; full layers {median(full):.2f}×"),),
+        "small-shapes", f"{len(weak)} of {len(gains)} int8 layers have channels that do not fill the {lanes} SIMD lanes", "speed",
+        "estimate", max(0.0, seconds - before / usual), "their time, were they as much faster in int8 as the other layers",
+        (f"the worst, {first.name}: {shape}, {gains[first.name]:.2f}× as fast as the reference; full layers {usual:.2f}×",),
         (f"channel counts in multiples of {lanes} (pruning can cut to them)", "keep these layers in float"),
     )  # fmt: skip
+
+
+def badly_filled(evidence: Evidence) -> set[str]:
+    """int8 layers whose channels do not fill the lanes, and that gain less than the others do; none without others."""
+    if evidence.machine is None:
+        return set()
+    lanes, gains = _lanes(evidence.machine.isa), _gains(evidence)
+    narrow = {layer.name for layer in evidence.reference.file.layers if _fills_badly(layer, lanes)} & set(gains)
+    full = [gain for name, gain in gains.items() if name not in narrow]
+    return {name for name in narrow if full and gains[name] < median(full)}
+
+
+def _lanes(isa: tuple[str, ...]) -> int:
+    return 16 if {"avx512_vnni", "amx_int8"} & set(isa) else 8
+
+
+def _gains(evidence: Evidence) -> dict[str, float]:
+    """Times as fast as in the reference, by int8 layer."""
+    gains = {}
+    for layer in evidence.reference.file.layers:
+        mine = seconds_of(op for op in ops_of(evidence.variant) if op.layer == layer.name and is_int8(op))
+        before = reference_seconds(evidence, {layer.name})
+        if mine > 0 and before:
+            gains[layer.name] = before / mine
+    return gains
 
 
 def _fills_badly(layer: Layer, lanes: int) -> bool:

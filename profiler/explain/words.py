@@ -93,14 +93,10 @@ def headline(evidence: Evidence) -> str:
     if times is None:
         return f"{mine.case} did not run."
     walls = [wall_of(side) or 0.0 for side in _sides(evidence)]
-    word = (
-        f"{1 / times:.2f}× faster than"
-        if times < 0.98
-        else f"{times:.2f}× slower than"
-        if times > 1.02
-        else "as fast as"
-    )
     pairs = sorted(a / b for a, b in zip(mine.wall_s, other.wall_s, strict=True))
+    word = f"{1 / times:.2f}× faster than" if times < 1 else f"{times:.2f}× slower than"
+    if 0.98 <= times <= 1.02 or (len(pairs) > 1 and pairs[0] <= 1 <= pairs[-1]):
+        word = "about as fast as"
     spread = f"; ratios of the {len(pairs)} goes {pairs[0]:.2f} to {pairs[-1]:.2f}" if len(pairs) > 1 else ""
     return f"{mine.case} is {word} {other.case}: {shown(walls[0])} against {shown(walls[1])}{spread}."
 
