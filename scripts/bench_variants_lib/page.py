@@ -36,7 +36,7 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> str:
             "theirs",
             "with gains: ours",
             "theirs",
-        ),  # fmt: skip
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():

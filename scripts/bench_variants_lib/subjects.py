@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from profiler import demo
 from profiler.data.npz import read_npz
+from profiler.errors import DataError
 from profiler.export import export_model
 from profiler.onnx_io import model_inputs, read_model
 from scripts.real_models_lib import suite
@@ -82,6 +83,8 @@ def prepare(name: str, *, quick: bool) -> Subject:
         "evaluation": {key: array[~for_tools][:limit] for key, array in data.items()},
     }
     counts = {part: len(next(iter(arrays.values()))) for part, arrays in parts.items()}
+    if short := [part for part, count in counts.items() if count == 0]:
+        raise DataError(f"{name}: no rows are left for {', '.join(short)}.")
     said = (
         f"{counts['evaluation']} rows evaluate, {counts['calibration']} calibrate, {counts['validation']} others were shown "
         "to tools that look at accuracy while they quantize; no source has rows on two sides."
@@ -108,4 +111,6 @@ def _held_out(data: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
     """Rows of every fourth source, drawn by the hash of its name; rows without a source are their own."""
     count = len(next(iter(data.values())))
     names = data["ids"].astype(str) if "ids" in data else np.arange(count).astype(str)
-    return np.array([hashlib.sha256(name.encode()).digest()[0] % VALIDATION_SHARE == 0 for name in names])
+    # Salted: magika's preparation has drawn by the plain hash of the same names before.
+    drawn = np.array([hashlib.sha256(f"validation {name}".encode()).digest()[0] for name in names])
+    return drawn % VALIDATION_SHARE == 0
