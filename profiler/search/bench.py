@@ -54,7 +54,7 @@ class LiveBench:
     """None: the study has no data, or too few rows for two parts."""
     plan: dict[str, Any]
     """The run's plan as it is stored: it grows with the cases and decisions."""
-    effort: Effort = RACE_EFFORT
+    effort: Effort = field(default_factory=lambda: RACE_EFFORT)
     made: dict[str, ArtifactRecord] = field(default_factory=dict)
     """By variant; the job sees the same mapping."""
     _cases: dict[str, tuple[Case, ...]] = field(default_factory=dict)

@@ -1,0 +1,168 @@
+"""A search with real processes: its run is a run like any other, survives being killed, and says what it decided."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pytest
+
+from profiler.analysis import analyse
+from profiler.decide import view
+from profiler.errors import StudyError
+from profiler.records import BlockRecord
+from profiler.run import execute
+from profiler.search import bench as live
+from profiler.search.run import Asked, decisions, execute_search
+from profiler.search.shared import SCREENING, is_race
+from profiler.store import Store, open_store
+from profiler.study import Effort, make_study
+
+pytestmark = [pytest.mark.process, pytest.mark.runtime]
+
+TINY = {"processes": 2, "rounds": 2, "block_s": 0.002, "block_samples": 5, "warmup_s": 0.002, "warmup_max_s": 0.02}
+RACE = Effort(processes=1, rounds=2, block_s=0.002, block_samples=5, warmup_s=0.002, warmup_max_s=0.02, requeue_share=0)
+FAST, SLOW = "fake{latency_us=200,read=false}", "fake{latency_us=4000,read=false}"
+BROKEN = "fake{fail=raise,read=false}"
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((256, 4)).astype(np.float32)
+    labels = (rows[:, 0] > 0).astype(np.int64)
+    path = tmp_path / "data.npz"
+    np.savez(path, x=rows, labels=labels)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch):
+    monkeypatch.setattr(live, "RACE_EFFORT", RACE)
+
+
+def asked(small_model, data, **changes):
+    settings = {
+        "model": str(small_model), "data": str(data), "variants": ("fp32",), "backends": (FAST, SLOW, BROKEN),
+        "effort": {**TINY, "requeue_share": 0.0}, "constraints": {"max_drop": 0.2},
+    }  # fmt: skip
+    return make_study(**{**settings, **changes})
+
+
+def read(out):
+    store = open_store(out, create=False)
+    try:
+        return store.run(store.resolve("latest"))
+    finally:
+        store.close()
+
+
+def test_a_search_is_a_run_with_its_decisions(small_model, data, tmp_path):
+    run_id = execute_search(asked(small_model, data), Asked(seeds=False), out=tmp_path)
+    run = read(tmp_path)
+    assert (run.id, run.status) == (run_id, "finished")
+    told = decisions(run)
+    slow = [item for item in told if item["subject"].startswith(f"fp32@{SLOW}")]
+    assert [(item["stage"], item["outcome"]) for item in slow] == [("race", "dropped")]
+    assert slow[0]["ratio"] > slow[0]["ratio_low"] > 1
+    assert {item["outcome"] for item in told if BROKEN in item["subject"]} == {"failed"}
+    analysis = analyse(run, today=date(2026, 1, 1))
+    by_key = {case.key: case for case in analysis.cases}
+    reference = by_key[f"fp32@{FAST}/b1/t1"]
+    assert reference.status == "measured"
+    left_out = by_key[f"fp32@{SLOW}/b1/t1"]
+    assert left_out.status == "skipped"
+    assert "dropped by the search: takes" in left_out.failure.message
+    assert by_key[f"fp32@{BROKEN}/b1/t1"].status == "failed"
+    assert reference in view(analysis).members
+    # What was chosen with is not what is shown: other rows, other blocks.
+    shown = {q.case: q for q in run.qualities}
+    assert len(shown[f"fp32@{FAST}/b1"].per_sample) == 128
+    assert len(shown[f"{SCREENING}fp32@{FAST}/b1"].per_sample) == 128
+    assert shown[f"fp32@{FAST}/b1"].data_sha256 != shown[f"{SCREENING}fp32@{FAST}/b1"].data_sha256
+    final = [block for block in run.blocks if not is_race(block.labels)]
+    assert {block.case for block in final} <= {case.key for case in analysis.cases if case.status == "measured"}
+    assert len([b for b in final if b.case == reference.key]) == TINY["processes"] * TINY["rounds"]
+    assert any(is_race(block.labels) and block.case == left_out.key for block in run.blocks)
+
+
+def test_killed_anywhere_it_is_readable_and_goes_on_to_the_same_end(small_model, data, tmp_path, monkeypatch):
+    study = asked(small_model, data, backends=(FAST, SLOW))
+    whole = tmp_path / "whole"
+    execute_search(study, Asked(seeds=False), out=whole)
+    expected = read(whole)
+    out, add, count = tmp_path / "killed", Store.add, {"left": 0}
+
+    def failing(self, run_id, record):
+        count["left"] -= 1
+        if count["left"] < 0:
+            raise KeyboardInterrupt
+        return add(self, run_id, record)
+
+    monkeypatch.setattr(Store, "add", failing)
+    resume = None
+    for attempt in range(60):
+        count["left"] = 3 + attempt
+        try:
+            execute_search(None if resume else study, None if resume else Asked(seeds=False), out=out, resume=resume)
+        except KeyboardInterrupt:
+            resume = "latest"
+            partial = read(out)
+            assert partial.status == "interrupted"
+            analyse(partial, today=date(2026, 1, 1))
+        else:
+            break
+    monkeypatch.undo()
+    run = read(out)
+    assert run.status == "finished"
+    assert {q.case for q in run.qualities} == {q.case for q in expected.qualities}
+    # Which of two equal candidates a race drops depends on noise; nothing may be measured twice, and each has an end.
+    places = [(b.case, b.replicate, b.group, b.round) for b in run.blocks]
+    assert len(places) == len(set(places))
+    ends = {item["subject"] for item in decisions(run)}
+    assert {case["variant"] for case in run.plan["cases"]} == {case["variant"] for case in expected.plan["cases"]}
+    assert f"fp32@{FAST}/b1/t1" in ends
+
+
+def test_what_cannot_be_searched_says_so(small_model, data, tmp_path):
+    with pytest.raises(StudyError, match="unknown objective 'speed'"):
+        Asked(objective="speed")
+    with pytest.raises(StudyError, match="unknown variant 'nope'"):
+        execute_search(asked(small_model, data, variants=("nope",)), out=tmp_path)
+    with pytest.raises(StudyError, match="unknown backend 'nope'"):
+        execute_search(asked(small_model, data, backends=("nope",)), out=tmp_path)
+    with pytest.raises(StudyError, match="nothing to search"):
+        execute_search(None, out=tmp_path)
+    with pytest.raises(StudyError, match="edgeprof load"):
+        execute_search(asked(small_model, data, load={"settings": ("server",), "rates_per_s": (1.0,)}), out=tmp_path)
+
+
+def test_a_profile_is_no_search_and_other_data_is_no_resume(small_model, data, tmp_path):
+    run_id = execute(asked(small_model, data, backends=(FAST,), variants=("fp32",)), out=tmp_path)
+    with pytest.raises(StudyError, match=f"edgeprof run --resume {run_id}"):
+        execute_search(None, out=tmp_path, resume="latest")
+    execute_search(asked(small_model, data, backends=(FAST,)), Asked(seeds=False), out=tmp_path)
+    rows = np.random.default_rng(9).standard_normal((256, 4)).astype(np.float32)
+    np.savez(data, x=rows, labels=np.zeros(256, np.int64))
+    with pytest.raises(StudyError, match="the data changed"):
+        execute_search(None, out=tmp_path, resume="latest")
+
+
+def test_throughput_compares_batches_by_row(small_model, data, tmp_path):
+    backend = "fake{latency_us=1000,read=false,row_us=50}"
+    study = asked(small_model, data, backends=(backend,), batches=(1, 16), variants=("fp32",))
+    execute_search(study, Asked(objective="throughput", seeds=False), out=tmp_path)
+    run = read(tmp_path)
+    # The reference is never dropped, however slow a row is at its batch.
+    contenders = [item["subject"] for item in decisions(run) if item["outcome"] == "contender"]
+    assert contenders == [f"fp32@{backend}/b1/t1", f"fp32@{backend}/b16/t1"]
+
+
+def test_without_data_latency_alone_is_raced(small_model, tmp_path):
+    study = asked(small_model, None, data=None, backends=(FAST, SLOW), variants=("fp32",))
+    execute_search(study, out=tmp_path)
+    run = read(tmp_path)
+    assert run.status == "finished"
+    assert not run.qualities
+    dropped = [item["subject"] for item in decisions(run) if item["outcome"] == "dropped"]
+    assert dropped == [f"fp32@{SLOW}/b1/t1"]
+    assert any(isinstance(block, BlockRecord) and not is_race(block.labels) for block in run.blocks)
