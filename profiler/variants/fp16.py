@@ -16,6 +16,7 @@ from profiler.onnx_io import clone, count_ops, opset_of, walk_nodes, walk_tensor
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
 from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, sort_nodes
 from profiler.variants.running import batches, ensure_loads, scratch, session, short
+from profiler.variants.selection import aliases
 
 LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 2.0
@@ -49,7 +50,7 @@ class Fp16(Recipe):
     keep: tuple[str, ...] = ()
     """Op types that stay float32, besides those with no float16 form."""
     keep_nodes: tuple[str, ...] = ()
-    """Names of nodes that stay float32. A node without a name has the one that `lifted` gives it."""
+    """Nodes that stay float32, by name or as `MatMul:3` (the 4th MatMul)."""
 
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Convert. Where calibration rows are given, ops whose values overflow float16 on them stay float32, and outputs are
@@ -85,7 +86,7 @@ class Fp16(Recipe):
         self, source: ModelProto, calibration: Calibration | None, notes: list[str]
     ) -> tuple[list[str], dict[str, Fact]]:
         """Names of the nodes of `source` that stay float32 one by one, and what was found on calibration rows."""
-        known = {node.name for node in walk_nodes(source)}
+        known = {**aliases(source), **{node.name: node.name for node in walk_nodes(source)}}
         for name in self.keep_nodes:
             if name not in known:
                 near = get_close_matches(name, sorted(known), n=3)
@@ -119,7 +120,11 @@ class Fp16(Recipe):
                 f"{len(overflowing)} nodes ({_types(overflowing)}) stay float32: on calibration rows their values come within "
                 f"a factor of {HEADROOM:g} of {LARGEST:,.0f}, where float16 ends, or beyond it."
             )
-        return list(dict.fromkeys([*self.keep_nodes, *(node.name for node in (*stored, *overflowing))])), found
+        return list(
+            dict.fromkeys(
+                [*(known[name] for name in self.keep_nodes), *(node.name for node in (*stored, *overflowing))]
+            )
+        ), found
 
     def _convert(self, source: ModelProto, kept: list[str], notes: list[str]) -> ModelProto:
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16

@@ -15,6 +15,7 @@ from profiler.variants.int8_static import WEIGHTED
 from profiler.variants.loading import loading_facts
 from profiler.variants.preparing import judged, prepare, quiet, tally, unchanged
 from profiler.variants.running import batches, short
+from profiler.variants.selection import aliases
 
 INSTALL = "pip install 'edgeprof[nncf]'"
 SMOOTH_ALPHA = 0.95
@@ -45,7 +46,7 @@ class Nncf(Recipe):
     subset: int = 300
     """Most calibration rows that are run."""
     ignored: tuple[str, ...] = ()
-    """Node names, as in the prepared model, or op types that stay float."""
+    """Op types that stay float, or nodes by name in the prepared model or as `Conv:12` (the 13th Conv)."""
     smooth_quant_alpha: float = SMOOTH_ALPHA
     """How much of the activations' range moves into weights, 0 to 1; -1: none. Counts only for transformers."""
 
@@ -115,13 +116,15 @@ class Nncf(Recipe):
     def _ignored_names(self, model: ModelProto) -> list[str]:
         """Names of the nodes that `ignored` means, in the model's order."""
         nodes = list(model.graph.node)  # NNCF does not enter branches
-        known = {node.name for node in nodes} | {node.op_type for node in nodes}
+        short_forms = aliases(model)
+        known = {*short_forms, *(node.name for node in nodes), *(node.op_type for node in nodes)}
         for wanted in self.ignored:
             if wanted not in known:
                 near = get_close_matches(wanted, sorted(known), n=3)
                 meant = f" Did you mean {' or '.join(near)}?" if near else ""
                 raise VariantError(f"{self.text}: the prepared model has no node or op type '{wanted}'.{meant}")
-        return [node.name for node in nodes if {node.name, node.op_type} & {*self.ignored}]
+        named = {short_forms.get(wanted, wanted) for wanted in self.ignored}
+        return [node.name for node in nodes if {node.name, node.op_type} & named]
 
 
 def _engine(what: str) -> tuple[Any, str]:

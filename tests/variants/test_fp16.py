@@ -120,6 +120,7 @@ def test_named_nodes_stay_float32_and_unknown_ones_are_told(hot):
     assert kinds(result.model)["rest"] == TensorProto.FLOAT
     assert kinds(result.model)["up"] == TensorProto.FLOAT16
     assert result.facts["ops_left_float"] == 1
+    assert kinds(Fp16(keep_nodes=("MatMul:2",)).apply(hot, rows(scale=0.01)).model) == kinds(result.model)
     with pytest.raises(VariantError, match=r"no node 'rst'\. Did you mean rest\?"):
         Fp16(keep_nodes=("rst",)).apply(hot, None)
 

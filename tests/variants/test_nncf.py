@@ -82,6 +82,8 @@ def test_ignored_types_and_names_stay_float(cnn, images):
     by_type = Nncf(ignored=("Gemm",)).apply(cnn, images)
     assert by_type.facts["quantized"] == "Conv 2"
     assert by_type.facts["ops_left_float"] == 1
+    by_place = Nncf(ignored=("Conv:1",)).apply(cnn, images)
+    assert by_place.facts["quantized"] == "Conv 1, Gemm 1"
     with pytest.raises(VariantError, match=r"no node or op type 'Gemmm'\. Did you mean Gemm"):
         Nncf(ignored=("Gemmm",)).apply(cnn, images)
 
