@@ -16,6 +16,7 @@ from profiler.onnx_io import clone, count_ops, opset_of, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.calibration import Range, activation_ranges, clip_weights
 from profiler.variants.equalise import equalise
+from profiler.variants.placement import bypass
 from profiler.variants.preparing import (
     QDQ_OPSET,
     constant_names,
@@ -87,7 +88,9 @@ class Int8Static(Recipe):
     only: tuple[str, ...] = ()
     """The only nodes of `op_types` that are quantized, named likewise."""
     float_outputs: tuple[str, ...] = ()
-    """Op types whose output stays float unless a quantized op reads it: MatMul|Gemm suits transformers."""
+    """Op types whose output stays float unless a quantized op reads it: MatMul|Gemm suits transformers. Float readers of a
+    value that is float anyway then read it unrounded.
+    """
     bias_correction: bool = False
     equalise: bool = False
     smooth: float = 0.0
@@ -329,6 +332,8 @@ class Int8Static(Recipe):
             )
             quantizer.quantize_model()
         result: ModelProto = quantizer.model.model
+        if self.float_outputs:
+            bypass(result, {node.name for node in usable}, self.float_outputs)
         sort_nodes(result.graph)
         return result
 

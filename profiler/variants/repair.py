@@ -50,19 +50,20 @@ def give_biases(model: ModelProto, nodes: Iterable[NodeProto]) -> int:
 def correct_biases(reference: ModelProto, quantized: ModelProto, names: Iterable[str], feeds: Feeds) -> int:
     """Shift biases of `quantized` (in place) so that each named node's output has the mean it has in `reference`.
 
-    Nodes are found by name in both. Where a Relu or Clip follows, only what it lets through counts: values that are cut off
-    anyway would decide most shifts, and moved the outputs of a real model away from float. Returns how many biases moved.
-    Memory holds one row's activations. It takes two inferences per row and node, of the models up to there; nodes that do
-    not depend on each other share theirs.
+    Nodes are found by name in both; a MatMul is measured behind the Add that holds its bias. Where a Relu or Clip follows,
+    only positions count at which either model's value passes it: values that both cut off would decide most shifts, and
+    moved the outputs of a real model away from float. Returns how many biases moved. Memory holds one row's activations. It
+    takes two inferences per row and node, of the models up to there; nodes that do not depend on each other share theirs.
     """
     places = {node.name: node for node in quantized.graph.node}
     originals = {node.name: node for node in reference.graph.node if node.name in places}
     wanted = {name for name in names if name in originals and originals[name].op_type in CORRECTED}
-    limits = {name: _limits(reference, originals[name]) for name in wanted}
+    watched = {name: (_biased(reference, originals[name]), _biased(quantized, places[name])) for name in wanted}
+    limits = {name: _limits(reference, watched[name][0]) for name in wanted}
     moved = 0
     for wave in _waves(quantized, wanted):
-        before = _Part(reference, {name: originals[name].output[0] for name in wave})
-        after = _Part(quantized, {name: places[name].output[0] for name in wave})
+        before = _Part(reference, {name: watched[name][0] for name in wave})
+        after = _Part(quantized, {name: watched[name][1] for name in wave})
         shifts = _mean_errors(before, after, limits, {name: _axis(places[name]) for name in wave}, feeds)
         moved += sum(_shift(quantized, places[name], shifts[name]) for name in wave if name in shifts)
     return moved
@@ -87,23 +88,31 @@ class _Part:
 def _mean_errors(
     before: _Part, after: _Part, limits: Mapping[str, tuple[float, float]], axes: Mapping[str, int], feeds: Feeds
 ) -> dict[str, NDArray[np.float64]]:
-    """Mean of float minus quantized per output channel, over rows and over positions whose float value is within limits."""
+    """Mean of float minus quantized per output channel, over rows and the positions at which either is within limits."""
     sums: dict[str, NDArray[np.float64]] = {}
     counts: dict[str, NDArray[np.float64]] = {}
     for row in feeds():
         wanted, got = before(row), after(row)
         for name, array in wanted.items():
             low, high = limits[name]
-            inside = (array > low) & (array < high)
+            inside = (array > low) & (array < high) | (got[name] > low) & (got[name] < high)
             others = tuple(axis for axis in range(array.ndim) if axis != axes[name] % array.ndim)
             sums[name] = sums.get(name, 0) + np.where(inside, array - got[name], 0).sum(axis=others)
             counts[name] = counts.get(name, 0) + inside.sum(axis=others)
     return {name: np.where(counts[name] > 0, total / np.maximum(counts[name], 1), 0) for name, total in sums.items()}
 
 
-def _limits(model: ModelProto, node: NodeProto) -> tuple[float, float]:
-    """What the Relu or Clip that alone reads the node's output lets through; everything when there is none."""
-    readers = [other for other in walk_nodes(model) if node.output[0] in other.input]
+def _biased(model: ModelProto, node: NodeProto) -> str:
+    """The tensor that holds the node's result with its bias."""
+    if node.op_type != "MatMul":
+        return str(node.output[0])
+    add = _bias_add(model, node, {tensor.name: tensor for tensor in model.graph.initializer})
+    return str(node.output[0] if add is None else add[0].output[0])
+
+
+def _limits(model: ModelProto, name: str) -> tuple[float, float]:
+    """What the Relu or Clip that alone reads the tensor lets through; everything when there is none."""
+    readers = [other for other in walk_nodes(model) if name in other.input]
     if len(readers) != 1 or readers[0].op_type not in ("Clip", "Relu"):
         return -np.inf, np.inf
     if readers[0].op_type == "Relu":
