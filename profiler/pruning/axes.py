@@ -64,7 +64,7 @@ class Axes:
         self.uses: list[Use] = []
         self.edits: list[SizeEdit] = []
         self.joins: set[int] = set()
-        """Units (ids; take their roots) that an addition or multiplication of two computed tensors ties: residuals."""
+        """Units (ids; take their roots) that an addition of two computed tensors ties: residuals."""
         self._touched: set[Axis] = set()
         for name in (*view.inputs, *sorted(view.captured)):
             self.fix_all(name, "is an input of the model" if name in view.inputs else "is read inside a subgraph")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,32 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from profiler.pruning.graph import attribute
+
+ROWS_PER_COLUMN = 12
+MOST_POSITIONS = 256
+"""Output positions taken from one row of data."""
+
+
+def sampled(total: int, columns: int, rows: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """Some of `total` output positions of one row of data: enough for `columns` unknowns over `rows` rows, sorted."""
+    wanted = max(8, -(-ROWS_PER_COLUMN * columns // max(1, rows)))
+    rng = np.random.default_rng(list(seed))
+    return np.sort(rng.choice(total, min(total, MOST_POSITIONS, wanted), replace=False)).astype(np.int64)
+
+
+def input_rows(
+    node: NodeProto,
+    data: NDArray[Any],
+    data_axis: int,
+    kernel: tuple[int, ...],
+    spatial: tuple[int, ...],
+    where: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """What the node multiplies by its weights at flat output positions, [N, P, C, taps]; `spatial` and `kernel` of a Conv."""
+    if node.op_type == "Conv":
+        return conv_patches(node, data, kernel, spatial, where)
+    data = np.moveaxis(data, data_axis, -1)
+    return np.asarray(data.reshape(data.shape[0], -1, data.shape[-1], 1)[:, where], np.float64)
 
 
 def conv_patches(

@@ -13,6 +13,22 @@ from profiler.pruning.groups import Group
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """In which order a group's units go, and what each costs in accuracy, in a unit comparable between groups."""
+
+    order: tuple[int, ...]
+    """Units, the first to go first."""
+    loss: tuple[float, ...]
+    """What going costs, in that order."""
+
+
+def ranked(importance: NDArray[np.float64]) -> Ranking:
+    """The least important first; of equal importance the later ones."""
+    order = np.lexsort((-np.arange(len(importance)), importance))
+    return Ranking(tuple(order.tolist()), tuple(importance[order].tolist()))
+
+
+@dataclass(frozen=True)
 class Cost:
     """Multiply-adds of the nodes with stored weights, as a function of how many channels are left."""
 
@@ -70,19 +86,13 @@ def uniform(groups: Sequence[Group], ratio: float, round_to: int) -> list[int]:
 
 
 def by_cost(
-    axes: Axes,
-    groups: Sequence[Group],
-    importance: Sequence[NDArray[np.float64]],
-    cost: Cost,
-    ratio: float,
-    round_to: int,
+    axes: Axes, groups: Sequence[Group], rankings: Sequence[Ranking], cost: Cost, ratio: float, round_to: int
 ) -> list[int]:
-    """Units each group keeps when `ratio` of the multiply-adds go, block by block where the least importance is lost for each.
+    """Units each group keeps when `ratio` of the multiply-adds go, block by block where least is lost for each.
 
-    Importance must be comparable between groups. Stops early when every group is down to one block.
+    Stops early when every group is down to one block.
     """
     kept = [group.size for group in groups]
-    orders = [np.sort(values) for values in importance]
     whole = now = cost.total(axes, groups, kept)
     while now > (1 - ratio) * whole:
         best: tuple[float, int, int, float] | None = None
@@ -93,7 +103,7 @@ def by_cost(
             if fewer < step:
                 continue
             after = cost.total(axes, groups, [*kept[:place], fewer, *kept[place + 1 :]])
-            lost = float(orders[place][group.size - kept[place] : group.size - fewer].sum())
+            lost = sum(rankings[place].loss[group.size - kept[place] : group.size - fewer])
             price = lost / max(now - after, np.finfo(np.float64).tiny)
             if best is None or price < best[0]:
                 best = price, place, fewer, after
@@ -103,12 +113,10 @@ def by_cost(
     return kept
 
 
-def least_important(
-    groups: Sequence[Group], importance: Sequence[NDArray[np.float64]], kept: Sequence[int]
-) -> set[int]:
-    """Roots of the units that go; of equal importance the later ones."""
-    removed: set[int] = set()
-    for group, values, count in zip(groups, importance, kept, strict=True):
-        order = np.lexsort((np.arange(group.size), -values))
-        removed |= {group.roots[unit] for unit in order[count:]}
-    return removed
+def removed_units(groups: Sequence[Group], rankings: Sequence[Ranking], kept: Sequence[int]) -> set[int]:
+    """Roots of the units that go when each group keeps so many."""
+    return {
+        group.roots[unit]
+        for group, ranking, count in zip(groups, rankings, kept, strict=True)
+        for unit in ranking.order[: group.size - count]
+    }

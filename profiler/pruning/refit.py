@@ -1,9 +1,10 @@
 """Fitting the weights that read pruned channels again, from input to output, on calibration rows.
 
-For each node in turn: its inputs are what the pruned model, fitted so far, gives it; its target is what the original model has
-there before the activation function. So a layer repairs the errors of those before it instead of adding to them. Channel pruning
-with least-squares reconstruction: Y. He, X. Zhang, J. Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV
-2017; here in closed form for all kept channels at once, with a penalty on the change of the weights and its strength cross-validated.
+For each node in turn: its inputs are what the pruned model, fitted so far, gives it; its target is what the original model
+has there before the activation function. So a layer repairs the errors of those before it instead of adding to them. Channel
+pruning with least-squares reconstruction: Y. He, X. Zhang, J. Sun, "Channel Pruning for Accelerating Very Deep Neural
+Networks", ICCV 2017; here in closed form for all kept channels at once, with a penalty on the change of the weights whose
+strength is cross-validated. A node in front of a residual addition also takes over the error of the other side.
 """
 
 from __future__ import annotations
@@ -20,14 +21,11 @@ from profiler.pruning.axes import Axes, Use
 from profiler.pruning.graph import attribute
 from profiler.pruning.groups import removed_mask
 from profiler.pruning.observe import Feeds, Open, prefix
-from profiler.pruning.patches import conv_patches
+from profiler.pruning.patches import input_rows, sampled
 from profiler.pruning.ridge import Sums, fit
 
 MAX_COLUMNS = 4608
 """Weights of one output that are fitted at once; XᵀX of more takes over 170 MB and minutes. 512 channels × 3 × 3."""
-ROWS_PER_COLUMN = 12
-MOST_POSITIONS = 256
-"""Output positions taken from one row of data."""
 FITTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -98,27 +96,18 @@ class _Problem:
     def add(self, data: NDArray[Any], residual: NDArray[np.float64], number: int, rows: int) -> None:
         """Take in batch `number`, at sampled positions."""
         if self.convolution:
-            spatial = residual.shape[2:]
             flat = residual.reshape(*residual.shape[:2], -1).transpose(0, 2, 1)
-            where = self._positions(flat.shape[1], number, rows)
-            x = conv_patches(self.task.node, data, self.kernel, spatial, where)
         else:
-            data = np.moveaxis(data, self.task.use.data_axis, -1)
             flat = residual.reshape(residual.shape[0], -1, residual.shape[-1])
-            where = self._positions(flat.shape[1], number, rows)
-            x = data.reshape(data.shape[0], -1, data.shape[-1], 1)[:, where].astype(np.float64)
+        use = self.task.use
+        where = sampled(flat.shape[1], self.columns, rows, (number, use.node))
+        x = input_rows(self.task.node, data, use.data_axis, self.kernel, residual.shape[2:], where)
         y = flat[:, where]
         batch = x.shape[0]
         for half, sums in enumerate(self.halves):
             mine = (number * batch + np.arange(batch)) % 2 == half
             if mine.any():
                 sums.add(*self._arranged(x[mine], y[mine]))
-
-    def _positions(self, total: int, number: int, rows: int) -> NDArray[np.int64]:
-        wanted = max(8, -(-ROWS_PER_COLUMN * self.columns // max(1, rows)))
-        count = min(total, MOST_POSITIONS, wanted)
-        rng = np.random.default_rng([number, self.task.use.node])
-        return np.sort(rng.choice(total, count, replace=False)).astype(np.int64)
 
     def _arranged(
         self, x: NDArray[np.float64], y: NDArray[np.float64]
@@ -160,10 +149,8 @@ class _Problem:
 
 
 def _stored(model: ModelProto, name: str) -> TensorProto:
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            return tensor
-    raise KeyError(name)
+    found: TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    return found
 
 
 def _add(tensor: TensorProto, change: NDArray[np.float64]) -> None:

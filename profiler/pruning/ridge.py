@@ -31,9 +31,11 @@ class Sums:
     def add(self, x: Array, r: Array) -> None:
         """Take in rows: x [B, n, K], r [B, n, O]."""
         turned = x.transpose(0, 2, 1)
-        self.gram += turned @ x
-        self.cross += turned @ r
-        self.power += np.square(r).sum(axis=(1, 2))
+        # What overflows is seen by `fit`.
+        with np.errstate(all="ignore"):
+            self.gram += turned @ x
+            self.cross += turned @ r
+            self.power += np.square(r).sum(axis=(1, 2))
         self.count += x.shape[1]
 
     def __add__(self, other: Sums) -> Sums:

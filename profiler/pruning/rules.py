@@ -37,9 +37,6 @@ def elementwise(axes: Axes, _: int, node: NodeProto) -> None:
     shapes = _known(axes, node, [out, *names])
     if shapes is None:
         return
-    computed = [
-        name for name in names if not axes.view.stored(name) and np.prod([d or 2 for d in axes.shape(name) or ()]) > 1
-    ]
     rank = len(shapes[0])
     for name, shape in zip(names, shapes[1:], strict=True):
         for axis, size in enumerate(shape):
@@ -53,14 +50,19 @@ def elementwise(axes: Axes, _: int, node: NodeProto) -> None:
                 axes.tie((name, axis), (out, target), node)
     for axis in range(rank):
         axes.of((out, axis))
-    if len(computed) > 1 and len({axes.view.maker.get(name) for name in computed}) > 1:
-        sizes = [axes.shape(name) for name in computed]
-        # A gate of Squeeze-Excite, [N, C, 1, 1], is no residual.
-        if all(size == sizes[0] for size in sizes):
-            for axis in range(rank):
-                ids = axes.of((out, axis))
-                if ids is not None:
-                    axes.joins.update(int(channel) for channel in ids)
+    if node.op_type in ("Add", "Sum"):
+        _note_residual(axes, out, [name for name in names if not axes.view.stored(name)])
+
+
+def _note_residual(axes: Axes, out: str, computed: list[str]) -> None:
+    if (
+        len({axes.view.maker.get(name, name) for name in computed}) > 1
+        and len({axes.shape(name) for name in computed}) == 1
+    ):
+        for axis in range(len(axes.shape(out) or ())):
+            ids = axes.of((out, axis))
+            if ids is not None:
+                axes.joins.update(int(channel) for channel in ids)
 
 
 def same_shape(axes: Axes, _: int, node: NodeProto) -> None:
@@ -390,9 +392,9 @@ _ELEMENTWISE = (
     "Less", "LessOrEqual", "And", "Or", "Xor", "Mod",
 )  # fmt: skip
 _SAME_SHAPE = (
-    "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Softsign", "Mish", "Gelu",
-    "Swish", "ThresholdedRelu", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Sign", "Floor", "Ceil", "Round", "Sin",
-    "Cos", "Not", "IsNaN", "IsInf", "Clip", "Cast", "Identity", "Dropout",
+    "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Softsign",
+    "Mish", "Gelu", "Swish", "ThresholdedRelu", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Sign", "Floor",
+    "Ceil", "Round", "Sin", "Cos", "Not", "IsNaN", "IsInf", "Clip", "Cast", "Identity", "Dropout",
 )  # fmt: skip
 _SPATIAL = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 _REDUCE = (

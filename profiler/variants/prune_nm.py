@@ -63,13 +63,25 @@ class PruneNM(Recipe):
             "opset": opset_of(result),
         }
         if not zeroed:
-            why = "has the pattern already" if tensors else f"has stored weights whose summed axis is a multiple of {self.m}"
+            why = (
+                "has the pattern already"
+                if tensors
+                else f"has stored weights whose summed axis is a multiple of {self.m}"
+            )
             note = f"nothing was pruned: {'every weight' if tensors else 'no Conv, Gemm or MatMul'} {why}."
             return VariantResult(clone(model), facts, (note,), changed=False)
-        pattern = "sparse tensor cores (Ampere and later), with TensorRT's sparsity allowed" if (self.n, self.m) == (2, 4) else None
+        pattern = (
+            "sparse tensor cores (Ampere and later), with TensorRT's sparsity allowed"
+            if (self.n, self.m) == (2, 4)
+            else None
+        )
         notes = [
             "no faster and no smaller on disk with ONNX Runtime and OpenVINO on a CPU: their dense kernels multiply by zero too. "
-            + (f"A gain is possible only on {pattern}." if pattern else "Hardware for this pattern is not known; 2:4 has it.")
+            + (
+                f"A gain is possible only on {pattern}."
+                if pattern
+                else "Hardware for this pattern is not known; 2:4 has it."
+            )
         ]
         if odd:
             notes.append(f"{odd} weights stay dense: their summed axis is no multiple of {self.m}.")
@@ -83,7 +95,9 @@ def _summed_axes(model: ModelProto) -> dict[str, int]:
     for node in walk_nodes(model):
         for position, name in enumerate(node.input):
             found.setdefault(name, set()).add(_axis(node, position))
-    return {name: next(iter(axes)) for name, axes in found.items() if len(axes) == 1 and min(axes) >= -2 and axes != {-3}}
+    return {
+        name: next(iter(axes)) for name, axes in found.items() if len(axes) == 1 and min(axes) >= -2 and axes != {-3}
+    }
 
 
 def _axis(node: NodeProto, position: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +16,7 @@ from onnx import ModelProto
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, weights_count, write_model
 from profiler.pruning import importance as judge
-from profiler.pruning import plan
+from profiler.pruning import plan, reconstruct
 from profiler.pruning.axes import Axes
 from profiler.pruning.cut import check, cut
 from profiler.pruning.graph import GraphView
@@ -34,8 +36,8 @@ QUANTIZED = frozenset(
 class PruneChannels(Recipe):
     """Remove channels, heads and hidden units that matter least, wherever the graph allows it.
 
-    The result is a smaller dense model. What is tied (residual additions, depthwise convolutions, concatenations) goes together; what reaches an output or an op
-    whose rule is not known stays.
+    The result is a smaller dense model. What is tied (residual additions, depthwise convolutions, concatenations) goes
+    together; what reaches an output or an op whose rule is not known stays.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -43,7 +45,8 @@ class PruneChannels(Recipe):
 
     ratio: float = 0.5
     """Share of each group's channels to remove (`allocation=uniform`), or of the multiply-adds (`allocation=cost`)."""
-    importance: Literal["activation", "magnitude"] = "activation"
+    importance: Literal["reconstruction", "activation", "magnitude"] = "reconstruction"
+    """`reconstruction` asks what the channels that stay cannot make up for; it goes with re-fitting."""
     refit: bool = True
     """Fit the weights that read the pruned channels on calibration rows; no training."""
     allocation: Literal["uniform", "cost"] = "uniform"
@@ -63,7 +66,11 @@ class PruneChannels(Recipe):
 
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Prune; raises VariantError without the rows that the options need, or when the result cannot be loaded."""
-        if not calibration and (self.refit or self.importance == "activation") and self.ratio > 0:
+        with one_blas_thread():
+            return self._apply(model, calibration)
+
+    def _apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
+        if not calibration and (self.refit or self.importance != "magnitude") and self.ratio > 0:
             raise VariantError(
                 f"{self.text} needs calibration data: give --data or --calibration, or use importance=magnitude,refit=false."
             )
@@ -79,21 +86,18 @@ class PruneChannels(Recipe):
         if not chosen:
             return _unchanged(model, f"no channels can be removed soundly: {_reasons(left) or 'no stored weights'}")
         sums = self._sums(axes, source, chosen, calibration)
-        values = [
-            judge.activation(axes, group, sums) if self.importance == "activation" else judge.magnitude(axes, group)
-            for group in chosen
-        ]
+        rankings = self._rank(axes, source, chosen, sums, calibration)
         cost = plan.cost_of(axes, _positions(axes, sums))
         if self.allocation == "uniform":
             kept = plan.uniform(chosen, self.ratio, self.round_to)
         else:
-            kept = plan.by_cost(axes, chosen, values, cost, self.ratio, self.round_to)
+            kept = plan.by_cost(axes, chosen, rankings, cost, self.ratio, self.round_to)
         facts = _facts(axes, chosen, kept, cost, left)
         if all(count == group.size for group, count in zip(chosen, kept, strict=True)):
             return _unchanged(
                 model, f"no group has channels to spare at ratio {self.ratio:g}, round_to {self.round_to}", facts
             )
-        removed = plan.least_important(chosen, values, kept)
+        removed = plan.removed_units(chosen, rankings, kept)
         result = cut(axes, removed)
         check(result, source)
         notes = []
@@ -127,14 +131,56 @@ class PruneChannels(Recipe):
         assert fed <= set(wanted)
         return channel_sums(source, wanted, open_session, batches(source, calibration, self.samples))
 
+    def _rank(
+        self,
+        axes: Axes,
+        source: ModelProto,
+        groups: list[Group],
+        sums: Mapping[str, ChannelSums],
+        calibration: Calibration | None,
+    ) -> list[plan.Ranking]:
+        if self.importance == "magnitude" or not calibration:
+            return [plan.ranked(judge.magnitude(axes, group)) for group in groups]
+        if self.importance == "activation":
+            return [plan.ranked(judge.activation(axes, group, sums)) for group in groups]
+        feeds, rows = self._feeds(source, calibration)
+        readers = list(dict.fromkeys(member.use for group in groups for member in group.consumers))
+        readers = [use for use in readers if axes.view.nodes[use.node].op_type != "ConvTranspose"]
+        seen = reconstruct.moments(axes, readers, open_session, feeds, rows)
+        most = [group.size for group in groups]
+        if self.allocation == "uniform":
+            most = [
+                size - count for size, count in zip(most, plan.uniform(groups, self.ratio, self.round_to), strict=True)
+            ]
+        return [reconstruct.rank(axes, group, seen, count) for group, count in zip(groups, most, strict=True)]
+
     def _refit(
         self, axes: Axes, result: ModelProto, removed: set[int], source: ModelProto, calibration: Calibration
     ) -> Report:
+        feeds, rows = self._feeds(source, calibration)
+        return refit(axes, result, removed, open_session, feeds, rows)
+
+    def _feeds(
+        self, source: ModelProto, calibration: Calibration
+    ) -> tuple[Callable[[], Iterator[Mapping[str, NDArray[Any]]]], int]:
         def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
             yield from batches(source, calibration, self.samples)
 
-        rows = sum(max((len(array) for array in row.values() if array.ndim), default=1) for row in feeds())
-        return refit(axes, result, removed, open_session, feeds, rows)
+        return feeds, sum(max((len(array) for array in row.values() if array.ndim), default=1) for row in feeds())
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+    """Keep numpy's matrix products on one thread, where threadpoolctl is installed.
+
+    Thousands of small products wait for each other's threads: on two busy cores they took fifteen times as long on two threads.
+    One thread also adds in one order, so the result is the same again.
+    """
+    try:
+        limits = importlib.import_module("threadpoolctl").threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    manager: contextlib.AbstractContextManager[Any] = limits(limits=1, user_api="blas")
+    return manager
 
 
 class _Opened:

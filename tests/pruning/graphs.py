@@ -118,7 +118,20 @@ class Builder:
         return model
 
 
-STEPS = ("conv", "plain", "norm", "depthwise", "doubled", "grouped", "residual", "joined", "gated", "scaled", "pool", "parted")
+STEPS = (
+    "conv",
+    "plain",
+    "norm",
+    "depthwise",
+    "doubled",
+    "grouped",
+    "residual",
+    "joined",
+    "gated",
+    "scaled",
+    "pool",
+    "parted",
+)
 HEADS = ("flatten", "reshape", "squeeze", "mean")
 
 
