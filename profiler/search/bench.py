@@ -26,6 +26,7 @@ from profiler.records import (
 from profiler.search.engine import Decision
 from profiler.search.race_store import RaceStore
 from profiler.search.screening import Screening, clusters
+from profiler.search.shared import FIRST_RACE_GROUP, LOOK_GROUPS
 from profiler.search.space import seeds_of
 from profiler.study import Case, Effort, reference_case
 from profiler.variants import registry
@@ -196,8 +197,10 @@ class LiveBench:
                 found.setdefault(process.case, {})[number, process.replicate] = value
         return found
 
-    def _look_of(self, group: int, last: int) -> int | None:
-        return next((look for look in range(last + 1) if RaceStore(self.job.store, look).owns(group)), None)
+    @staticmethod
+    def _look_of(group: int, last: int) -> int | None:
+        look = (group - FIRST_RACE_GROUP) // LOOK_GROUPS
+        return look if 0 <= look <= last else None
 
     def confirm(self, cases: Sequence[Case]) -> None:
         """Evaluate on the rows that nothing was chosen with."""

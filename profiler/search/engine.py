@@ -224,6 +224,8 @@ class Search:
             )
 
         rows = self.bench.screen(case, stop)
+        if rows is None and self._past(1.0):
+            return "not tried", "the time budget ended while it was screened"
         if rows is None:
             return "failed", "it could not be evaluated: see its failure"
         reason = stop(rows)

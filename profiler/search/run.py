@@ -79,15 +79,15 @@ def execute_search(
                 study, asked = before.study, Asked(**before.plan["search"]["asked"])
             elif study is None:
                 raise StudyError("there is nothing to search: give a model, or a search to resume with --resume RUN.")
+            else:
+                # Written down whole: a later edgeprof, whose ladder is longer, resumes what this one began.
+                study = study.model_copy(update={"variants": ladder(study.variants)})
             asked = asked or Asked()
-            study = study.model_copy(update={"variants": ladder(study.variants)[1:]})
+            variants = _checked(study)
             if resume is None:
-                variants = _checked(study)
                 run_id = store.create_run(study, describe(), version=__version__)
                 plan: dict[str, Any] = {"cases": [], "search": {"asked": asdict(asked), "decisions": []}}
                 store.set_plan(run_id, plan, ())
-            else:
-                variants = _checked(study)
             try:
                 budget = Budget(_without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, asked, variants, store, out, progress, budget)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from profiler import wire
 from profiler.data import Dataset, split_calibration
-from profiler.errors import DataError, EdgeprofError
+from profiler.errors import BudgetError, DataError, EdgeprofError
 from profiler.job import Job
 from profiler.quality.metrics import Metric, default_metric, get_metric
 from profiler.quality.outputs import agreement as agreement_with
@@ -90,6 +90,9 @@ class Screening:
             record = self._record(key, outputs, rows, time.perf_counter() - start)
         except WorkerFailure as failure:
             self.job.fail(case.quality_key, "quality", failure)
+            return None
+        except BudgetError as error:
+            self.job.progress.note(str(error))
             return None
         except EdgeprofError as error:
             if self._reference is None:

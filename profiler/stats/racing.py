@@ -18,6 +18,7 @@ independent rows in random order and needs no distribution.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -194,7 +195,7 @@ def log_evidence(values: Floats, limit: float, *, low: float = -1.0) -> float:
 
 def surely_above(values: Floats, limit: float, *, level: float, low: float = -1.0) -> bool:
     """Whether the mean of `values` is shown to be above `limit` with an error of at most `level` over all looks."""
-    return log_evidence(values, limit, low=low) > -np.log(level)
+    return log_evidence(values, limit, low=low) > -math.log(level)
 
 
 def cluster_means(values: Floats, clusters: NDArray[np.int64] | None, limit: float) -> Floats:

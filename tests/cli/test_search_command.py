@@ -38,7 +38,7 @@ def test_search_show_and_resume(edgeprof, small_model, tmp_path):
     )  # fmt: skip
     assert told.code in (0, 1), told.err
     found = json.loads(told.out)
-    assert {case["key"]: case["status"] for case in found["cases"]}[f"fp32@{slow}/b1/t1"] == "skipped"
+    assert {case["case"]: case["status"] for case in found["cases"]}[f"fp32@{slow}/b1/t1"] == "skipped"
     assert edgeprof("frontier", "latest", "--out", tmp_path, "--y", "peak_rss").code == 0
     again = edgeprof("search", "--resume", "latest", "--out", tmp_path, "--json")
     assert again.code in (0, 1), again.err

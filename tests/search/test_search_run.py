@@ -42,7 +42,8 @@ def short_blocks(monkeypatch):
 
 def asked(small_model, data, **changes):
     settings = {
-        "model": str(small_model), "data": str(data), "variants": ("fp32",), "backends": (FAST, SLOW, BROKEN),
+        "model": str(small_model), "data": None if data is None else str(data), "variants": ("fp32",),
+        "backends": (FAST, SLOW, BROKEN),
         "effort": {**TINY, "requeue_share": 0.0}, "constraints": {"max_drop": 0.2},
     }  # fmt: skip
     return make_study(**{**settings, **changes})
@@ -158,7 +159,7 @@ def test_throughput_compares_batches_by_row(small_model, data, tmp_path):
 
 
 def test_without_data_latency_alone_is_raced(small_model, tmp_path):
-    study = asked(small_model, None, data=None, backends=(FAST, SLOW), variants=("fp32",))
+    study = asked(small_model, None, backends=(FAST, SLOW))
     execute_search(study, out=tmp_path)
     run = read(tmp_path)
     assert run.status == "finished"
