@@ -7,9 +7,12 @@ places other quantizers, with which OpenVINO runs fewer or more ops in int8.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,18 @@ import numpy as np
 from profiler.data.npz import read_npz
 from profiler.onnx_io import model_outputs, read_model
 from profiler.quality.metrics import get_metric
-from profiler.variants.preparing import quiet
 from profiler.variants.running import inside, short
 from scripts.bench_variants_lib.candidates import TRANSFORMERS
 from scripts.bench_variants_lib.subjects import Arrays, Subject
+from scripts.real_models_lib.fetch import ROOT
 
 MAX_DROP = 0.01
 RANKING_ROWS = 64
 """NNCF ranks layers on up to 300 rows by default; on one or two cores that takes hours for the larger models."""
+
+LIMIT_S = 1800.0
+"""Longest that one tool may work on one model."""
+_MADE = "made: "
 
 
 @dataclass(frozen=True)
@@ -66,17 +73,35 @@ def tools(subject: Subject) -> tuple[Tool, ...]:
 
 
 def make(tool: Tool, subject: Subject, folder: Path) -> Peer:
-    """Run a tool. What it raises is a result: that tool has no variant of this model."""
+    """Run a tool in a process of its own. That it fails or does not end is a result: it has no variant of this model."""
     folder.mkdir(parents=True, exist_ok=True)
+    order = json.dumps({key: str(value) for key, value in asdict(subject).items() if key != "facts"})
+    command = [sys.executable, "-m", "scripts.bench_variants_lib.peers", tool.label, str(folder), order]
     started = time.perf_counter()
     try:
-        with quiet(), inside(folder):  # some leave files in the working directory
-            path = tool.make(subject, folder)
-    except Exception as error:  # noqa: BLE001 (other people's tools raise what they like)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
         return Peer(
-            tool.label, tool.about, None, time.perf_counter() - started, f"{type(error).__name__}: {short(error)}"
+            tool.label, tool.about, None, time.perf_counter() - started, f"not done after {LIMIT_S / 60:.0f} minutes"
         )
-    return Peer(tool.label, tool.about, path, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    said = done.stdout.strip().splitlines()[-1:] or [""]
+    if done.returncode == 0 and said[0].startswith(_MADE):
+        return Peer(tool.label, tool.about, Path(said[0].removeprefix(_MADE)), seconds)
+    lines = done.stderr.strip().splitlines()[-1:] or [f"ended with exit code {done.returncode}"]
+    return Peer(tool.label, tool.about, None, seconds, short(RuntimeError(lines[0])))
+
+
+def _main() -> None:
+    """One tool on one model, both named on the command line: the file's path is the last line of the output."""
+    label, folder, order = sys.argv[1:]
+    fields = json.loads(order)
+    paths = {key: Path(fields[key]) for key in ("model", "calibration", "validation", "evaluation")}
+    subject = Subject(**{**fields, **paths, "facts": ()})
+    tool = next(tool for tool in tools(subject) if tool.label == label)
+    with inside(Path(folder)):  # some leave files in the working directory
+        path = tool.make(subject, Path(folder))
+    print(f"{_MADE}{path}")
 
 
 def ort_static(subject: Subject, folder: Path) -> Path:
@@ -162,3 +187,7 @@ def nncf_accuracy(subject: Subject, folder: Path) -> Path:
     )
     openvino.save_model(quantized, str(out))
     return out
+
+
+if __name__ == "__main__":
+    _main()
