@@ -79,7 +79,8 @@ def command(
             calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
         )  # fmt: skip
         study = make_study(**{**settings, "variants": tuple(split_list(variants or ""))})
-    asked = Asked(objective, alpha, seeds)  # type: ignore[arg-type]  # checked there, with the known ones
+    # Who names the candidates gets those.
+    asked = Asked(objective, alpha, seeds, mixed=variants is None)  # type: ignore[arg-type]  # checked there, with the known ones
     with bars() as progress:
         run_id = execute_search(
             study, None if resume is not None else asked, out=out, resume=resume, progress=progress, database=database

@@ -24,6 +24,7 @@ from profiler.records import (
     ProcessRecord,
 )
 from profiler.search.engine import Decision
+from profiler.search.mixing import mixed_variants
 from profiler.search.race_store import RaceStore
 from profiler.search.screening import Screening, clusters
 from profiler.search.shared import FIRST_RACE_GROUP, LOOK_GROUPS
@@ -111,6 +112,21 @@ class LiveBench:
     def cases(self, variant: str) -> Sequence[Case]:
         """The cases of a variant that was made."""
         return self._cases[variant]
+
+    def more(self) -> Sequence[str]:
+        """Mixed precision, where the whole ladder was asked for; kept in the plan, since times differ when measured again."""
+        search = self.plan["search"]
+        if not search["asked"].get("mixed"):
+            return ()
+        if "mixed" not in search:
+            try:
+                search["mixed"] = mixed_variants(self.job, self._reference)
+            except BudgetError as error:
+                self.job.progress.note(str(error))
+                return ()
+            self.save()
+        found: list[str] = search["mixed"]
+        return found
 
     def screen(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
         """Quality on screening rows."""

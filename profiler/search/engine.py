@@ -87,6 +87,10 @@ class Bench(Protocol):
         """The cases of a variant that was made."""
         ...
 
+    def more(self) -> Sequence[str]:
+        """Variants that only what was made tells of: mixed precision from measured sensitivities and gains."""
+        ...
+
     def screen(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
         """Quality (0 to 1, higher is better) of the screening rows in their random order, shape (n,); None when it failed.
 
@@ -165,15 +169,20 @@ class Search:
         """All cases of the variants that could be made in time, the cheap rungs first."""
         cases: list[Case] = []
         for variant in dict.fromkeys((REFERENCE_VARIANT, *self.variants)):
-            if cases and self._past(self.rules.make_until):
-                self._tell(variant, "make", "not tried", "the time for making variants was over before its turn")
-                continue
-            problem = self.bench.make(variant)
-            if problem is None:
-                cases += self.bench.cases(variant)
-            else:
-                self._tell(variant, "make", "dropped", problem)
+            cases += self._cases_of(variant)
+        if not self._past(self.rules.make_until):
+            cases += [case for variant in self.bench.more() for case in self._cases_of(variant)]
         return cases
+
+    def _cases_of(self, variant: str) -> Sequence[Case]:
+        if variant != REFERENCE_VARIANT and self._past(self.rules.make_until):
+            self._tell(variant, "make", "not tried", "the time for making variants was over before its turn")
+            return ()
+        problem = self.bench.make(variant)
+        if problem is not None:
+            self._tell(variant, "make", "dropped", problem)
+            return ()
+        return self.bench.cases(variant)
 
     def _screened(self, cases: Sequence[Case]) -> list[Case]:
         """The cases whose quality is not surely below the margin."""

@@ -44,6 +44,8 @@ class Asked:
     alpha: float = 0.05
     seeds: bool = True
     """Whether variants on the frontier that were calibrated are made again with two more calibration seeds."""
+    mixed: bool = False
+    """Whether int8 variants that leave sensitive ops in float are added, chosen by what is measured."""
 
     def __post_init__(self) -> None:
         """Check; raises StudyError."""

@@ -69,6 +69,10 @@ class SimulatedBench:
         """Those of the variant, in the order of the truths."""
         return [case for case in self.truths if case.variant == variant]
 
+    def more(self) -> Sequence[str]:
+        """Nothing: the truths are all there is."""
+        return ()
+
     def screen(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
         """Rows that are right or wrong, with as many flips as the truth says."""
         self.spent_s += START_S
