@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,8 @@ INSTALL = "pip install 'edgeprof[nncf]'"
 SMOOTH_ALPHA = 0.95
 """NNCF's own for matrix products (`AdvancedSmoothQuantParameters`)."""
 OFF = -1.0
+NO_TELEMETRY = "NNCF_CI"
+"""Environment variable that NNCF knows (`nncf.definitions`); nothing but telemetry depends on it."""
 MOVING = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Ops that give their first input on as it is."""
 
@@ -128,12 +131,21 @@ class Nncf(Recipe):
 
 
 def _engine(what: str) -> tuple[Any, str]:
+    before = os.environ.get(NO_TELEMETRY)
+    # NNCF reports each call to its makers (Google Analytics) without asking. Whoever profiles here didn't agree to that.
+    os.environ[NO_TELEMETRY] = "1"
     try:
         # Its banner and its deprecation warnings are not ours to show.
         with quiet():
             import nncf
     except ImportError as error:
         raise VariantError(f"{what} needs nncf, which is not installed ({error}): {INSTALL}.") from error
+    finally:
+        # It looks once, while it is imported.
+        if before is None:
+            del os.environ[NO_TELEMETRY]
+        else:
+            os.environ[NO_TELEMETRY] = before
     return nncf, str(nncf.__version__)
 
 

@@ -8,6 +8,7 @@ places other quantizers, with which OpenVINO runs fewer or more ops in int8.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import numpy as np
 from profiler.data.npz import read_npz
 from profiler.onnx_io import model_outputs, read_model
 from profiler.quality.metrics import get_metric
+from profiler.variants.nncf import NO_TELEMETRY
 from profiler.variants.running import inside, short
 from scripts.bench_variants_lib.candidates import TRANSFORMERS
 from scripts.bench_variants_lib.subjects import Arrays, Subject
@@ -76,10 +78,14 @@ def make(tool: Tool, subject: Subject, folder: Path) -> Peer:
     """Run a tool in a process of its own. That it fails or does not end is a result: it has no variant of this model."""
     folder.mkdir(parents=True, exist_ok=True)
     order = json.dumps({key: str(value) for key, value in asdict(subject).items() if key != "facts"})
+    # NNCF would report each call to its makers.
+    environment = {**os.environ, NO_TELEMETRY: "1"}
     command = [sys.executable, "-m", "scripts.bench_variants_lib.peers", tool.label, str(folder), order]
     started = time.perf_counter()
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return Peer(
             tool.label, tool.about, None, time.perf_counter() - started, f"not done after {LIMIT_S / 60:.0f} minutes"

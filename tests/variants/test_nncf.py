@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import os
+import subprocess
+import sys
 from importlib import util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +136,23 @@ def test_smoothing_changes_a_transformer_only(mlp, vectors):
     plain = Nncf(model_type="transformer", smooth_quant_alpha=-1).apply(mlp, vectors)
     smooth = Nncf(model_type="transformer", smooth_quant_alpha=0.5).apply(mlp, vectors)
     assert plain.model.SerializeToString() != smooth.model.SerializeToString()
+
+
+@pytest.mark.runtime
+@pytest.mark.nncf
+@needs_nncf
+def test_nncf_reports_nothing_to_its_makers():
+    """In a process of its own: under pytest NNCF leaves its telemetry away by itself."""
+    code = (
+        "import os; from profiler.variants.nncf import _engine; _engine('nncf');"
+        "from nncf.telemetry import wrapper; print(type(wrapper.telemetry).__name__, 'NNCF_CI' in os.environ)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("NNCF_CI", "NNCF_DEV")}
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["MagicMock", "False"]
 
 
 def test_without_the_package_the_install_command_is_named(cnn, images, monkeypatch):
