@@ -110,11 +110,6 @@ def _onnxruntime(transformer: bool, fast: bool, x86: bool) -> list[Suggestion]:
             "clipping rare outliers leaves finer steps for the rest, at the same speed.",
             "Banner et al. 2019",
         ),
-        Suggestion(
-            _static(*(option for option in base if not option.startswith("per_channel")), "equalise=true"),
-            "one scale per tensor on equalised channels, for kernels that are faster with it.",
-            "Nagel et al. 2019",
-        ),
     ]
 
 
