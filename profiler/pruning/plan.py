@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.pruning.axes import Axes, Use
+from profiler.pruning.axes import Axes
 from profiler.pruning.groups import Group
 
 
@@ -30,43 +30,34 @@ def ranked(importance: NDArray[np.float64]) -> Ranking:
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of the nodes with stored weights, as a function of how many channels are left."""
+    """Multiply-adds of the nodes with stored weights, as a function of how many units each group keeps."""
 
-    fixed: Mapping[int, float]
-    """Multiply-adds of each use (by its place in `Axes.uses`) as it is, per batch row."""
+    whole: NDArray[np.float64]
+    """Of each use as it is, per batch row, [uses]."""
+    made: NDArray[np.float64]
+    """Share of a use's outputs that lie in each group, [uses, groups]."""
+    read: NDArray[np.float64]
+    """Share of its inputs, [uses, groups]."""
+    sizes: NDArray[np.float64]
+    """Units of each group, [groups]."""
 
-    def total(self, axes: Axes, groups: Sequence[Group], kept: Sequence[int]) -> float:
-        """Multiply-adds when each group keeps so many units."""
-        share_out: dict[Use, float] = {}
-        share_in: dict[Use, float] = {}
-        for group, count in zip(groups, kept, strict=True):
-            gone = 1 - count / group.size
-            for member in (*group.producers, *group.followers):
-                length = _length(axes, member.use, member.axis)
-                lost = gone * sum(map(len, member.places)) / length
-                share_out[member.use] = share_out.get(member.use, 1.0) - lost
-            for member in group.consumers:
-                length = _length(axes, member.use, member.axis)
-                lost = gone * sum(map(len, member.places)) / length
-                share_in[member.use] = share_in.get(member.use, 1.0) - lost
-        return sum(
-            self.fixed[place] * share_out.get(use, 1.0) * share_in.get(use, 1.0) for place, use in enumerate(axes.uses)
-        )
+    def total(self, kept: Sequence[int]) -> float:
+        """Multiply-adds when the groups keep so many units."""
+        gone = 1 - np.asarray(kept, np.float64) / self.sizes
+        return float((self.whole * (1 - self.made @ gone) * (1 - self.read @ gone)).sum())
 
 
-def cost_of(axes: Axes, positions: Mapping[int, int]) -> Cost:
+def cost_of(axes: Axes, groups: Sequence[Group], positions: Mapping[int, int]) -> Cost:
     """Cost from weights and output positions per row (by node); a node of unknown size counts as one position."""
-    fixed = {}
-    for place, use in enumerate(axes.uses):
-        size = int(np.prod(list(axes.view.tensors[use.weight].dims)))
-        fixed[place] = float(size * positions.get(use.node, 1))
-    return Cost(fixed)
-
-
-def _length(axes: Axes, use: Use, axis: int) -> int:
-    shape = axes.shape(use.weight)
-    size = None if shape is None else shape[axis]
-    return size or 1
+    place_of = {use: place for place, use in enumerate(axes.uses)}
+    whole = [float(np.prod(list(axes.view.tensors[use.weight].dims))) * positions.get(use.node, 1) for use in axes.uses]
+    made, read = np.zeros((len(axes.uses), len(groups))), np.zeros((len(axes.uses), len(groups)))
+    for number, group in enumerate(groups):
+        for shares, members in ((made, (*group.producers, *group.followers)), (read, group.consumers)):
+            for member in members:
+                length = axes.view.tensors[member.use.weight].dims[member.axis]
+                shares[place_of[member.use], number] += sum(map(len, member.places)) / length
+    return Cost(np.array(whole), made, read, np.array([group.size for group in groups], np.float64))
 
 
 def step_of(group: Group, round_to: int) -> int:
@@ -85,15 +76,13 @@ def uniform(groups: Sequence[Group], ratio: float, round_to: int) -> list[int]:
     return kept
 
 
-def by_cost(
-    axes: Axes, groups: Sequence[Group], rankings: Sequence[Ranking], cost: Cost, ratio: float, round_to: int
-) -> list[int]:
+def by_cost(groups: Sequence[Group], rankings: Sequence[Ranking], cost: Cost, ratio: float, round_to: int) -> list[int]:
     """Units each group keeps when `ratio` of the multiply-adds go, block by block where least is lost for each.
 
     Stops early when every group is down to one block.
     """
     kept = [group.size for group in groups]
-    whole = now = cost.total(axes, groups, kept)
+    whole = now = cost.total(kept)
     while now > (1 - ratio) * whole:
         best: tuple[float, int, int, float] | None = None
         for place, group in enumerate(groups):
@@ -102,7 +91,7 @@ def by_cost(
             fewer = (kept[place] - 1) // step * step
             if fewer < step:
                 continue
-            after = cost.total(axes, groups, [*kept[:place], fewer, *kept[place + 1 :]])
+            after = cost.total([*kept[:place], fewer, *kept[place + 1 :]])
             lost = sum(rankings[place].loss[group.size - kept[place] : group.size - fewer])
             price = lost / max(now - after, np.finfo(np.float64).tiny)
             if best is None or price < best[0]:

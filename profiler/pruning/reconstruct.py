@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 MAX_COLUMNS = 4608
 """Larger consumers are ranked by their diagonal alone."""
 DAMPING = 1e-3
-"""Added to H's diagonal, as a share of its mean."""
+"""Least share of H that is replaced by its mean diagonal, so that it can be inverted."""
 STEPS = 128
 """A group goes in at most so many steps; of larger groups several units go at once, which changes little and saves minutes."""
 MOMENTS_BYTES = 1 << 29
@@ -137,12 +137,26 @@ def rank(axes: Axes, group: Group, seen: dict[Use, Moments], most: int | None = 
     return Ranking(tuple(order), tuple(loss))
 
 
+def shrinkage(covariance: Array, count: int) -> float:
+    """How far a sample covariance of `count` rows should move to a multiple of the identity, 0 to 1.
+
+    Without it, fewer rows than columns make everything seem imitable. Oracle approximating shrinkage, Y. Chen, A. Wiesel,
+    Y. Eldar, A. Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", IEEE Trans. Signal Process. 58 (2010), eq. 23.
+    """
+    size = len(covariance)
+    square, trace = float(np.square(covariance).sum()), float(np.trace(covariance))
+    upper = (1 - 2 / size) * square + trace**2
+    lower = (count + 1 - 2 / size) * (square - trace**2 / size)
+    return 1.0 if lower <= 0 else min(1.0, upper / lower)
+
+
 class _Eliminate:
     """One consumer's least squares, shrinking; all of it divided by the variance of its output."""
 
-    def __init__(self, weight: Array, covariance: Array, blocks: Sequence[NDArray[np.int64]]) -> None:
-        damping = DAMPING * max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
-        damped = covariance + damping * np.eye(len(covariance))
+    def __init__(self, weight: Array, covariance: Array, blocks: Sequence[NDArray[np.int64]], count: int) -> None:
+        share = max(DAMPING, shrinkage(covariance, count))
+        mean = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float64).tiny)
+        damped = (1 - share) * covariance + share * mean * np.eye(len(covariance))
         self.weight = weight / np.sqrt(max(float((weight * (damped @ weight)).sum()), np.finfo(np.float64).tiny))
         self.inverse = np.linalg.inv(damped)
         self.blocks = blocks
@@ -200,4 +214,6 @@ def _problem(axes: Axes, member: Member, seen: Moments) -> _Eliminate | _Diagona
     arranged = arranged.reshape(-1, arranged.shape[-1])
     blocks = [(places[:, None] * taps + np.arange(taps)).ravel() for places in member.places]
     covariance = seen.covariance
-    return (_Eliminate if covariance.ndim == 2 else _Diagonal)(arranged, covariance, blocks)
+    if covariance.ndim == 1:
+        return _Diagonal(arranged, covariance, blocks)
+    return _Eliminate(arranged, covariance, blocks, seen.count)

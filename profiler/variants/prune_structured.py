@@ -87,12 +87,12 @@ class PruneChannels(Recipe):
             return _unchanged(model, f"no channels can be removed soundly: {_reasons(left) or 'no stored weights'}")
         sums = self._sums(axes, source, chosen, calibration)
         rankings = self._rank(axes, source, chosen, sums, calibration)
-        cost = plan.cost_of(axes, _positions(axes, sums))
+        cost = plan.cost_of(axes, chosen, _positions(axes, sums))
         if self.allocation == "uniform":
             kept = plan.uniform(chosen, self.ratio, self.round_to)
         else:
-            kept = plan.by_cost(axes, chosen, rankings, cost, self.ratio, self.round_to)
-        facts = _facts(axes, chosen, kept, cost, left)
+            kept = plan.by_cost(chosen, rankings, cost, self.ratio, self.round_to)
+        facts = _facts(chosen, kept, cost, left)
         if all(count == group.size for group, count in zip(chosen, kept, strict=True)):
             return _unchanged(
                 model, f"no group has channels to spare at ratio {self.ratio:g}, round_to {self.round_to}", facts
@@ -216,9 +216,9 @@ def _positions(axes: Axes, sums: Mapping[str, ChannelSums]) -> dict[int, int]:
     return positions
 
 
-def _facts(axes: Axes, groups: list[Group], kept: list[int], cost: plan.Cost, left: Counter[str]) -> dict[str, Fact]:
-    before = cost.total(axes, groups, [group.size for group in groups])
-    after = cost.total(axes, groups, kept)
+def _facts(groups: list[Group], kept: list[int], cost: plan.Cost, left: Counter[str]) -> dict[str, Fact]:
+    before = cost.total([group.size for group in groups])
+    after = cost.total(kept)
     pruned = [(group, count) for group, count in zip(groups, kept, strict=True) if count < group.size]
     return {
         "groups_pruned": len(pruned),

@@ -13,7 +13,7 @@ from profiler.pruning.axes import Axes
 from profiler.pruning.graph import GraphView
 from profiler.pruning.groups import find_groups
 from profiler.pruning.patches import conv_patches, sampled
-from profiler.pruning.reconstruct import Moments, rank
+from profiler.pruning.reconstruct import Moments, rank, shrinkage
 from profiler.pruning.ridge import Sums, fit
 from profiler.variants.running import outputs
 
@@ -143,7 +143,7 @@ def ranking_of(x, weight):
 def test_a_copy_goes_first_however_large_it_is():
     """Channel 2 is three times channel 0: one of the two costs nothing, while magnitude would keep both."""
     rng = np.random.default_rng(4)
-    x = rng.standard_normal((500, 6))
+    x = rng.standard_normal((5000, 6))
     x[:, 2] = 3 * x[:, 0]
 
     found = ranking_of(x, rng.standard_normal((6, 4)))
@@ -164,3 +164,22 @@ def test_losses_are_what_least_squares_loses():
         assert sum(found.loss[:count]) == pytest.approx(residual(x, weight, found.order[:count]), rel=0.05, abs=2e-3)
     best = min(residual(x, weight, pair) for pair in combinations(range(7), 2))
     assert sum(found.loss[:2]) <= 1.5 * best + 2e-3
+
+
+def test_few_rows_do_not_make_channels_imitable():
+    """Ten rows of forty independent channels: in the sample ten channels give everything, in truth none can be replaced."""
+    x = np.random.default_rng(6).standard_normal((10, 40))
+
+    found = ranking_of(x, np.eye(40))
+
+    assert sum(found.loss[:20]) > 0.25
+
+
+def test_shrinkage_falls_with_rows_and_stays_where_there_is_nothing_to_see():
+    """1 for a multiple of the identity, near 0 for strong structure seen often."""
+    rng = np.random.default_rng(7)
+    mixed = rng.standard_normal((8, 8)) @ np.diag([10, 5, 1, 1, 0.1, 0.1, 0.1, 0.1])
+    seen = [np.cov(rng.standard_normal((count, 8)) @ mixed.T, rowvar=False) for count in (10, 10_000)]
+
+    assert shrinkage(np.eye(5), 100) == 1.0
+    assert shrinkage(seen[1], 10_000) < 0.001 < shrinkage(seen[0], 10)
