@@ -109,6 +109,11 @@ class LiveBench:
             return reason
         return None
 
+    def untimed(self, variant: str, reason: str) -> None:
+        """Say of the cases of a variant that they are evaluated only."""
+        for case in self._cases[variant]:
+            self._failed(case.key, "plan", "skipped", reason)
+
     def cases(self, variant: str) -> Sequence[Case]:
         """The cases of a variant that was made."""
         return self._cases[variant]

@@ -175,7 +175,7 @@ def _planned(before: RunData, prepared: prepare.Prepared, store: Store) -> dict[
 def spread_over_seeds(bench: LiveBench, found: Found, run: RunData) -> None:
     """Make calibrated contenders again with other calibration seeds, evaluate them, and keep the spread in the plan.
 
-    Only as long as there is time; what is missing is missing in the plan too.
+    Only as long as there is time; what is missing stands there with its reason.
     """
     qualities = {record.case: record for record in run.qualities}
     spreads: list[dict[str, Any]] = list(bench.plan["search"].get("seed_spreads", []))
@@ -186,14 +186,23 @@ def spread_over_seeds(bench: LiveBench, found: Found, run: RunData) -> None:
             continue
         values = {case.variant: _value(qualities[key])}
         takes_s = bench.made[case.variant].seconds + qualities[key].seconds + bench.process_s
+        missing: dict[str, str] = {}
         for text in seeds_of(case.variant):
-            if bench.job.budget.left_s > takes_s and bench.make(text) is None:
-                sibling = replace(case, variant=text)
-                bench.confirm([sibling])
-                again = {record.case: record for record in bench.job.store.records(run.id, QualityRecord)}
-                if sibling.quality_key in again:
-                    values[text] = _value(again[sibling.quality_key])
-        spreads.append({"case": key, "values": values})
+            if bench.job.budget.left_s <= takes_s:
+                missing[text] = "no time was left"
+                continue
+            # With fewer rows than the recipe takes every seed draws them all, and the file is the same.
+            problem = bench.make(text)
+            if problem is not None:
+                missing[text] = problem
+                continue
+            bench.untimed(text, f"made to see how much the calibration rows of {case.variant} matter: not timed")
+            sibling = replace(case, variant=text)
+            bench.confirm([sibling])
+            again = {record.case: record for record in bench.job.store.records(run.id, QualityRecord)}
+            if sibling.quality_key in again:
+                values[text] = _value(again[sibling.quality_key])
+        spreads.append({"case": key, "values": values, "missing": missing})
         bench.plan["search"]["seed_spreads"] = spreads
         bench.save()
 

@@ -13,6 +13,7 @@ from profiler.errors import StudyError
 from profiler.records import BlockRecord
 from profiler.run import execute
 from profiler.search import bench as live
+from profiler.search import engine
 from profiler.search.run import Asked, decisions, execute_search
 from profiler.search.shared import SCREENING, is_race
 from profiler.store import Store, open_store
@@ -167,3 +168,25 @@ def test_without_data_latency_alone_is_raced(small_model, tmp_path):
     dropped = [item["subject"] for item in decisions(run) if item["outcome"] == "dropped"]
     assert dropped == [f"fp32@{SLOW}/b1/t1"]
     assert any(isinstance(block, BlockRecord) and not is_race(block.labels) for block in run.blocks)
+
+
+def test_a_calibrated_contender_is_made_again_with_other_seeds_and_the_spread_is_kept(
+    build_model, data, tmp_path, monkeypatch
+):
+    # Whether int8 pays on such a small model is not the question here: nothing is dropped, and all is frontier.
+    monkeypatch.setattr(engine.racing, "dominated", lambda *args, **options: [])
+    monkeypatch.setattr(engine.Search, "_frontier", lambda self, left: list(left))
+    model = build_model(tmp_path / "wide.onnx")
+    study = asked(model, data, backends=("ort",), variants=("int8-static{samples=32}",), constraints={"max_drop": 0.9})
+    execute_search(study, out=tmp_path / "out")
+    run = read(tmp_path / "out")
+    (spread,) = run.plan["search"]["seed_spreads"]
+    assert spread["case"] == "int8-static{samples=32}@ort/b1"
+    assert set(spread["values"]) == {
+        f"int8-static{{{rest}}}" for rest in ("samples=32", "samples=32,seed=1", "samples=32,seed=2")
+    }
+    assert spread["missing"] == {}
+    assert all(0 <= value <= 1 for value in spread["values"].values())
+    siblings = [case for case in analyse(run, today=date(2026, 1, 1)).cases if "seed=" in case.key]
+    assert [case.status for case in siblings] == ["skipped", "skipped"]
+    assert all("not timed" in case.failure.message for case in siblings)
