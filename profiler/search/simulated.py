@@ -1,6 +1,6 @@
 """A bench whose truth is known and whose clock is virtual: what searches are tested against, and scripts/bench_search.
 
-Costs are those of a small model on a small machine: most of the time goes into starting and warming up processes. Noise has
+Costs are assumed, after a small model on a small machine: most of the time goes into starting and warming up processes. Noise has
 a lasting offset per process, weather that all candidates of a round share, and scatter of single blocks.
 """
 
@@ -193,11 +193,13 @@ def true_points(bench: SimulatedBench) -> dict[str, tuple[float, float]]:
     return {key: (math.exp(known[key].log_time), -known[key].drop) for key in bench.finished}
 
 
-def hypervolume(points: Mapping[str, tuple[float, float]], reference: str, *, margin: float = 0.01) -> float:
+def hypervolume(
+    points: Mapping[str, tuple[float, float]], reference: str, *, margin: float = 0.01, gains: bool = False
+) -> float:
     """Area in (time / the reference's time, accuracy) up to twice its time and its accuracy less `margin`.
 
-    A gain over the reference counts as none: among many candidates the luckiest on these rows would set the area.
+    Without `gains` a gain over the reference counts as none: among many candidates the luckiest on these rows sets the area.
     """
     time, accuracy = points[reference]
-    table = np.array([(t / time, min(a, accuracy)) for t, a in points.values()])
+    table = np.array([(t / time, a if gains else min(a, accuracy)) for t, a in points.values()])
     return hypervolume_2d(table, (2.0, accuracy - margin), maximise=(False, True))
