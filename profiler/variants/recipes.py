@@ -10,7 +10,7 @@ from onnx import ModelProto
 from profiler.onnx_io import count_ops
 
 ORT_DOCS = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
-TRT_DOCS = "docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
+TRT_DOCS = "docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html"
 TRT_RESIDUAL = (
     "docs.nvidia.com/deeplearning/tensorrt/tensorflow-quantization-toolkit/docs/docs/add_custom_qdq_cases.html"
 )
@@ -66,7 +66,7 @@ def _onnxruntime(transformer: bool, fast: bool, x86: bool) -> list[Suggestion]:
     elif not fast:
         base.append("reduce_range=true")
     why = (
-        "ARM kernels take signed activations, and zero points of zero save a correction per product"
+        "signed activations and weights are the first choice of ONNX Runtime's documentation, and ARM has no 16-bit sums that saturate"
         if not x86
         else "7-bit weights cannot saturate the 16-bit sums of processors without VNNI"
         if not fast
@@ -151,7 +151,7 @@ def _tensorrt(residual: bool) -> list[Suggestion]:
     found = [
         Suggestion(
             _static(*base, "float_outputs=Conv|Gemm|MatMul"),
-            "TensorRT knows symmetric int8 only, fuses Q/DQ before weighted layers and keeps biases in float.",
+            "TensorRT's scheme is symmetric; that biases stay in float is this variant's own advice, not tried here.",
             TRT_DOCS,
         )
     ]
@@ -160,7 +160,7 @@ def _tensorrt(residual: bool) -> list[Suggestion]:
             0,
             Suggestion(
                 _static(*base, "float_outputs=Conv|Gemm|MatMul", "op_types=Add|Conv|Gemm|MatMul"),
-                "with Q/DQ on the residual branch, the sum is fused into the convolution before it.",
+                "NVIDIA asks for Q/DQ on residual connections, without which int8 fusions are not the best; not tried here.",
                 TRT_RESIDUAL,
             ),
         )
