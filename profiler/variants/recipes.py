@@ -66,7 +66,7 @@ def _onnxruntime(transformer: bool, fast: bool, x86: bool) -> list[Suggestion]:
     elif not fast:
         base.append("reduce_range=true")
     why = (
-        "signed activations and weights are the first choice of ONNX Runtime's documentation, and ARM has no 16-bit sums that saturate"
+        "signed activations and weights are what ONNX Runtime's documentation tries first, and no sums saturate on ARM"
         if not x86
         else "7-bit weights cannot saturate the 16-bit sums of processors without VNNI"
         if not fast
