@@ -8,7 +8,7 @@ of B. Hassibi, D. Stork, "Second order derivatives for network pruning: Optimal 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,18 +111,30 @@ def _pass(
     return found
 
 
-def rank(axes: Axes, group: Group, seen: dict[Use, Moments], most: int | None = None) -> Ranking:
-    """The order of the group's units, and for each the part of its consumers' output variance that is lost beyond repair when it
-    goes after those before it, added up over consumers. Beyond the first `most` units the order is by the cost of going next.
+def rank(
+    axes: Axes,
+    group: Group,
+    seen: Mapping[Use, Moments],
+    most: int | None = None,
+    weights: Mapping[Use, float] | None = None,
+) -> Ranking:
+    """The order of the group's units, and for each what its consumers lose when it goes after those before it.
+
+    That is the part of their output variance that is beyond repair, added up over consumers, with `weights` where they differ in
+    importance. Beyond the first `most` units the order is by the cost of going next.
     """
-    problems = [_problem(axes, member, seen[member.use]) for member in group.consumers if member.use in seen]
+    readers = [member for member in group.consumers if member.use in seen]
+    problems = [_problem(axes, member, seen[member.use]) for member in readers]
+    shares = [1.0 if weights is None else weights.get(member.use, 1.0) for member in readers]
     alive = np.arange(group.size)
     most = group.size if most is None else min(most, group.size)
     together = -(-group.size // STEPS)
     order: list[int] = []
     loss: list[float] = []
     while len(alive):
-        costs = np.maximum(sum((problem.costs(alive) for problem in problems), np.zeros(len(alive))), 0.0)
+        costs = np.zeros(len(alive))
+        for share, problem in zip(shares, problems, strict=True):
+            costs += share * np.maximum(problem.costs(alive), 0.0)
         # Of equal cost the later unit goes first.
         cheapest = np.lexsort((-alive, costs))
         count = len(alive) if len(order) >= most else min(together, len(alive))

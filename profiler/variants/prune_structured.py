@@ -23,6 +23,7 @@ from profiler.pruning.graph import GraphView
 from profiler.pruning.groups import Group, find_groups
 from profiler.pruning.observe import ChannelSums, Runner, channel_sums
 from profiler.pruning.refit import Report, refit
+from profiler.pruning.sensitivity import sensitivities
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.preparing import judged, lift_constants
 from profiler.variants.running import batches, ensure_loads, scratch, session
@@ -30,6 +31,10 @@ from profiler.variants.running import batches, ensure_loads, scratch, session
 QUANTIZED = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 )
+
+
+SENSITIVITY_ROWS = 16
+"""Calibration rows on which every reader's weight is disturbed once: an order of magnitude is enough."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,14 @@ class PruneChannels(Recipe):
     needs_calibration: ClassVar[bool] = True
 
     ratio: float = 0.5
-    """Share of each group's channels to remove (`allocation=uniform`), or of the multiply-adds (`allocation=cost`)."""
+    """Share of each group's channels to remove (`allocation=uniform`), or of the multiply-adds (the other two)."""
     importance: Literal["reconstruction", "activation", "magnitude"] = "reconstruction"
     """`reconstruction` asks what the channels that stay cannot make up for; it goes with re-fitting."""
     refit: bool = True
     """Fit the weights that read the pruned channels on calibration rows; no training."""
-    allocation: Literal["uniform", "cost"] = "uniform"
-    """`cost` takes blocks where the least importance is lost per multiply-add saved."""
+    allocation: Literal["uniform", "cost", "sensitivity"] = "uniform"
+    """`cost` takes blocks where the least importance is lost per multiply-add saved; `sensitivity` also weighs the loss with
+    how much of an error there arrives at the outputs (needs importance=reconstruction)."""
     scope: Literal["all", "inner"] = "all"
     """`inner` leaves channels alone that a residual addition ties."""
     round_to: int = 8
@@ -63,6 +69,8 @@ class PruneChannels(Recipe):
         expect(self, "ratio", 0 <= self.ratio < 1, "a number from 0, below 1")
         expect(self, "round_to", self.round_to >= 1, "at least 1")
         expect(self, "samples", self.samples >= 1, "at least 1")
+        fits = self.allocation != "sensitivity" or self.importance == "reconstruction"
+        expect(self, "allocation", fits, "uniform or cost, or importance=reconstruction beside it")
 
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Prune; raises VariantError without the rows that the options need, or when the result cannot be loaded."""
@@ -152,7 +160,11 @@ class PruneChannels(Recipe):
             most = [
                 size - count for size, count in zip(most, plan.uniform(groups, self.ratio, self.round_to), strict=True)
             ]
-        return [reconstruct.rank(axes, group, seen, count) for group, count in zip(groups, most, strict=True)]
+        weights = None
+        if self.allocation == "sensitivity":
+            few = batches(source, calibration, min(SENSITIVITY_ROWS, self.samples))
+            weights = sensitivities(axes, readers, open_session, few)
+        return [reconstruct.rank(axes, group, seen, count, weights) for group, count in zip(groups, most, strict=True)]
 
     def _refit(
         self, axes: Axes, result: ModelProto, removed: set[int], source: ModelProto, calibration: Calibration

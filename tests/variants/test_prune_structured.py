@@ -102,6 +102,33 @@ def test_attention_loses_whole_heads_and_the_feed_forward_its_width():
         assert outputs(result.model, {"x": np.ones(shape, np.float32)})[0].shape == shape
 
 
+def test_a_shape_put_together_in_the_graph_follows_piece_by_piece():
+    """Exporters write [Shape(x)[0], Shape(x)[1], heads, width] with Concat; another reader of the same shape keeps it."""
+    model = attention()
+    ints = lambda name, values: numpy_helper.from_array(np.array(values, np.int64), name)  # noqa: E731
+    made = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "first"], ["n"]),
+        helper.make_node("Gather", ["s", "second"], ["t"]),
+        helper.make_node("Concat", ["n", "t", "heads", "width"], ["apart"], axis=0, name="put_together"),
+    ]
+    nodes = [*made, *model.graph.node]
+    stored = [tensor for tensor in model.graph.initializer if tensor.name != "apart"]
+    stored += [ints("first", [0]), ints("second", [1]), ints("heads", [4]), ints("width", [8])]
+    outs = [*model.graph.output, value("shape", [4], TensorProto.INT64)]
+    nodes.append(helper.make_node("Identity", ["apart"], ["shape"]))
+    graph = helper.make_graph(nodes, "g", model.graph.input, outs, stored)
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(built, full_check=True)
+
+    result = PruneChannels(**NO_DATA).apply(built, None)
+
+    assert shapes(result.model)["wq"] == (16, 16)
+    answer, shape = outputs(result.model, {"x": np.ones((2, 5, 16), np.float32)})
+    assert answer.shape == (2, 5, 16)
+    assert shape.tolist() == [2, 5, 4, 8]
+
+
 def test_heads_that_write_nothing_can_go_unnoticed():
     """With zero rows in the projection for heads 0 and 2, exactly these go and the outputs stay."""
     model = attention()
