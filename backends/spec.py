@@ -61,11 +61,25 @@ def parse(text: str) -> Spec:
 
 def split_list(text: str) -> list[str]:
     """Split `a,b{x=1,y=2},c` at the commas outside braces; empty parts vanish."""
+    return [part for part in _split(text, ",") if part]
+
+
+def split_steps(text: str) -> list[str]:
+    """Split `a{x=1}+b` at the plus signs outside braces; empty parts are kept, for whoever has to complain of them."""
+    return _split(text, "+")
+
+
+def canonical(text: str) -> str:
+    """The canonical text of one spec, or of several joined by plus signs. Raises SpecError."""
+    return "+".join(str(parse(part)) for part in split_steps(text))
+
+
+def _split(text: str, sign: str) -> list[str]:
     parts, depth, start = [], 0, 0
     for index, char in enumerate(text):
         depth += (char == "{") - (char == "}")
-        if char == "," and depth == 0:
-            parts.append(text[start:index])
+        if char == sign and depth == 0:
+            parts.append(text[start:index].strip())
             start = index + 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts if part.strip()]
+    parts.append(text[start:].strip())
+    return parts

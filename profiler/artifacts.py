@@ -236,6 +236,7 @@ def cache_key(source: str, variant: Variant, calibration_sha: str | None) -> str
     parts = {
         "source": source,
         "variant": variant.text,
+        "content": variant.content_key(),
         "calibration": calibration_sha if variant.looks_at_calibration else None,
         "edgeprof": __version__,
         "makers": {name: _version(name) for name in MAKERS},

@@ -24,6 +24,8 @@ Source = Literal["measured here", "published", "predicted", "declared"]
 
 REFERENCE_VARIANT = "fp32"
 """The unmodified model that every variant is paired against."""
+RACE = "race"
+"""Label of a block that a search measured to choose, not to show (docs/search.md)."""
 
 
 @dataclass(frozen=True)

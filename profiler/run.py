@@ -53,12 +53,15 @@ def execute(
     """
     progress = progress or Silent()
     began = time.monotonic()
-    with _only_run_in(out):
+    with only_run_in(out):
         store = open_store(database or out)
         try:
             if resume is not None:
                 run_id = store.resolve(resume)
-                study = store.run(run_id).study
+                before = store.run(run_id)
+                if "search" in before.plan:
+                    raise StudyError(f"run {run_id} is a search: go on with `edgeprof search --resume {run_id}`.")
+                study = before.study
             elif study is None:
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
             variants = prepare.check_names(study)
@@ -67,7 +70,7 @@ def execute(
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
             try:
-                budget = Budget(_without_closing(study.time_budget_s), began=began)
+                budget = Budget(without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, variants, store, out, progress, budget)
             except (StudyError, ModelError, DataError):
                 if resume is None and not store.run(run_id).plan:
@@ -119,9 +122,9 @@ def _execute(
                 "data_name": None if prepared.evaluation is None else prepared.evaluation.name,
                 "data_rows": None if prepared.evaluation is None else len(prepared.evaluation),
                 "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
-                "clusters": _clusters(prepared),
+                "clusters": clusters(prepared),
                 "detected": asdict(detected),
-                **_conditions(store, before.environment),
+                **conditions(store, before.environment),
             }
             store.set_plan(run_id, plan, prepared.notes)
         _warn_about_price(study, before.environment, detected, progress)
@@ -147,12 +150,12 @@ def _execute(
     store.set_status(run_id, "finished")
 
 
-def _without_closing(seconds: float | None) -> float | None:
+def without_closing(seconds: float | None) -> float | None:
     """A time budget less what start-up, analysis, report and the end of the workers take."""
     return None if seconds is None else seconds - min(_CLOSING_S + _CLOSING_SHARE * seconds, _LARGEST_CLOSING * seconds)
 
 
-def _conditions(store: Store, environment: Environment) -> dict[str, Any]:
+def conditions(store: Store, environment: Environment) -> dict[str, Any]:
     """What decides the run's grade and is known before it: the machine's own state, and its newest self-test."""
     selftest = store.last_selftest(fingerprint(environment))
     return {
@@ -200,7 +203,7 @@ def _warn_about_price(study: Study, environment: Environment, detected: Detected
         progress.note(f"there will be no costs: {figure.reason}")
 
 
-def _clusters(prepared: prepare.Prepared) -> list[int] | None:
+def clusters(prepared: prepare.Prepared) -> list[int] | None:
     """Rows with the same id belong to one source; numbered in order of appearance. None when every row stands alone."""
     ids = None if prepared.evaluation is None else prepared.evaluation.ids
     if ids is None:
@@ -233,7 +236,7 @@ def is_measuring(out: Path) -> bool:
 
 
 @contextmanager
-def _only_run_in(out: Path) -> Iterator[None]:
+def only_run_in(out: Path) -> Iterator[None]:
     """Two runs at once would time each other. The lock vanishes with the process, however that ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiler.disturbance import Judged, judge, judge_run
-from profiler.records import BlockRecord
+from profiler.records import RACE, BlockRecord
 from profiler.soak_result import PHASE
 from profiler.stats import sequential as rule
 from profiler.stats.quantiles import quantile_interval
@@ -43,9 +43,14 @@ def dirty_blocks(blocks: Sequence[BlockRecord]) -> list[bool]:
 
 
 def judged_by_case(run: RunData) -> dict[str, list[Judged]]:
-    """The blocks that latencies come from, in order and judged: of a thermal soak, those measured once it was hot."""
+    """The blocks that latencies come from, in order and judged: of a thermal soak, those measured once it was hot; of a
+    search, those of the final, and where a case never came so far, those of the race.
+    """
     blocks: dict[str, list[BlockRecord]] = {}
+    final = {block.case for block in run.blocks if RACE not in block.labels}
     for block in sorted(run.blocks, key=lambda b: (b.case, b.replicate, b.attempt, b.group, b.round)):
+        if RACE in block.labels and block.case in final:
+            continue
         if run.study.soak is None or block.labels.get(PHASE) == SUSTAINED:
             blocks.setdefault(block.case, []).append(block)
     return judge_run(blocks, run.study.effort.rounds)

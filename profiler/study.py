@@ -204,7 +204,7 @@ class Study(_Frozen):
     @field_validator("variants", "backends")
     @classmethod
     def _canonical(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(str(spec.parse(text)) for text in value))
+        return tuple(dict.fromkeys(map(spec.canonical, value)))
 
     @model_validator(mode="after")
     def _not_empty(self) -> Study:

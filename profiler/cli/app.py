@@ -91,7 +91,8 @@ def _unread() -> int:
 
 
 def _interrupted() -> int:
-    typer.echo("interrupted; what was measured is kept. Go on with: edgeprof run --resume latest", err=True)
+    again = "edgeprof run --resume latest (a search: edgeprof search --resume latest)"
+    typer.echo(f"interrupted; what was measured is kept. Go on with: {again}", err=True)
     return EXIT_INTERRUPTED
 
 

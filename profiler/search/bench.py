@@ -31,7 +31,6 @@ from profiler.search.shared import FIRST_RACE_GROUP, LOOK_GROUPS
 from profiler.search.space import seeds_of
 from profiler.study import Case, Effort, reference_case
 from profiler.variants import registry
-from profiler.variants.pipeline import make_pipeline
 
 Floats = NDArray[np.float64]
 Objective = Literal["latency", "throughput", "cost", "memory"]
@@ -78,7 +77,7 @@ class LiveBench:
     def make(self, variant: str) -> str | None:
         """Make and store the artifact; says why it cannot be used."""
         job, calibration = self.job, self.job.prepared.calibration
-        recipe = make_pipeline(variant, registry.make)
+        recipe = registry.make(variant)
         job.progress.step(variant)
         try:
             record = job.artifact_store.make(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from profiler.records import BlockRecord, ProcessRecord
-from profiler.search.shared import FIRST_RACE_GROUP, LOOK_GROUPS, RACE
+from profiler.records import RACE, BlockRecord, ProcessRecord
+from profiler.search.shared import FIRST_RACE_GROUP, LOOK_GROUPS
 from profiler.store import Record, Store
 
 

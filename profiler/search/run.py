@@ -18,17 +18,17 @@ from profiler.cost.detect import detect_machine
 from profiler.environment import describe
 from profiler.errors import DataError, ModelError, StudyError, unknown
 from profiler.job import Job
+from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, QualityRecord
-from profiler.run import CACHE_NAME, _clusters, _conditions, _only_run_in, _without_closing
+from profiler.run import CACHE_NAME, clusters, conditions, only_run_in, without_closing
 from profiler.search import screening as screens
 from profiler.search.bench import LiveBench, Objective
 from profiler.search.engine import Found, Rules, Search
-from profiler.search.space import ladder, seeds_of
+from profiler.search.space import ladder, seeds_of, suggestions
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study
 from profiler.variants import registry
-from profiler.variants.pipeline import make_pipeline
 
 SEED_SPREADS = 3
 """Frontier variants at most whose calibration is repeated with other seeds."""
@@ -70,7 +70,7 @@ def execute_search(
     measured and decided, and resuming goes on from there. KeyboardInterrupt marks the run as interrupted and passes on.
     """
     progress, began = progress or Silent(), time.monotonic()
-    with _only_run_in(out):
+    with only_run_in(out):
         store = open_store(database or out)
         try:
             if resume is not None:
@@ -83,7 +83,7 @@ def execute_search(
                 raise StudyError("there is nothing to search: give a model, or a search to resume with --resume RUN.")
             else:
                 # Written down whole: a later edgeprof, whose ladder is longer, resumes what this one began.
-                study = study.model_copy(update={"variants": ladder(study.variants)})
+                study = study.model_copy(update={"variants": ladder(study.variants, _suggested(study))})
             asked = asked or Asked()
             variants = _checked(study)
             if resume is None:
@@ -91,7 +91,7 @@ def execute_search(
                 plan: dict[str, Any] = {"cases": [], "search": {"asked": asdict(asked), "decisions": []}}
                 store.set_plan(run_id, plan, ())
             try:
-                budget = Budget(_without_closing(study.time_budget_s), began=began)
+                budget = Budget(without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, asked, variants, store, out, progress, budget)
             except (StudyError, ModelError, DataError):
                 if resume is None and not store.run(run_id).artifacts:
@@ -107,6 +107,14 @@ def execute_search(
     return run_id
 
 
+def _suggested(study: Study) -> tuple[str, ...]:
+    """Recipes for this model; none where it still has to be exported: the ladder's own are tried then."""
+    path = Path(study.model).expanduser()
+    if path.suffix != ".onnx" or not path.is_file():
+        return ()
+    return suggestions(read_model(path), study.backends, describe().cpu_isa)
+
+
 def _checked(study: Study) -> tuple[Any, ...]:
     """The variants, reference first. Names of backends, metric and prices are checked as for any study."""
     prepare.check_names(study.model_copy(update={"variants": (REFERENCE_VARIANT,)}))
@@ -114,7 +122,7 @@ def _checked(study: Study) -> tuple[Any, ...]:
         raise StudyError(
             "a search races latencies; serve or soak its winner afterwards (edgeprof load, edgeprof soak)."
         )
-    return tuple(make_pipeline(text, registry.make) for text in dict.fromkeys((REFERENCE_VARIANT, *study.variants)))
+    return tuple(registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *study.variants)))
 
 
 def _execute(
@@ -166,9 +174,9 @@ def _planned(before: RunData, prepared: prepare.Prepared, store: Store) -> dict[
         "data_name": None if data is None else data.name,
         "data_rows": None if data is None else len(data),
         "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
-        "clusters": _clusters(prepared),
+        "clusters": clusters(prepared),
         "detected": asdict(detect_machine()),
-        **_conditions(store, before.environment),
+        **conditions(store, before.environment),
     }  # fmt: skip
 
 

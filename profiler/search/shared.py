@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-RACE = "race"
-"""Label of a block that was measured to choose, not to show: figures come from blocks without it (docs/search.md)."""
 FIRST_RACE_GROUP = 1000
 """Groups from here on belong to looks of the race, `LOOK_GROUPS` to each; the final's are below."""
 LOOK_GROUPS = 100
 SCREENING = "screening/"
 """Before a quality key: an evaluation on screening rows."""
-
-
-def is_race(labels: Mapping[str, float]) -> bool:
-    """Whether a block's labels say that it was measured to choose."""
-    return RACE in labels

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Collection, Iterable
 
+from onnx import ModelProto
+
+from backends.spec import split_steps
 from profiler.errors import EdgeprofError
 from profiler.records import REFERENCE_VARIANT
 from profiler.study import make_study
 from profiler.variants import registry
-from profiler.variants.pipeline import make_pipeline, split_steps
+from profiler.variants.recipes import recipes
 
 RUNGS: tuple[tuple[str, ...], ...] = (
     # Nothing is computed: the file as it is, its graph tidied up, or a precision that the runtime takes at load.
@@ -19,35 +23,50 @@ RUNGS: tuple[tuple[str, ...], ...] = (
     (
         "int8-static{per_channel=true}",
         "int8-static",
-        "int8-static{calibration=entropy,per_channel=true}",
-        "int8-static{calibration=percentile,per_channel=true}",
         "int8-static{calibration=mse,per_channel=true}",
+        "int8-static{calibration=percentile,per_channel=true}",
     ),
     # The same with repairs, each for one way in which quantization fails.
     (
         "int8-static{bias_correction=true,per_channel=true}",
         "int8-static{per_channel=true,smooth=0.5}",
-        "int8-static{bias_correction=true,calibration=mse,per_channel=true}",
         "nncf",
     ),
     # Fewer weights, then fewer and shorter ones.
-    ("prune-channels{ratio=0.25}", "prune-channels{ratio=0.5}"),
     (
-        "prune-channels{ratio=0.25}+int8-static{per_channel=true}",
-        "prune-channels{ratio=0.5}+int8-static{per_channel=true}",
+        "prune-channels{allocation=cost,ratio=0.3,round_to=16}",
+        "prune-channels{scope=inner}",
+        "prune-channels{allocation=sensitivity,ratio=0.1}",
+    ),
+    (
+        "prune-channels{allocation=cost,ratio=0.3,round_to=16}+int8-static{bias_correction=true,per_channel=true}",
+        "prune-channels{scope=inner}+int8-static{bias_correction=true,per_channel=true}",
     ),
 )
+_SUGGESTED_RUNG = 2
+_EXTRAS = {"nncf": "nncf"}
+"""Recipes of optional packages; where one is missing it is not tried unasked."""
 
 
-def ladder(asked: Iterable[str] = ()) -> tuple[str, ...]:
+def ladder(asked: Iterable[str] = (), suggested: Iterable[str] = ()) -> tuple[str, ...]:
     """The texts to try, the reference first: those `asked` in the ladder's order, else all that this edgeprof can make.
 
+    `suggested` come before the ladder's own recipes that need calibration: they were chosen for the model and the machine.
     Raises StudyError for what is asked and nobody knows. A rung whose recipe this edgeprof lacks is left out.
     """
-    given = [make_pipeline(text, registry.make).text for text in asked]
+    given = [registry.make(text).text for text in asked]
     if given:
         return tuple(dict.fromkeys((REFERENCE_VARIANT, *sorted(given, key=rung))))
-    return tuple(dict.fromkeys(text for texts in RUNGS for text in texts if _known(text)))
+    rungs = [list(texts) for texts in RUNGS]
+    rungs[_SUGGESTED_RUNG][:0] = suggested
+    return tuple(dict.fromkeys(text for texts in rungs for text in texts if _known(text)))
+
+
+def suggestions(model: ModelProto, backends: Iterable[str], isa: Collection[str]) -> tuple[str, ...]:
+    """Int8 recipes that suit the model, the backends and the processor; the likeliest of each backend first."""
+    by_backend = [[one.text for one in recipes(model, backend, isa)] for backend in backends]
+    longest = max(map(len, by_backend), default=0)
+    return tuple(dict.fromkeys(texts[place] for place in range(longest) for texts in by_backend if place < len(texts)))
 
 
 def rung(text: str) -> int:
@@ -62,8 +81,10 @@ def rung(text: str) -> int:
 
 
 def _known(text: str) -> bool:
+    if any(name in text and importlib.util.find_spec(module) is None for name, module in _EXTRAS.items()):
+        return False
     try:
-        make_pipeline(text, registry.make)
+        registry.make(text)
         # A study must be able to name it too: a run that cannot be read back would be lost.
         make_study(model="-", variants=(text,))
     except EdgeprofError:
@@ -79,7 +100,7 @@ def seeds_of(text: str) -> tuple[str, ...]:
         varied = [_with_seed(part, seed) for part in parts]
         joined = "+".join(varied)
         if joined != text and _known(joined):
-            found.append(make_pipeline(joined, registry.make).text)
+            found.append(registry.make(joined).text)
     return tuple(found)
 
 

@@ -53,6 +53,10 @@ class Variant(Protocol):
         """Canonical text, its name in records and on the command line: `int8-static{per_channel=true}`."""
         ...
 
+    def content_key(self) -> str | None:
+        """Hash of files that the recipe reads beside the model, for cache keys; None when there are none."""
+        ...
+
     def apply(self, model: onnx.ModelProto, calibration: Calibration | None) -> VariantResult:
         """Make the variant. `model` is never modified. Raises VariantError when it cannot be made from this model."""
         ...
@@ -76,6 +80,10 @@ class Recipe:
             if value != option.default:
                 options[option.name] = option_text(value)
         return str(Spec(self.name, None, options))
+
+    def content_key(self) -> str | None:
+        """None: the text says everything."""
+        return None
 
 
 V = TypeVar("V")

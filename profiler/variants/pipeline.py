@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 
 from onnx import ModelProto
 
+from backends.spec import split_steps
 from profiler.errors import StudyError
 from profiler.records import REFERENCE_VARIANT
 from profiler.variants.base import Calibration, Fact, Variant, VariantResult
@@ -56,6 +57,11 @@ class Pipeline:
                 merged.setdefault(backend, {}).update(options)
         return merged
 
+    def content_key(self) -> str | None:
+        """Those of all steps together."""
+        keys = [step.content_key() or "" for step in self.steps]
+        return "+".join(keys) if any(keys) else None
+
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Apply the steps. Facts of step n are called `n.fact`; outputs are compared with those of the model given.
 
@@ -75,18 +81,6 @@ class Pipeline:
             return VariantResult(model, facts, tuple(notes), changed=False)
         judged(model, result, calibration, facts, notes)
         return VariantResult(result, facts, tuple(notes), changed=True)
-
-
-def split_steps(text: str) -> list[str]:
-    """`a{x=1}+b` at the plus signs outside braces; one part where there is none. Parts are stripped, empty ones kept."""
-    parts, depth, start = [], 0, 0
-    for index, char in enumerate(text):
-        depth += (char == "{") - (char == "}")
-        if char == "+" and depth == 0:
-            parts.append(text[start:index].strip())
-            start = index + 1
-    parts.append(text[start:].strip())
-    return parts
 
 
 def make_pipeline(text: str, make: Callable[[str], Variant]) -> Variant:

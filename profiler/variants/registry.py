@@ -9,6 +9,7 @@ from typing import cast
 from backends import spec
 from profiler.errors import StudyError, unknown
 from profiler.variants.base import Variant, from_options
+from profiler.variants.pipeline import make_pipeline
 
 REGISTRY: Mapping[str, str] = {
     "fp32": "profiler.variants.plain:Fp32",
@@ -17,8 +18,13 @@ REGISTRY: Mapping[str, str] = {
     "bf16": "profiler.variants.plain:Bf16",
     "int8-dynamic": "profiler.variants.int8_dynamic:Int8Dynamic",
     "int8-static": "profiler.variants.int8_static:Int8Static",
+    "int8-weight": "profiler.variants.int8_weight:Int8Weight",
     "int4-weight": "profiler.variants.int4_weight:Int4Weight",
+    "nncf": "profiler.variants.nncf:Nncf",
+    "prune-channels": "profiler.variants.prune_structured:PruneChannels",
     "prune-magnitude": "profiler.variants.prune:PruneMagnitude",
+    "prune-nm": "profiler.variants.prune_nm:PruneNM",
+    "external": "profiler.variants.external:External",
 }
 
 _DEFAULTS: Mapping[str, tuple[str, ...]] = {
@@ -43,7 +49,12 @@ _DEFAULTS: Mapping[str, tuple[str, ...]] = {
         "int8-static{per_channel=true}",
         "int8-static{calibration=entropy,per_channel=true}",
         "int8-static{calibration=percentile,per_channel=true}",
+        "int8-static{bias_correction=true,per_channel=true}",
+        "int8-weight",
         "int4-weight",
+        "prune-channels{scope=inner}",
+        "prune-channels{allocation=cost,ratio=0.3,round_to=16}",
+        "prune-channels{allocation=cost,ratio=0.3,round_to=16}+int8-static{bias_correction=true,per_channel=true}",
         "prune-magnitude{sparsity=0.5}",
     ),
 }
@@ -55,10 +66,14 @@ def names() -> tuple[str, ...]:
 
 
 def make(text: str) -> Variant:
-    """The variant of a text such as `int8-static{per_channel=true}`.
+    """The variant of a text such as `int8-static{per_channel=true}`, or of several steps, `graph+int8-dynamic`.
 
     Raises StudyError for unknown names (with the known ones) and wrong options, SpecError for texts that do not parse.
     """
+    return make_pipeline(text, _make_one)
+
+
+def _make_one(text: str) -> Variant:
     parsed = spec.parse(text)
     if parsed.name not in REGISTRY:
         raise unknown("variant", parsed.name, REGISTRY)

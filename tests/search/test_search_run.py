@@ -10,12 +10,13 @@ import pytest
 from profiler.analysis import analyse
 from profiler.decide import view
 from profiler.errors import StudyError
+from profiler.records import RACE as RACE_LABEL
 from profiler.records import BlockRecord
 from profiler.run import execute
 from profiler.search import bench as live
 from profiler.search import engine
 from profiler.search.run import Asked, decisions, execute_search
-from profiler.search.shared import SCREENING, is_race
+from profiler.search.shared import SCREENING
 from profiler.store import Store, open_store
 from profiler.study import Effort, make_study
 
@@ -81,10 +82,10 @@ def test_a_search_is_a_run_with_its_decisions(small_model, data, tmp_path):
     assert len(shown[f"fp32@{FAST}/b1"].per_sample) == 128
     assert len(shown[f"{SCREENING}fp32@{FAST}/b1"].per_sample) == 128
     assert shown[f"fp32@{FAST}/b1"].data_sha256 != shown[f"{SCREENING}fp32@{FAST}/b1"].data_sha256
-    final = [block for block in run.blocks if not is_race(block.labels)]
+    final = [block for block in run.blocks if RACE_LABEL not in block.labels]
     assert {block.case for block in final} <= {case.key for case in analysis.cases if case.status == "measured"}
     assert len([b for b in final if b.case == reference.key]) == TINY["processes"] * TINY["rounds"]
-    assert any(is_race(block.labels) and block.case == left_out.key for block in run.blocks)
+    assert any(RACE_LABEL in block.labels and block.case == left_out.key for block in run.blocks)
 
 
 def test_killed_anywhere_it_is_readable_and_goes_on_to_the_same_end(small_model, data, tmp_path, monkeypatch):
@@ -167,7 +168,7 @@ def test_without_data_latency_alone_is_raced(small_model, tmp_path):
     assert not run.qualities
     dropped = [item["subject"] for item in decisions(run) if item["outcome"] == "dropped"]
     assert dropped == [f"fp32@{SLOW}/b1/t1"]
-    assert any(isinstance(block, BlockRecord) and not is_race(block.labels) for block in run.blocks)
+    assert any(isinstance(block, BlockRecord) and RACE_LABEL not in block.labels for block in run.blocks)
 
 
 def test_a_calibrated_contender_is_made_again_with_other_seeds_and_the_spread_is_kept(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from profiler import demo
 from profiler.errors import StudyError
-from profiler.search.space import ladder, rung, seeds_of
+from profiler.onnx_io import read_model
+from profiler.search.space import ladder, rung, seeds_of, suggestions
 from profiler.study import make_study
 from profiler.variants import registry
-from profiler.variants.pipeline import make_pipeline
 
 
 def test_everything_on_the_ladder_can_be_made_named_and_read_back():
@@ -16,7 +17,7 @@ def test_everything_on_the_ladder_can_be_made_named_and_read_back():
     assert texts[0] == "fp32"
     assert len(texts) == len(set(texts)) > 8
     for text in texts:
-        assert make_pipeline(text, registry.make).text == text, "canonical"
+        assert registry.make(text).text == text, "canonical"
     assert make_study(model="m", variants=texts).variants == texts
 
 
@@ -25,6 +26,15 @@ def test_cheap_rungs_come_first():
     assert ladder(("int8-static", "int8-dynamic", "graph")) == ("fp32", "graph", "int8-dynamic", "int8-static")
     assert rung("int8-static{symmetric_activations=true}") == rung("int8-static")
     assert rung("graph+int8-dynamic") > rung("int8-static{per_channel=true,smooth=0.5}")
+
+
+def test_recipes_for_the_model_and_the_machine_come_before_general_ones():
+    texts = suggestions(read_model(demo.model_path()), ("ort", "ov"), ("avx512_vnni",))
+    tried = ladder(suggested=texts)
+    assert texts
+    assert set(texts) <= set(tried)
+    assert [text for text in tried if text in texts] == list(texts)
+    assert tried.index(texts[0]) < tried.index("int8-static")
 
 
 def test_what_nobody_knows_is_refused():

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
+from backends.spec import split_steps
 from profiler.errors import StudyError, VariantError
 from profiler.onnx_io import clone, count_ops, walk_tensors
 from profiler.variants.base import Recipe, VariantResult
-from profiler.variants.pipeline import Pipeline, make_pipeline, split_steps
+from profiler.variants.pipeline import Pipeline, make_pipeline
 from profiler.variants.registry import make
 
 pytestmark = pytest.mark.runtime

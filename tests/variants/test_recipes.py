@@ -15,11 +15,14 @@ from profiler.variants.base import Variant
 from profiler.variants.int8_static import Int8Static
 from profiler.variants.prune import PruneMagnitude
 
+NEEDED = {"prune-magnitude": "prune-magnitude{sparsity=0.5}", "external": "external{path=other.onnx}"}
+"""Variants with an option that has no default."""
+
 
 @pytest.mark.parametrize("name", registry.names())
 def test_every_registered_variant_keeps_the_contract(name):
     """Each line of the registry leads to a Variant whose bare text is its name or says which option it needs."""
-    text = "prune-magnitude{sparsity=0.5}" if name == "prune-magnitude" else name
+    text = NEEDED.get(name, name)
 
     variant = registry.make(text)
 
@@ -105,7 +108,7 @@ def test_unknown_efforts_are_named():
 
 def test_only_bf16_is_tied_to_a_backend():
     """A recipe that only one backend can run says so before anything is made."""
-    tied = {name: registry.make(name).only_backends for name in registry.names() if name != "prune-magnitude"}
+    tied = {name: registry.make(NEEDED.get(name, name)).only_backends for name in registry.names()}
 
     assert {name: only for name, only in tied.items() if only} == {"bf16": ("ov",)}
     assert registry.make("bf16").backend_options == {"ov": {"precision": "bf16"}}
