@@ -22,7 +22,7 @@ from scripts.bench_variants_lib import candidates, compare, page, peers, subject
 from scripts.real_models_lib.fetch import CACHE, ROOT, FetchError
 
 PAGE = ROOT / "docs" / "results" / "variants.md"
-QUICK = {"processes": 3, "rounds": 2, "warmup_s": 0.1, "warmup_max_s": 0.5}
+QUICK = {"processes": 3, "rounds": 3, "warmup_s": 0.1, "warmup_max_s": 0.5}
 """Enough to see that everything works, not to tell neighbours apart."""
 KEPT = ROOT / "docs" / "results" / "variants.json"
 
