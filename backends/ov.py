@@ -21,6 +21,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from backends import ov_embedded
 from backends.base import (
     Availability,
     BackendError,
@@ -108,7 +109,7 @@ class OvBackend:
 
         def compile_with(more: Mapping[str, Any]) -> tuple[Any, str]:
             try:
-                model = core.read_model(str(artifact))
+                model = ov_embedded.read_model(core, artifact)
                 note = _fix_shapes(model, options) if static else "dynamic, as asked"
                 return core.compile_model(model, device, {**settings, **more}), note
             except RuntimeError as error:

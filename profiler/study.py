@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -268,6 +268,11 @@ def read_study(path: Path) -> Study:
     for key in ("model", "data", "calibration"):
         if isinstance(content.get(key), str):
             content[key] = _beside(path.parent, content[key])
+    variants = content.get("variants")
+    if isinstance(variants, list):
+        content["variants"] = [
+            _external_beside(path.parent, text) if isinstance(text, str) else text for text in variants
+        ]
     energy = content.get("energy")
     if isinstance(energy, dict) and isinstance(energy.get("csv"), str):
         energy["csv"] = str(path.parent.resolve() / Path(energy["csv"]).expanduser())
@@ -283,6 +288,22 @@ def _beside(folder: Path, text: str) -> str:
         return text
     path = Path(text).expanduser()
     return str((folder / path).resolve()) if not path.is_absolute() else str(path)
+
+
+def _external_beside(folder: Path, text: str) -> str:
+    """A variant's text with the path of a model made elsewhere taken from the study file's folder."""
+    try:
+        steps = [spec.parse(step) for step in spec.split_steps(text)]
+        moved = [
+            replace(step, options={**step.options, "path": _beside(folder, step.options["path"])})
+            if step.name == "external" and "path" in step.options
+            else step
+            for step in steps
+        ]
+        return spec.canonical("+".join(map(str, moved)))
+    except spec.SpecError:
+        # Told by the study's own check, or a folder's name that a text cannot hold.
+        return text
 
 
 @dataclass(frozen=True, order=True)

@@ -242,3 +242,14 @@ def test_a_study_cannot_be_changed():
     with pytest.raises(Exception, match="frozen"):
         study.model = "n"
     assert isinstance(study, Study)
+
+
+def test_a_model_made_elsewhere_lies_beside_the_study_file(tmp_path):
+    """As the model and the data do; other variants are left as they are."""
+    (tmp_path / "study.toml").write_text(
+        'model = "m.onnx"\nvariants = ["graph+int8-dynamic", "external{path=qat.onnx}"]\n'
+    )
+
+    study = read_study(tmp_path / "study.toml")
+
+    assert study.variants == ("graph+int8-dynamic", f"external{{path={tmp_path.resolve() / 'qat.onnx'}}}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import metadata
 from typing import Any, ClassVar, Literal
 
 from onnx import ModelProto, NodeProto
@@ -60,6 +61,13 @@ class Nncf(Recipe):
         expect(self, "smooth_quant_alpha", alpha == OFF or 0 <= alpha <= 1, "a number from 0 to 1, or -1 for none")
         fits = alpha == SMOOTH_ALPHA or self.model_type == "transformer"
         expect(self, "smooth_quant_alpha", fits, "model_type=transformer beside it")
+
+    def content_key(self) -> str | None:
+        """NNCF's version, which decides the result as much as the options do; None where it is missing."""
+        try:
+            return f"nncf {metadata.version('nncf')}"
+        except metadata.PackageNotFoundError:
+            return None
 
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Quantize. Raises VariantError without nncf, without calibration rows, for ignored names that the model does not
