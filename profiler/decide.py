@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -313,7 +314,25 @@ def _money(analysis: Analysis, chosen: CaseResult) -> str:
     if isinstance(figure, NotMeasured):
         return f"Cost not given: {figure.reason.rstrip('.')}."
     share = analysis.run.study.cost.utilisation
-    return f"{units.usd(figure.value)} per million inferences on {analysis.machine} at {share:.0%} use."
+    text = f"{units.usd(figure.value)} per million inferences on {analysis.machine} at {share:.0%} use."
+    return f"{text} {_pays_off(analysis, chosen, figure.value)}".rstrip()
+
+
+def _pays_off(analysis: Analysis, chosen: CaseResult, usd_per_million: float) -> str:
+    """After how many inferences a model made elsewhere has earned its stated cost; empty for variants made here."""
+    record = next((item for item in analysis.run.artifacts if item.variant == chosen.case.variant), None)
+    cost = None if record is None else record.facts.get("training_cost_usd")
+    if not isinstance(cost, (int, float)) or not math.isfinite(cost) or cost <= 0:
+        return ""
+    spent = f"Making it cost {units.usd(float(cost))} once, as stated"
+    reference = next((case for case in analysis.cases if case.key == analysis.reference), None)
+    price = None if reference is None else reference.usd_per_million
+    if not isinstance(price, Estimate):
+        return f"{spent}."
+    saved = price.value - usd_per_million
+    if saved <= 0:
+        return f"{spent}, and it saves nothing against the reference."
+    return f"{spent}: earned back after about {cost / saved:,.3g} million inferences."
 
 
 def _ties(chosen: CaseResult, frontier_view: FrontierView) -> str:

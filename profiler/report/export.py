@@ -69,6 +69,7 @@ def to_json(analysis: Analysis) -> str:
             "frontier": _frontier(story),
             "cases": [_case(story, case) for case in analysis.cases],
             "variants": [_artifact(record) for record in run.artifacts],
+            "search": run.plan.get("search"),
             "load": None if run.study.load is None else load.content(load.read_result(run)),
             "notes": list(analysis.notes),
         }

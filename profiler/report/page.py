@@ -19,7 +19,7 @@ from rich.console import Console
 
 from profiler.analysis import AXES, CaseResult
 from profiler.records import Environment, NotMeasured
-from profiler.report import details, figures, load, trust, words
+from profiler.report import details, figures, load, searched, trust, words
 from profiler.report.words import Story
 from profiler.store import RunData
 from profiler.study import EFFORTS, Study
@@ -92,6 +92,8 @@ def _content(story: Story) -> dict[str, Any]:
         "y_title": AXES[story.view.y].title,
         "failures": [_failure(story, case) for case in analysis.cases if case.status != "measured"],
         "variants": _variants(story),
+        "search": searched.lines(run),
+        "decisions": searched.rows(run),
         "warmups": trust.page_rows(story),
         "load": load_text(run),
         "soaked": run.study.soak is not None,
@@ -105,7 +107,7 @@ def _content(story: Story) -> dict[str, Any]:
         "not_measured": [*words.not_measured(analysis), *words.NOT_IN_THIS_VERSION],
         "notes": [words.one_line(note) for note in analysis.notes],
         "limits": limits(run.study),
-        "command": words.clean(command(run.study)),
+        "command": words.clean(command(run.study, search="search" in run.plan)),
         "versions": {
             words.one_line(name): words.one_line(version) for name, version in run.environment.versions.items()
         },
@@ -209,7 +211,7 @@ def limits(study: Study) -> list[str]:
     return [text for text in told if text is not None]
 
 
-def command(study: Study) -> str:
+def command(study: Study, *, search: bool = False) -> str:
     """The command line that asks the same. Settings that have no option are named in a comment below it."""
     asked, usual = study.constraints, Study(model=study.model)
     options: list[tuple[str, object, bool]] = [
@@ -217,7 +219,7 @@ def command(study: Study) -> str:
         ("--calibration", study.calibration, study.calibration is not None),
         ("--variants", ",".join(study.variants), bool(study.variants)),
         ("--backends", ",".join(study.backends), study.backends != usual.backends),
-        ("--batch", ",".join(map(str, study.batches)), study.batches != usual.batches),
+        ("--batches" if search else "--batch", ",".join(map(str, study.batches)), study.batches != usual.batches),
         ("--threads", ",".join(map(str, study.threads)), study.threads != usual.threads),
         ("--metric", study.metric, study.metric is not None),
         ("--max-drop", asked.max_drop, asked.max_drop is not None),
@@ -231,10 +233,11 @@ def command(study: Study) -> str:
         ("--calibration-samples", study.calibration_samples, study.calibration_samples != usual.calibration_samples),
         *[("--shape", f"{name}={','.join(map(str, shape))}", True) for name, shape in study.input_shapes.items()],
         ("--seed", study.seed, study.seed != usual.seed),
+        ("--time-budget", f"{study.time_budget_s}s", study.time_budget_s is not None),
         ("--time-limit", f"{study.time_limit_s:g}s", study.time_limit_s != usual.time_limit_s),
         ("--memory-limit", f"{study.memory_limit_bytes}B", study.memory_limit_bytes is not None),
     ]
-    parts = ["edgeprof", "profile", study.model]
+    parts = ["edgeprof", "search" if search else "profile", study.model]
     for name, value, wanted in options:
         parts += [name, str(value)] if wanted else []
     effort = next((name for name, known in EFFORTS.items() if known == study.effort), None)

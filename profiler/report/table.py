@@ -10,7 +10,7 @@ from rich.console import Console
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
 from profiler.records import NotMeasured
-from profiler.report import trust, words
+from profiler.report import searched, trust, words
 from profiler.report.details import case_details
 from profiler.report.layout import Column, Page
 from profiler.report.words import Cell, Story
@@ -256,7 +256,7 @@ def _how(page: Page, story: Story) -> None:
     page.line(f"machine: {words.processor(analysis)}", style="dim", hanging=2)
     page.line(f"measured here: {words.effort_line(analysis)}", style="dim", hanging=2)
     ended = trust.stopping(analysis)
-    for line in [*([ended] if ended else []), *trust.lines(analysis)]:
+    for line in [*([ended] if ended else []), *searched.lines(analysis.run), *trust.lines(analysis)]:
         page.line(line, style="dim", hanging=2)
     for note in analysis.notes:
         page.line(f"note: {words.one_line(note)}", style="dim", hanging=2)

@@ -22,6 +22,8 @@ from scripts.bench_variants_lib import candidates, compare, page, peers, subject
 from scripts.real_models_lib.fetch import CACHE, ROOT, FetchError
 
 PAGE = ROOT / "docs" / "results" / "variants.md"
+EFFORT = {"processes": 4, "rounds": 4, "warmup_max_s": 1.0}
+"""Some forty cases a model: about ten minutes each."""
 QUICK = {"processes": 3, "rounds": 3, "warmup_s": 0.1, "warmup_max_s": 0.5}
 """Enough to see that everything works, not to tell neighbours apart."""
 KEPT = ROOT / "docs" / "results" / "variants.json"
@@ -97,7 +99,7 @@ def _measure(name: str, asked: argparse.Namespace) -> dict[str, Any]:
         variants=(*ours, *labels),
         backends=candidates.BACKENDS,
         metric=subject.metric,
-        effort=dict(QUICK) if asked.quick else "default",
+        effort=dict(QUICK if asked.quick else EFFORT),
         constraints={"max_drop": compare.LIMIT},
     )
     analysis = result.analysis

@@ -7,27 +7,35 @@ from collections.abc import Mapping
 PLAIN = ("bf16",)
 """Load options that both sides have: whoever uses OpenVINO as it is gets them."""
 
+_ADDS = "op_types=Add|Conv|Gemm|MatMul"
 _CONVOLUTIONS = (
-    "graph",
-    "int8-static",
     "int8-static{per_channel=true}",
     "int8-static{bias_correction=true,per_channel=true}",
-    "int8-static{op_types=Add|Conv|Gemm|MatMul,per_channel=true}",
+    f"int8-static{{bias_correction=true,{_ADDS},per_channel=true}}",
+    f"int8-static{{bias_correction=true,float_outputs=Conv|Gemm|MatMul,{_ADDS},per_channel=true}}",
 )
 
 CANDIDATES: Mapping[str, tuple[str, ...]] = {
-    "mini-resnet": _CONVOLUTIONS,
+    "mini-resnet": (
+        *_CONVOLUTIONS,
+        f"int8-static{{bias_correction=true,{_ADDS},per_channel=true,skip=Conv:0}}",
+        f"prune-channels{{allocation=cost,ratio=0.3,round_to=16}}+int8-static{{bias_correction=true,{_ADDS},per_channel=true}}",
+    ),
     "efficientnet-lite0": _CONVOLUTIONS,
-    "magika": ("graph", "int8-static", "int8-static{per_channel=true}", "int8-static{bias_correction=true,per_channel=true}"),
+    "magika": (
+        "int8-static{per_channel=true}",
+        "int8-static{bias_correction=true,per_channel=true}",
+        "int8-static{calibration=mse,per_channel=true}",
+        "int8-static{float_outputs=Gemm|MatMul,per_channel=true}",
+    ),
     "minilm-sentiment": (
         "int8-dynamic",
-        "int8-static",
-        "int8-static{per_channel=true}",
-        "int8-static{per_channel=true,smooth=0.5}",
-        "int4-weight",
+        "int8-weight",
+        "int8-static{float_outputs=Gemm|MatMul,per_channel=true}",
+        "int8-static{float_outputs=Gemm|MatMul,per_channel=true,smooth=0.5}",
     ),
     "ppocr-det": _CONVOLUTIONS,
-}  # fmt: skip
+}
 """Ours by model. Texts as on the command line; searched ones are added with `--add`."""
 
 BACKENDS = ("ort", "ov", "ov{precision=runtime}")
