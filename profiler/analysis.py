@@ -351,7 +351,11 @@ def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: 
         return NotMeasured("the unmodified model was not measured beside it")
     if reference == case:
         return Estimate(1.0, 1.0, 1.0, "×", LEVEL, note="the reference itself")
-    ratio = judged_ratio(evidence.judged.get(case.key, ()), evidence.judged[reference.key])
+    own, other = evidence.judged.get(case.key, ()), evidence.judged[reference.key]
+    ratio = judged_ratio(own, other)
+    if own and {item.block.group for item in own}.isdisjoint(item.block.group for item in other):
+        # Every group holds the run's reference, but not the unmodified model of each backend.
+        why = f"{reference.key} was not measured in the same rounds: a study of fewer cases would have them together"
     return (
         NotMeasured(why) if ratio is None else Estimate(ratio.value, ratio.low, ratio.high, "×", LEVEL, note=ratio.note)
     )
