@@ -312,13 +312,13 @@ def _latency(chosen: CaseResult) -> str:
 def _money(analysis: Analysis, chosen: CaseResult) -> str:
     figure = chosen.usd_per_million
     if isinstance(figure, NotMeasured):
-        return f"Cost not given: {figure.reason.rstrip('.')}."
+        return f"Cost not given: {figure.reason.rstrip('.')}. {_pays_off(analysis, chosen, None)}".rstrip()
     share = analysis.run.study.cost.utilisation
     text = f"{units.usd(figure.value)} per million inferences on {analysis.machine} at {share:.0%} use."
     return f"{text} {_pays_off(analysis, chosen, figure.value)}".rstrip()
 
 
-def _pays_off(analysis: Analysis, chosen: CaseResult, usd_per_million: float) -> str:
+def _pays_off(analysis: Analysis, chosen: CaseResult, usd_per_million: float | None) -> str:
     """After how many inferences a model made elsewhere has earned its stated cost; empty for variants made here."""
     record = next((item for item in analysis.run.artifacts if item.variant == chosen.case.variant), None)
     cost = None if record is None else record.facts.get("training_cost_usd")
@@ -327,7 +327,7 @@ def _pays_off(analysis: Analysis, chosen: CaseResult, usd_per_million: float) ->
     spent = f"Making it cost {units.usd(float(cost))} once, as stated"
     reference = next((case for case in analysis.cases if case.key == analysis.reference), None)
     price = None if reference is None else reference.usd_per_million
-    if not isinstance(price, Estimate):
+    if not isinstance(price, Estimate) or usd_per_million is None:
         return f"{spent}."
     saved = price.value - usd_per_million
     if saved <= 0:

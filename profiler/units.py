@@ -51,7 +51,9 @@ def points(value: float) -> str:
 def parse_seconds(text: str) -> float:
     """`5ms`, `0.5 s`, `800us` → seconds. Raises EdgeprofError for anything else."""
     return _parse(
-        text, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}, "a time such as 5ms or 0.2s"
+        text,
+        {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "m": 60.0, "h": 3600.0},
+        "a time such as 5ms, 0.2s, 20min or 1h",
     )
 
 

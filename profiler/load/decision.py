@@ -66,9 +66,9 @@ def _against(batching: MaxRate, plain: MaxRate) -> str:
             why = "a late generator gives lower bounds only" if late else "their intervals overlap"
             return f"{name} and no batching are not told apart under {limit}: {why} ({ratio}){place}"
         return f"{name} carries {ratio} the rate of no batching under {limit}{place}"
-    if found(batching) and plain.estimate is not None:
+    if found(batching) and plain.estimate is not None and not plain.estimate.attainable:
         return f"{name} holds {limit}, no batching does not at any rate tried{place}"
-    if found(plain) and batching.estimate is not None:
+    if found(plain) and batching.estimate is not None and not batching.estimate.attainable:
         return f"no batching holds {limit}, {name} does not at any rate tried{place}"
     return f"{name} and no batching cannot be compared under {limit}: {batching.reason or plain.reason}{place}"
 

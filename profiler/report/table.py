@@ -243,7 +243,11 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
 def _not_done(page: Page, story: Story) -> None:
     page.blank()
     page.line(words.counts_line(story))
+    searching = bool(searched.lines(story.analysis.run))
     for why, cases in words.by_reason(story):
+        if searching and "by the search: " in why:
+            # Dozens of them: counted below, each with its reason in the report.
+            continue
         names = ", ".join(
             story.name(case) if case.case.backend != "—" else words.one_line(case.case.variant) for case in cases
         )

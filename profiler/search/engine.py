@@ -304,7 +304,8 @@ class Search:
             case, by = timed[item.candidate], timed[item.by]
             self._tell(
                 case.key, "race", "dropped",
-                f"takes {item.ratio:.2f} times as long as {by.key} (at least {item.ratio_low:.2f}), "
+                f"takes {item.ratio:.2f} times as long as {by.key} (at least {item.ratio_low:.2f}"
+                f"{'; ties within 2 % are settled at the last look' if item.ratio_low <= 1 else ''}), "
                 f"which is not worse by more than {100 * self.rules.tolerance:g} points",
                 against=by.key, level=item.level, look=look, ratio=item.ratio, ratio_low=item.ratio_low,
             )  # fmt: skip
@@ -366,7 +367,10 @@ class Search:
         room = max(1, self.bench.fits_finish())
         for case in ordered[room:]:
             if not self._protected(case):
-                self._tell(case.key, "finish", "not tried", "no time is left to measure it at the full effort")
+                self._tell(
+                    case.key, "finish", "not tried",
+                    f"raced, but the time left is enough for {room} of {len(ordered)} in the final, and others looked better",
+                )  # fmt: skip
         return list(ordered[:room])
 
     def _with_references(self, chosen: Sequence[Case], candidates: Sequence[Case]) -> list[Case]:

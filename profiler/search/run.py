@@ -199,7 +199,6 @@ def spread_over_seeds(bench: LiveBench, found: Found, run: RunData) -> None:
             if bench.job.budget.left_s <= takes_s:
                 missing[text] = "no time was left"
                 continue
-            # With fewer rows than the recipe takes every seed draws them all, and the file is the same.
             problem = bench.make(text)
             if problem is not None:
                 missing[text] = problem

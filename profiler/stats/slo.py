@@ -466,7 +466,7 @@ class _Search:
             self.notes.append(
                 f"a fresh run of {last.queries:,} requests at {last.rate_per_s:.4g}/s had {100 * last.share:.2g} % late, "
                 f"at most {100 * last.high:.2g} %: too short to confirm {100 * self.tail:.3g} %, "
-                f"which takes {fewest:,.0f} or more even if none is late"
+                f"which takes {fewest:,.0f} or more even if none is late (a larger --budget-queries)"
             )
         elif last.verdict(self.tail) is False:
             self.notes.append(

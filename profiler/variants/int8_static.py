@@ -80,7 +80,7 @@ class Int8Static(Recipe):
     samples: int = 256
     """Most calibration rows that are run."""
     seed: int = 0
-    """Which calibration rows are run: 0 the first ones, any other number a draw of its own."""
+    """Which calibration rows are run: 0 the first ones, any other number a draw with replacement of its own."""
     weight_range: Literal["minmax", "mse"] = "minmax"
     """How far weights reach: to the largest, or to where rounding and clipping together err least."""
     skip: tuple[str, ...] = ()
@@ -354,9 +354,13 @@ def _channel_axis(node: NodeProto, rank: int) -> int:
 
 
 def drawn(calibration: Calibration, seed: int) -> Calibration:
-    """The rows of `calibration` in the order that `seed` gives: 0 leaves them, others permute them, all arrays alike."""
-    if seed == 0:
-        return calibration
+    """The rows of `calibration` as `seed` draws them: 0 leaves them, others draw as many with replacement, all arrays alike.
+
+    With replacement, because the rows are often no more than a recipe takes: mere orders of the same rows would all give the
+    same ranges, and a spread of nothing.
+    """
     rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
-    order = np.random.default_rng(seed).permutation(rows)
+    if seed == 0 or not rows:
+        return calibration
+    order = np.random.default_rng(seed).integers(0, rows, rows)
     return {name: array[order] if array.ndim else array for name, array in calibration.items()}
