@@ -10,6 +10,8 @@ from backends.spec import split_list
 from profiler.cli import options as o
 from profiler.errors import StudyError
 
+DEFAULT_MAX_DROP = "1pt"
+
 
 def command(
     model: Annotated[
@@ -24,7 +26,7 @@ def command(
     ] = "latency",
     max_drop: Annotated[
         str, typer.Option("--max-drop", help="Drop beyond which a candidate is out, e.g. 1pt.")
-    ] = "1pt",
+    ] = DEFAULT_MAX_DROP,
     variants: Annotated[
         str | None,
         typer.Option("--variants", help="Candidates, e.g. fp16,graph+int8-dynamic; default: the whole ladder."),
@@ -71,8 +73,10 @@ def command(
 
     study = None
     if model is not None:
+        # Without data no drop can be shown: the limit that nobody asked for would rule everything out.
+        drop = max_drop if data is not None or max_drop != DEFAULT_MAX_DROP else None
         settings = o.study_settings(
-            variants=None, backends=backends, batch=batches, threads=threads, max_drop=max_drop, slo_p99=slo_p99,
+            variants=None, backends=backends, batch=batches, threads=threads, max_drop=drop, slo_p99=slo_p99,
             max_memory=None, max_cost=None, machine=machine, utilisation=utilisation, prices=prices, quick=quick,
             thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
             precision=precision, time_budget=time_budget, energy=False, energy_csv=None, energy_command=None,

@@ -53,6 +53,9 @@ class _Lane:
 def own_reference(analysis: Analysis, result: CaseResult) -> CaseResult:
     """The unmodified model on the same backend, batch and threads. Raises StudyError when the run has none."""
     case = result.case
+    if result.status != "measured" and case.backend == "—":
+        why = result.failure.message if result.failure is not None else "it was not made"
+        raise StudyError(f"{result.key} cannot be explained: {why}")
     key = Case(REFERENCE_VARIANT, case.backend, case.target, case.batch, case.threads).key
     found = next((other for other in analysis.cases if other.key == key), None)
     if found is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from profiler import artifacts, campaign, prepare
 from profiler.disturbance import judge_run
-from profiler.errors import BudgetError, EdgeprofError
+from profiler.errors import BudgetError, EdgeprofError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
 from profiler.records import (
@@ -89,6 +89,11 @@ class LiveBench:
                 raise
             self._failed(variant, "variant", "unsupported", str(error))
             return str(error)
+        stored = {item.variant: item.sha256 for item in job.store.records(job.run_id, ArtifactRecord)}
+        if stored.get(variant, record.sha256) != record.sha256:
+            raise StudyError(
+                f"what makes {variant} changed since run {job.run_id} began: start a new search instead of resuming."
+            )
         record = artifacts.merged(record, self.made.values())
         self.made[variant] = record
         job.store.add(job.run_id, record)

@@ -246,6 +246,8 @@ class Search:
     def _raced(self, cases: Sequence[Case]) -> list[Case]:
         """The cases that are left after the looks that fitted into their share of the time."""
         left = list(cases)
+        if not left:
+            return left
         level = racing.pair_level(self.rules.alpha / 2, candidates=len(left), looks=len(self.rules.looks))
         fine = self._not_worse(left, self.rules.alpha / 2 / max(1, len(left) * (len(left) - 1)))
         for look, processes in enumerate(self.rules.looks):

@@ -119,7 +119,7 @@ def _limits(model: ModelProto, name: str) -> tuple[float, float]:
         return 0.0, np.inf
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     bounds = [stored.get(name) for name in [*readers[0].input[1:3], "", ""][:2]]
-    low, high = (None if bound is None else float(numpy_helper.to_array(bound)) for bound in bounds)
+    low, high = (None if bound is None else float(numpy_helper.to_array(bound).item()) for bound in bounds)
     return -np.inf if low is None else low, np.inf if high is None else high
 
 

@@ -130,7 +130,8 @@ def cosine(before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays])
             pairs = [pair for row in feeds for pair in zip(first.run(None, row), second.run(None, row), strict=True)]
     except Exception:  # noqa: BLE001 (a guessed shape the model cannot take is no finding about the variant)
         return None
-    values = [_cosine(np.asarray(a), np.asarray(b)) for a, b in pairs if _is_float(a)]
+    # Where the original itself answers with nothing but NaN or infinity there is nothing to compare.
+    values = [_cosine(np.asarray(a), np.asarray(b)) for a, b in pairs if _is_float(a) and np.isfinite(a).any()]
     return min(values, default=None)
 
 

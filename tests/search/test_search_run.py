@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 import numpy as np
+import onnx
 import pytest
 
 from profiler.analysis import analyse
@@ -191,3 +192,32 @@ def test_a_calibrated_contender_is_made_again_with_other_seeds_and_the_spread_is
     siblings = [case for case in analyse(run, today=date(2026, 1, 1)).cases if "seed=" in case.key]
     assert [case.status for case in siblings] == ["skipped", "skipped"]
     assert all("not timed" in case.failure.message for case in siblings)
+
+
+def test_nothing_that_runs_is_a_result_and_no_crash(small_model, data, tmp_path):
+    """Not even the reference: an empty race, a finished run, and every case with its reason."""
+    execute_search(asked(small_model, data, backends=(BROKEN,)), Asked(seeds=False), out=tmp_path)
+    run = read(tmp_path)
+
+    assert run.status == "finished"
+    assert {case.status for case in analyse(run, today=date(2026, 1, 1)).cases} == {"failed"}
+
+
+def test_a_model_made_elsewhere_that_changed_is_not_resumed(small_model, data, tmp_path):
+    """Its accuracy was measured on another file: the figures would belong to neither."""
+    other = tmp_path / "other.onnx"
+    first = onnx.load(small_model)
+    stored = first.graph.initializer[0]
+    stored.CopyFrom(onnx.numpy_helper.from_array(3 * onnx.numpy_helper.to_array(stored), stored.name))
+    other.write_bytes(first.SerializeToString())
+    variants = ("fp32", f"external{{path={other}}}")
+    execute_search(
+        asked(small_model, data, backends=(FAST,), variants=variants), Asked(seeds=False), out=tmp_path / "out"
+    )
+    changed = onnx.load(small_model)
+    weights = changed.graph.initializer[0]
+    weights.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weights), weights.name))
+    other.write_bytes(changed.SerializeToString())
+
+    with pytest.raises(StudyError, match="changed since run"):
+        execute_search(None, out=tmp_path / "out", resume="latest")
