@@ -100,6 +100,7 @@ def reference_seconds(evidence: Evidence, names: set[str]) -> float | None:
 def profile_command(evidence: Evidence, variants: str, more: str = "") -> str:
     """The command that would measure `variants` on the same model and backend."""
     data = f" --data {evidence.data}" if evidence.data else ""
+    data += f" --calibration {evidence.calibration}" if evidence.calibration else ""
     backend = evidence.variant.backend.partition("{")[0]
     return f"edgeprof profile {evidence.model}{data} --variants '{variants}' --backends '{backend}'{more}"
 

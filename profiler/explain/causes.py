@@ -102,7 +102,10 @@ def _slower_kernels(evidence: Evidence) -> Iterator[Cause]:
         "slower-kernels", f"layers that are slower in int8 than in the reference: {len(slower)}", "speed", "estimate",
         sum(lost for _, lost in slower), "their time less the reference's",
         tuple(f"{name}: {shown(lost)} more" for name, lost in slower[:4]),
-        ("keep these layers in float (the quantizer's nodes_to_exclude)", "try the other backend: --backends ort,ov"),
+        (
+            "keep these layers in float: the option skip=NAME|NAME of int8-static (Conv:0 is the first convolution)",
+            "try the other backend: --backends ort,ov",
+        ),
     )  # fmt: skip
 
 

@@ -148,7 +148,9 @@ def compare(
     """
     files = _Files(job)
     mine, other = _side(case, files), _side(against, files)
-    base = Evidence(job.study.model, job.study.data, mine, other, None, accuracy_change, failure, (), notes)
+    base = Evidence(
+        job.study.model, job.study.data, mine, other, None, accuracy_change, failure, (), notes, job.study.calibration
+    )
     if failure is not None:
         return base
     with ExitStack() as stack:

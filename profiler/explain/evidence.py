@@ -115,6 +115,8 @@ class Evidence:
     """Kind and words of the failure, when the variant never ran."""
     counterfactuals: tuple[Counterfactual, ...] = ()
     notes: tuple[str, ...] = ()
+    calibration: str | None = None
+    """Where the run took its calibration rows from, when not from the data."""
 
 
 def without_overhead(ops: Sequence[OpTime], wall_s: float) -> tuple[float, ...]:

@@ -133,7 +133,7 @@ def unfused_qdq(evidence: Evidence) -> Iterator[Cause]:
     if bare:
         advice.append(f"quantize the weights too: {profile_command(evidence, 'int8-static{per_channel=true}')}")
     advice.append(
-        "keep these layers in float, so that their Q/DQ go: leave them out with the quantizer's nodes_to_exclude"
+        "keep these layers in float, so that their Q/DQ go: the option skip=NAME|NAME of int8-static (Conv:0 is the first one)"
     )
     yield Cause(
         "qdq-unfused", "Q/DQ were not fused into the ops that they stand around", "speed", "fact", lost, how,

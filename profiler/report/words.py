@@ -394,7 +394,8 @@ def unfinished(analysis: Analysis) -> str | None:
     if analysis.run.status == "finished":
         return None
     status, run = analysis.run.status, analysis.run.id
-    return f"This run is {status}: what stands here rests on a part of it. Go on: edgeprof run --resume {run}"
+    verb = "search" if "search" in analysis.run.plan else "run"
+    return f"This run is {status}: what stands here rests on a part of it. Go on: edgeprof {verb} --resume {run}"
 
 
 def not_measured(analysis: Analysis) -> list[tuple[str, str]]:
