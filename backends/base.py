@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +126,11 @@ class OpTime:
     """The implementation, where the runtime names it: `brgconv_avx512_I8`; it tells the instruction set."""
     origins: tuple[str, ...] = ()
     """Names in the model file of what was fused into this op, where the runtime tells."""
+
+
+def read_op_time(fields: Mapping[str, Any]) -> OpTime:
+    """An `OpTime` as a worker's report has it: a mapping, its tuples as lists."""
+    return OpTime(**{**fields, "origins": tuple(fields["origins"])})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from backends import protobuf
+
 OP_TYPE = "EPContext"
 DOMAIN = "com.microsoft"
 SOURCE = "OpenVINO IR"
@@ -86,36 +88,18 @@ def _fields(file: Any, end: int, start: int = 0) -> Iterator[tuple[int, tuple[in
     at = start
     while at < end:
         file.seek(at)
-        tag = _varint(file)
-        if tag is None:
+        tag = protobuf.varint(file.read)
+        if tag is None or tag & 7 not in (0, 1, 2, 5):
+            return
+        size = protobuf.field_length(file.read, tag & 7)
+        at = file.tell()
+        if size is None:
             return
         if tag & 7 == 2:
-            size = _varint(file)
-            at = file.tell()
-            if size is None or at + size > end:
+            if at + size > end:
                 return
             yield tag >> 3, (at, at + size)
-            at += size
-        elif tag & 7 == 0:
-            if _varint(file) is None:
-                return
-            at = file.tell()
-        elif tag & 7 in (1, 5):
-            at = file.tell() + (8 if tag & 7 == 1 else 4)
-        else:
-            return
-
-
-def _varint(file: Any) -> int | None:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte: bytes = file.read(1)
-        if not byte:
-            return None
-        value |= (byte[0] & 0x7F) << shift
-        if not byte[0] & 0x80:
-            return value
-    return None
+        at += size
 
 
 def _bytes(file: Any, place: tuple[int, int]) -> bytes:

@@ -16,6 +16,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _VALUE = r"[A-Za-z0-9_.+/:|-]+"
 _SPEC = re.compile(rf"(?P<name>{_NAME})(?::(?P<device>{_NAME}(?:\.\d+)?))?(?:\{{(?P<options>[^{{}}]*)\}})?")
 _OPTION = re.compile(rf"\s*(?P<key>[a-z][a-z0-9_]*)\s*=\s*(?P<value>{_VALUE})\s*")
+_LISTED = re.compile(_VALUE.replace("|", ""))
 
 
 class SpecError(EdgeprofError):
@@ -57,6 +58,11 @@ def parse(text: str) -> Spec:
             raise SpecError(f"option '{option['key']}' stands twice in '{text}'.")
         options[option["key"]] = option["value"]
     return Spec(match["name"], match["device"], options)
+
+
+def listable(name: str) -> bool:
+    """Whether an option can hold the name in a list, `skip=a|b`."""
+    return _LISTED.fullmatch(name) is not None
 
 
 def split_list(text: str) -> list[str]:

@@ -180,6 +180,11 @@ class Analysis:
         return found[0]
 
     @property
+    def reference_case(self) -> CaseResult | None:
+        """The case that the others are compared with."""
+        return next((case for case in self.cases if case.key == self.reference), None)
+
+    @property
     def measured(self) -> tuple[CaseResult, ...]:
         """The cases with timings."""
         return tuple(result for result in self.cases if result.status == "measured")

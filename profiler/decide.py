@@ -325,8 +325,7 @@ def _pays_off(analysis: Analysis, chosen: CaseResult, usd_per_million: float | N
     if not isinstance(cost, (int, float)) or not math.isfinite(cost) or cost <= 0:
         return ""
     spent = f"Making it cost {units.usd(float(cost))} once, as stated"
-    reference = next((case for case in analysis.cases if case.key == analysis.reference), None)
-    price = None if reference is None else reference.usd_per_million
+    price = None if analysis.reference_case is None else analysis.reference_case.usd_per_million
     if not isinstance(price, Estimate) or usd_per_million is None:
         return f"{spent}."
     saved = price.value - usd_per_million

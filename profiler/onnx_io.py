@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from backends import protobuf
 from backends.base import TensorInfo
 from profiler import units
 from profiler.errors import ModelError
@@ -280,14 +281,14 @@ def _check_structure(path: Path, size: int) -> None:
         head = file.read(64)
         file.seek(0)
         while file.tell() < size:
-            tag = _varint(file.read)
+            tag = protobuf.varint(file.read)
             number, wire = (tag or 0) >> 3, (tag or 0) & 7
             if tag is None or number not in _MODEL_FIELDS or wire not in (0, 1, 2, 5):
                 raise ModelError(
                     f"'{path}' is not an ONNX model{_looks_like(head)}: expected a file from an ONNX exporter."
                 )
             seen.add(number)
-            length = _field_length(file.read, wire)
+            length = protobuf.field_length(file.read, wire)
             if length is None or file.tell() + length > size:
                 raise _cut_short(path, size, head, number)
             file.seek(length, os.SEEK_CUR)
@@ -322,27 +323,6 @@ def _looks_like(head: bytes) -> str:
     if head.lstrip()[:1] in (b"<", b"{"):
         return " but text (a web page instead of the download?)"
     return ""
-
-
-def _varint(read: Callable[[int], bytes]) -> int | None:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = read(1)
-        if not byte:
-            return None
-        value |= (byte[0] & 0x7F) << shift
-        if not byte[0] & 0x80:
-            return value
-    return None
-
-
-def _field_length(read: Callable[[int], bytes], wire: int) -> int | None:
-    """Bytes from here to the next field, by protobuf wire type (0 varint, 1 fixed64, 2 length-delimited, 5 fixed32)."""
-    if wire == 2:
-        return _varint(read)
-    if wire == 0:
-        return None if _varint(read) is None else 0
-    return 8 if wire == 1 else 4
 
 
 def _parse(path: Path) -> ModelProto:

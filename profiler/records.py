@@ -24,6 +24,8 @@ Source = Literal["measured here", "published", "predicted", "declared"]
 
 REFERENCE_VARIANT = "fp32"
 """The unmodified model that every variant is paired against."""
+LEFT_OUT_BY_SEARCH = "by the search"
+"""In the message of a case that a search dropped or did not try."""
 RACE = "race"
 """Label of a block that a search measured to choose, not to show (docs/search.md)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -142,9 +142,9 @@ def _execute(
         failed: set[str] = set()
         if study.load is None or not study.load.only:
             failed = evaluate(job, cases)
-            groups = _groups(study, cases, made)
+            planned = groups(study, cases, made)
             measure = campaign.measure if study.soak is None else soak.measure
-            measure(job, [[case for case in group if case.quality_key not in failed] for group in groups])
+            measure(job, [[case for case in group if case.quality_key not in failed] for group in planned])
             energy.measure(job, [case for case in cases if case.quality_key not in failed])
         measure_load(job, [case for case in cases if case.quality_key not in failed])
     store.set_status(run_id, "finished")
@@ -213,10 +213,17 @@ def clusters(prepared: prepare.Prepared) -> list[int] | None:
     return None if len(numbers) == len(clusters) else clusters
 
 
-def _groups(study: Study, cases: Sequence[Case], made: Sequence[ArtifactRecord]) -> list[list[Case]]:
+def groups(study: Study, cases: Sequence[Case], made: Iterable[ArtifactRecord]) -> list[list[Case]]:
+    """The cases in groups that are measured together, each with the references of its cases."""
     keys = {case.key for case in cases}
     references = {case.key: reference_case(case, study) for case in cases}
-    references = {key: case for key, case in references.items() if case.key in keys}
+    return groups_beside({key: case for key, case in references.items() if case.key in keys}, cases, made)
+
+
+def groups_beside(
+    references: dict[str, Case], cases: Sequence[Case], made: Iterable[ArtifactRecord]
+) -> list[list[Case]]:
+    """The same with given references, by case key."""
     sizes = {record.variant: record.size_bytes for record in made}
     # Total and not free memory: the grouping must come out the same when the run is resumed.
     budget = int(psutil.virtual_memory().total * _MEMORY_SHARE)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backends import spec
-from backends.base import OpTime, SessionFacts
+from backends.base import OpTime, SessionFacts, read_op_time
 from profiler import artifacts, prepare
 from profiler.analysis import Analysis, CaseResult
 from profiler.artifacts import ArtifactStore
@@ -215,7 +215,7 @@ def _seen(side: Side, lane: _Lane, names: Names) -> Side:
     # The profiler's share is taken off within each go, whose wall time it belongs to.
     profiles = []
     for report, wall in zip(lane.reports, walls, strict=True):
-        ops = [OpTime(**{**op, "origins": tuple(op["origins"])}) for op in report["ops"]]
+        ops = [read_op_time(op) for op in report["ops"]]
         own = without_overhead(ops, wall)
         profiles.append([replace(op, duration_s=seconds) for op, seconds in zip(ops, own, strict=True)])
     merged = merged_goes(profiles)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
-from profiler.records import NotMeasured
+from profiler.records import LEFT_OUT_BY_SEARCH, NotMeasured
 from profiler.report import searched, trust, words
 from profiler.report.details import case_details
 from profiler.report.layout import Column, Page
@@ -243,9 +243,9 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
 def _not_done(page: Page, story: Story) -> None:
     page.blank()
     page.line(words.counts_line(story))
-    searching = bool(searched.lines(story.analysis.run))
+    searching = "search" in story.analysis.run.plan
     for why, cases in words.by_reason(story):
-        if searching and "by the search: " in why:
+        if searching and f"{LEFT_OUT_BY_SEARCH}: " in why:
             # Dozens of them: counted below, each with its reason in the report.
             continue
         names = ", ".join(

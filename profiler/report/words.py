@@ -68,7 +68,7 @@ class Story:
     @property
     def reference(self) -> CaseResult | None:
         """The case that the others are compared with."""
-        return next((case for case in self.analysis.cases if case.key == self.analysis.reference), None)
+        return self.analysis.reference_case
 
     @property
     def labelled(self) -> bool:

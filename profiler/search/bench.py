@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from profiler import artifacts, campaign, prepare
@@ -17,19 +16,21 @@ from profiler.errors import BudgetError, EdgeprofError, StudyError
 from profiler.evaluate import evaluate
 from profiler.job import Job
 from profiler.records import (
+    LEFT_OUT_BY_SEARCH,
     REFERENCE_VARIANT,
     ArtifactRecord,
     BlockRecord,
     FailureRecord,
     ProcessRecord,
 )
+from profiler.run import groups, groups_beside
 from profiler.search.engine import Decision
 from profiler.search.mixing import mixed_variants
 from profiler.search.race_store import RaceStore
 from profiler.search.screening import Screening, clusters
 from profiler.search.shared import FIRST_RACE_GROUP, LOOK_GROUPS
 from profiler.search.space import seeds_of
-from profiler.study import Case, Effort, reference_case
+from profiler.study import Case, Effort
 from profiler.variants import registry
 
 Floats = NDArray[np.float64]
@@ -38,7 +39,6 @@ Objective = Literal["latency", "throughput", "cost", "memory"]
 HOPELESS_COSINE = 0.5
 """Below this the outputs on calibration rows have little to do with the model's: not worth a process."""
 RACE_EFFORT = Effort(processes=1, rounds=3, block_s=0.05, block_samples=10, warmup_s=0.2, warmup_max_s=1.0)
-_MEMORY_SHARE = 0.6
 _SEEDS_FROM = 0.92
 """Share of the budget after which the final begins nothing new, when calibrations are to be repeated with other seeds."""
 _PROCESS_S = 2.0
@@ -58,6 +58,8 @@ class LiveBench:
     effort: Effort = field(default_factory=lambda: RACE_EFFORT)
     made: dict[str, ArtifactRecord] = field(default_factory=dict)
     """By variant; the job sees the same mapping."""
+    before: Mapping[str, str] = field(default_factory=dict)
+    """Of a search that is resumed: the hash of each artifact that it had, by variant."""
     _cases: dict[str, tuple[Case, ...]] = field(default_factory=dict)
     _looks: dict[int, int] = field(default_factory=dict)
     process_s: float = _PROCESS_S
@@ -89,8 +91,7 @@ class LiveBench:
                 raise
             self._failed(variant, "variant", "unsupported", str(error))
             return str(error)
-        stored = {item.variant: item.sha256 for item in job.store.records(job.run_id, ArtifactRecord)}
-        if stored.get(variant, record.sha256) != record.sha256:
+        if self.before.get(variant, record.sha256) != record.sha256:
             raise StudyError(
                 f"what makes {variant} changed since run {job.run_id} began: start a new search instead of resuming."
             )
@@ -109,7 +110,7 @@ class LiveBench:
         if isinstance(cosine, float) and cosine < HOPELESS_COSINE:
             reason = f"its outputs have little to do with the model's (cosine {cosine:.3f} on calibration rows)"
             for case in self._cases[variant]:
-                self._failed(case.key, "plan", "skipped", f"dropped by the search: {reason}")
+                self._failed(case.key, "plan", "skipped", f"dropped {LEFT_OUT_BY_SEARCH}: {reason}")
             return reason
         return None
 
@@ -158,15 +159,13 @@ class LiveBench:
         study = job.study.model_copy(update={"effort": effort, "time_budget_s": None, "soak": None})
         before, self._looks[look] = self.spent_s, processes
         references = {case.key: self._reference for case in cases}
-        sizes = {variant: record.size_bytes for variant, record in self.made.items()}
-        memory = int(psutil.virtual_memory().total * _MEMORY_SHARE)
-        groups = campaign.plan_groups(cases, sizes, memory, references)
+        planned = groups_beside(references, cases, self.made.values())
         try:
-            campaign.measure(replace(job, study=study, store=view), groups)
+            campaign.measure(replace(job, study=study, store=view), planned)
         except BudgetError as error:
             job.progress.note(f"look {look + 1} of the race was cut short: {error}")
         self.process_s = (self.spent_s - before) / (len(cases) * processes)
-        return self._logs(cases, look, len(groups) > 1)
+        return self._logs(cases, look, len(planned) > 1)
 
     @property
     def _reference(self) -> Case:
@@ -239,18 +238,13 @@ class LiveBench:
         job = self.job
         failed = {record.case for record in job.store.records(job.run_id, FailureRecord) if record.stage == "quality"}
         wanted = [case for case in cases if case.quality_key not in failed]
-        keys = {case.key for case in wanted}
-        references = {case.key: reference_case(case, job.study) for case in wanted}
-        references = {key: case for key, case in references.items() if case.key in keys}
-        sizes = {variant: record.size_bytes for variant, record in self.made.items()}
-        memory = int(psutil.virtual_memory().total * _MEMORY_SHARE)
         for case in wanted:
             self._put_off.pop(case.key, None)
         if job.budget.seconds is not None and any(seeds_of(case.variant) for case in wanted):
             # What is left over belongs to the calibration seeds.
             job = replace(job, budget=replace(job.budget, seconds=_SEEDS_FROM * job.budget.seconds))
         try:
-            campaign.measure(job, campaign.plan_groups(wanted, sizes, memory, references))
+            campaign.measure(job, groups(job.study, wanted, self.made.values()))
         except BudgetError as error:
             job.progress.note(str(error))
         self.left_out()
@@ -291,7 +285,7 @@ class LiveBench:
         if decision.stage == "make" and decision.outcome == "dropped":
             # `make` stored why.
             return
-        words = "dropped by the search" if decision.outcome == "dropped" else "not tried by the search"
+        words = f"{decision.outcome} {LEFT_OUT_BY_SEARCH}"
         record = FailureRecord(
             case=decision.subject, stage="variant" if decision.stage == "make" else "plan", kind="skipped",
             message=f"{words}: {decision.reason}",

@@ -8,7 +8,6 @@ error per second gained, the greedy rule of the fractional knapsack, whose prefi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +19,6 @@ from backends.base import OpTime
 
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.85, 0.95)
 """Shares of the summed error that the variants take back, the first for nothing."""
-_SPELLABLE = re.compile(r"[A-Za-z0-9_.+/:-]+")
 _SUFFIXES = ("_quant", "_quantized", "_QuantizeLinear", "_DequantizeLinear")
 
 
@@ -108,7 +106,7 @@ def mixes(nodes: Sequence[NodeGain], *, most: int = 6) -> list[Mix]:
     # Equal input in another order gives equal variants, to the last digit of the sums.
     ordered = sorted(nodes, key=lambda node: node.nodes)
     gain = _filled(ordered)
-    usable = [node for node in ordered if all(_SPELLABLE.fullmatch(name) for name in node.nodes)]
+    usable = [node for node in ordered if all(map(spec.listable, node.nodes))]
     total_error = sum(node.error for node in ordered)
     total_gain = sum(value for value in gain.values() if value > 0)
     free = [node for node in usable if gain[node] <= 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from backends.base import OpTime
+from backends.base import read_op_time
 from profiler import onnx_io
 from profiler.errors import BudgetError, EdgeprofError
 from profiler.job import Job
@@ -55,9 +55,4 @@ def op_times(job: Job, case: Case) -> Mapping[str, float]:
     except WorkerFailure as failure:
         job.progress.note(f"{case.key}: no times per op ({failure})")
         return {}
-    known = set(OpTime.__dataclass_fields__)
-    ops = [
-        OpTime(**{**{k: v for k, v in op.items() if k in known}, "origins": tuple(op.get("origins", ()))})
-        for op in report["ops"] or ()
-    ]
-    return node_times(ops)
+    return node_times([read_op_time(op) for op in report["ops"] or ()])

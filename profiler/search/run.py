@@ -143,7 +143,8 @@ def _execute(
         plan = _planned(before, prepared, store)
         job = Job(run_id, study, store, artifact_store, made, prepared, folder, progress, budget)
         screening = None if parts is None else screens.Screening(job, parts[0])
-        bench = LiveBench(job, asked.objective, screening, plan, made=made)
+        had = {record.variant: record.sha256 for record in before.artifacts}
+        bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had)
         margin = study.constraints.max_drop if study.constraints.max_drop is not None else DEFAULT_MARGIN
         rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha)
         reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])

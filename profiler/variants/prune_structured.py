@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,16 +181,14 @@ class PruneChannels(Recipe):
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
-    """Keep numpy's matrix products on one thread, where threadpoolctl is installed.
+    """Keep numpy's matrix products on one thread.
 
     Thousands of small products wait for each other's threads: on two busy cores they took fifteen times as long on two threads.
     One thread also adds in one order, so the result is the same again.
     """
-    try:
-        limits = importlib.import_module("threadpoolctl").threadpool_limits
-    except ImportError:
-        return contextlib.nullcontext()
-    manager: contextlib.AbstractContextManager[Any] = limits(limits=1, user_api="blas")
+    from threadpoolctl import threadpool_limits
+
+    manager: contextlib.AbstractContextManager[Any] = threadpool_limits(limits=1, user_api="blas")
     return manager
 
 

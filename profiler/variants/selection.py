@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from onnx import ModelProto, NodeProto
 
+from backends import spec
 from profiler.errors import unknown
-
-_PLAIN = re.compile(r"[A-Za-z0-9_.+/:-]+")
-"""What an option's value may hold (`backends.spec`), without the `|` that joins names."""
 
 
 def node_texts(model: ModelProto) -> dict[str, str]:
@@ -20,16 +17,7 @@ def node_texts(model: ModelProto) -> dict[str, str]:
     A name whose characters an option can carry is its own text. Any other node is `Conv:12`: the Conv that comes 13th in
     the prepared model, counted from 0 among the nodes of its type.
     """
-    names = {node.name for node in model.graph.node}
-    seen: Counter[str] = Counter()
-    texts: dict[str, str] = {}
-    for node in model.graph.node:
-        alias = f"{node.op_type}:{seen[node.op_type]}"
-        seen[node.op_type] += 1
-        while alias in names:
-            alias += ":"
-        texts[node.name if _PLAIN.fullmatch(node.name) else alias] = node.name
-    return texts
+    return {name if spec.listable(name) else alias: name for alias, name in aliases(model).items()}
 
 
 def aliases(model: ModelProto) -> dict[str, str]:

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from profiler import units
+from scripts.studies_lib import tables
 
-BEGIN, END = "<!-- bench_variants:begin -->", "<!-- bench_variants:end -->"
+NAME = "bench_variants"
+BEGIN, END = tables.markers(NAME)
 
 
 def between(page: str, content: str) -> str:
     """`page` with `content` between the markers. Raises ValueError when they are missing."""
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"the page has no markers {BEGIN} … {END}")
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{content.strip()}\n{END}{rest.partition(END)[2]}"
+    return tables.between(page, NAME, f"{content.strip()}\n")
 
 
 def document(results: Mapping[str, Mapping[str, Any]]) -> str:

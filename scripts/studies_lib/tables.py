@@ -75,3 +75,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.floating, np.integer)):
         return value.item()
     return str(value)
+
+
+def between(page: str, name: str, content: str) -> str:
+    """`page` with `content` between the markers of `name`. Raises ValueError when they are missing."""
+    begin, end = markers(name)
+    if begin not in page or end not in page:
+        raise ValueError(f"the page has no markers {begin} … {end}")
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{content}{end}{rest.partition(end)[2]}"
+
+
+def markers(name: str) -> tuple[str, str]:
+    """What a page has around a part that a script writes."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"

@@ -118,23 +118,6 @@ class Builder:
         return model
 
 
-STEPS = (
-    "conv",
-    "plain",
-    "norm",
-    "depthwise",
-    "doubled",
-    "grouped",
-    "residual",
-    "joined",
-    "gated",
-    "scaled",
-    "pool",
-    "parted",
-)
-HEADS = ("flatten", "reshape", "squeeze", "mean")
-
-
 def random_model(seed, steps, head, batch="N"):
     """A graph of these steps on [N, 3, 6, 6], five outputs."""
     b = Builder(seed, batch)
