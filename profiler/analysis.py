@@ -37,7 +37,7 @@ from profiler.records import (
 from profiler.stats.energy import energy_figure
 from profiler.stats.ratios import RatioEstimate, compare_verdict, holm
 from profiler.store import RunData
-from profiler.study import Case
+from profiler.study import Case, own_reference
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT_MEASURED"]
 Status = Literal["measured", "failed", "skipped", "not finished"]
@@ -297,8 +297,8 @@ def _result(
     artifact = evidence.artifacts.get(case.variant)
     failure = evidence.failures.get(case.key) or evidence.failures.get(case.quality_key)
     status = _status(judged, failure, evidence.run)
-    why = _why_not(status, failure)
-    own = Case(REFERENCE_VARIANT, case.backend, case.target, case.batch, case.threads)
+    why = _why_not(status, failure, evidence.run)
+    own = own_reference(case)
     timed = latency(judged, case.batch, why)
     base = _reference_quality(evidence)
     accuracy, change, agreement = _quality(case, evidence, metric, base)
@@ -345,10 +345,12 @@ def _stopping(case: Case, evidence: _Evidence) -> Stopping:
     return Stopping("converged" if found.converged else "budget_exhausted", found.reason)
 
 
-def _why_not(status: Status, failure: FailureRecord | None) -> str:
+def _why_not(status: Status, failure: FailureRecord | None, run: RunData) -> str:
     if failure is not None:
         return f"{failure.kind} in stage {failure.stage}: {failure.message.splitlines()[0][:200]}"
-    return "the run was not finished: `edgeprof run --resume RUN`" if status != "measured" else "nothing was recorded"
+    if status == "measured":
+        return "nothing was recorded"
+    return f"the run was not finished: `edgeprof {'search' if 'search' in run.plan else 'run'} --resume {run.id}`"
 
 
 def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: str) -> Figure:
@@ -359,8 +361,8 @@ def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: 
     own, other = evidence.judged.get(case.key, ()), evidence.judged[reference.key]
     ratio = judged_ratio(own, other)
     if own and {item.block.group for item in own}.isdisjoint(item.block.group for item in other):
-        # Every group holds the run's reference, but not the unmodified model of each backend.
-        why = f"{reference.key} was not measured in the same rounds: a study of fewer cases would have them together"
+        # A race has the run's reference in each group, but not the unmodified model of each backend.
+        why = f"{reference.key} was not measured in the same rounds"
     return (
         NotMeasured(why) if ratio is None else Estimate(ratio.value, ratio.low, ratio.high, "×", LEVEL, note=ratio.note)
     )

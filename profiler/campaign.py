@@ -143,7 +143,7 @@ def _too_short(campaign: _Campaign, cases: int, ready: int) -> None:
         f"the time budget of {campaign.job.study.time_budget_s or 0:g} s ended after {budget.spent_s:.0f} s, "
         f"before one round of {cases} cases was "
         f"measured ({at_hand}). Give more time with --time-budget, or fewer variants; "
-        "`edgeprof run --resume latest` goes on from here."
+        f"`{campaign.job.resume}` goes on from here."
     )
 
 
@@ -367,11 +367,12 @@ def _seconds(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.
 
 
 def plan_groups(
-    cases: Sequence[Case], sizes: dict[str, int], budget_bytes: int, references: dict[str, Case]
+    cases: Sequence[Case], sizes: dict[str, int], budget_bytes: int, references: Mapping[str, Sequence[Case]]
 ) -> list[list[Case]]:
     """Split the cases into groups whose workers fit into memory together; every group holds the references of its cases.
 
-    `sizes` are artifact sizes by variant, bytes. A loaded model takes about three times its file (weights, packed copies,
+    `sizes` are artifact sizes by variant, bytes; `references` are what a case is compared with, by its key. A group is of one
+    target: machines do not share their weather. A loaded model takes about three times its file (weights, packed copies,
     activations) beside the runtime itself: deliberately generous, since a full memory ruins every timing.
     """
 
@@ -381,8 +382,8 @@ def plan_groups(
     groups: list[list[Case]] = []
     for case in cases:
         # A reference is its own reference.
-        wanted = list(dict.fromkeys([case, references.get(case.key, case)]))
-        group = groups[-1] if groups else []
+        wanted = list(dict.fromkeys([case, *references.get(case.key, ())]))
+        group = groups[-1] if groups and groups[-1][0].target == case.target else []
         extra = [item for item in wanted if item not in group]
         if not group or len(group) + len(extra) > MAX_RESIDENT or sum(map(need, [*group, *extra])) > budget_bytes:
             group = []

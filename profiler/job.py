@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class Job:
     """Files of this run besides the database: reference outputs, the report."""
     progress: Progress
     budget: Budget = field(default_factory=Budget)
+    resume: str = "edgeprof run --resume latest"
+    """The command that goes on where this run stops."""
 
     @property
     def limit_s(self) -> float:
@@ -55,16 +57,23 @@ class Job:
             raise BudgetError(
                 f"the time budget of {self.study.time_budget_s or 0:g} s was used up after {self.budget.spent_s:.0f} s. "
                 "Give more time with --time-budget, or fewer variants, rows (--limit) or runs; "
-                "`edgeprof run --resume latest` goes on from what is stored."
+                f"`{self.resume}` goes on from what is stored."
             )
 
-    def open(self, case: Case) -> WorkerProcess:
-        """A fresh worker on the case's target, not loaded yet."""
-        return WorkerProcess(
-            get_target(case.target),
-            cache=self.artifact_store.folder / "received",
-            memory_limit_bytes=self.study.memory_limit_bytes,
-        )
+    def open(self, case: Case, environment: Mapping[str, str] | None = None) -> WorkerProcess:
+        """A fresh worker on the case's target, not loaded yet; `environment` is added to its own, on this machine only."""
+        target = get_target(case.target)
+        if environment:
+            target = replace(target, environment={**target.environment, **environment})
+        cache = self.artifact_store.folder / "received" if target.shares_files else None
+        worker = WorkerProcess(target, cache=cache, memory_limit_bytes=self.study.memory_limit_bytes)
+        if not target.shares_files:
+            try:
+                worker.greet()
+            except BaseException:
+                worker.close()
+                raise
+        return worker
 
     def load(
         self, worker: WorkerProcess, case: Case, *, streams: int = 1, varying_batch: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -31,9 +31,14 @@ from profiler.load.stage import check_load, measure_load
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store
-from profiler.study import Case, Study, reference_case
+from profiler.study import Case, Study, own_reference, reference_case
+from profiler.targets import setup
+from profiler.targets.config import LOCAL
+from profiler.targets.remote import LinkLost
 
 CACHE_NAME = "cache"
+LINK_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""A device that reboots is back within them."""
 _MEMORY_SHARE = 0.6
 _CLOSING_S, _CLOSING_SHARE, _LARGEST_CLOSING = 4.0, 0.01, 0.25
 
@@ -69,26 +74,33 @@ def execute(
             energy.check(study.energy)
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
-            try:
+            with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, variants, store, out, progress, budget)
-            except (StudyError, ModelError, DataError):
-                if resume is None and not store.run(run_id).plan:
-                    # Not possible as asked, and nothing was measured: `latest` should stay a run with results.
-                    store.discard(run_id)
-                    with suppress(OSError):
-                        (out / run_id).rmdir()
-                else:
-                    store.set_status(run_id, "interrupted")
-                raise
-            except BaseException:
-                # A full disk may refuse this too; what is to be told is the first error.
-                with suppress(StoreError):
-                    store.set_status(run_id, "interrupted")
-                raise
         finally:
             store.close()
     return run_id
+
+
+@contextmanager
+def status_kept(store: Store, run_id: str, folder: Path, *, fresh: bool) -> Iterator[None]:
+    """Mark the run as interrupted when what happens inside fails; a `fresh` one that turned out impossible is taken back."""
+    try:
+        yield
+    except BaseException as error:
+        # A full disk may refuse this too; what is to be told is the first error.
+        with suppress(StoreError, OSError):
+            if (
+                fresh
+                and isinstance(error, (StudyError, ModelError, DataError))
+                and not store.run(run_id).plan.get("cases")
+            ):
+                # Not possible as asked, and nothing was measured: `latest` should stay a run with results.
+                store.discard(run_id)
+                folder.rmdir()
+            else:
+                store.set_status(run_id, "interrupted")
+        raise
 
 
 def _execute(
@@ -124,6 +136,7 @@ def _execute(
                 "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
                 "clusters": clusters(prepared),
                 "detected": asdict(detected),
+                "targets": {name: asdict(setup.place(name)) for name in study.targets if name != LOCAL},
                 **conditions(store, before.environment),
             }
             store.set_plan(run_id, plan, prepared.notes)
@@ -139,15 +152,41 @@ def _execute(
             progress,
             budget,
         )
-        failed: set[str] = set()
-        if study.load is None or not study.load.only:
-            failed = evaluate(job, cases)
-            planned = groups(study, cases, made)
-            measure = campaign.measure if study.soak is None else soak.measure
-            measure(job, [[case for case in group if case.quality_key not in failed] for group in planned])
-            energy.measure(job, [case for case in cases if case.quality_key not in failed])
-        measure_load(job, [case for case in cases if case.quality_key not in failed])
+        through_links(job, lambda: _measure(job, cases, made))
     store.set_status(run_id, "finished")
+
+
+def _measure(job: Job, cases: Sequence[Case], made: Sequence[ArtifactRecord]) -> None:
+    """Every stage stores as it goes and begins with what is missing, so doing all of it again repeats nothing."""
+    study = job.study
+    failed: set[str] = set()
+    if study.load is None or not study.load.only:
+        failed = evaluate(job, cases)
+        planned = groups(study, cases, made)
+        measure = campaign.measure if study.soak is None else soak.measure
+        measure(job, [[case for case in group if case.quality_key not in failed] for group in planned])
+        energy.measure(job, [case for case in cases if case.quality_key not in failed])
+    measure_load(job, [case for case in cases if case.quality_key not in failed])
+
+
+def through_links(job: Job, measure: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Measure, and go on after a connection to a target was lost: on the same device, with pauses that grow.
+
+    Raises LinkLost when it stays away over all of `LINK_PAUSES_S` without anything new being stored meanwhile.
+    """
+    pauses, before = list(LINK_PAUSES_S), -1
+    while True:
+        try:
+            return measure()
+        except LinkLost as error:
+            stored = job.store.count(job.run_id)
+            if stored > before:
+                pauses = list(LINK_PAUSES_S)
+            before = stored
+            if not pauses:
+                raise LinkLost(f"{error} It did not come back; `{job.resume}` goes on when it does.") from None
+            job.progress.note(f"{error} Trying again in {pauses[0]:g} s.")
+            sleep(pauses.pop(0))
 
 
 def without_closing(seconds: float | None) -> float | None:
@@ -214,14 +253,18 @@ def clusters(prepared: prepare.Prepared) -> list[int] | None:
 
 
 def groups(study: Study, cases: Sequence[Case], made: Iterable[ArtifactRecord]) -> list[list[Case]]:
-    """The cases in groups that are measured together, each with the references of its cases."""
-    keys = {case.key for case in cases}
-    references = {case.key: reference_case(case, study) for case in cases}
-    return groups_beside({key: case for key, case in references.items() if case.key in keys}, cases, made)
+    """The cases in groups that are measured together, each with what its cases are compared with: the run's reference, and
+    the unmodified model on their own backend."""
+    planned = set(cases)
+    references = {
+        case.key: [one for one in (reference_case(case, study), own_reference(case)) if one in planned]
+        for case in cases
+    }
+    return groups_beside(references, cases, made)
 
 
 def groups_beside(
-    references: dict[str, Case], cases: Sequence[Case], made: Iterable[ArtifactRecord]
+    references: Mapping[str, Sequence[Case]], cases: Sequence[Case], made: Iterable[ArtifactRecord]
 ) -> list[list[Case]]:
     """The same with given references, by case key."""
     sizes = {record.variant: record.size_bytes for record in made}

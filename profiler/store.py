@@ -202,6 +202,13 @@ class Store:
         with self._transaction() as connection:
             return {tuple(row) for row in connection.execute(sa.select(*columns).where(table.c.run_id == run_id))}
 
+    def count(self, run_id: str) -> int:
+        """How many results are stored: grows whenever a run gets anywhere."""
+        tables = (_TABLES[kind] for kind in (BlockRecord, QualityRecord, EnergyRecord, LoadRecord))
+        queries = [sa.select(sa.func.count()).select_from(table).where(table.c.run_id == run_id) for table in tables]
+        with self._transaction() as connection:
+            return sum(int(connection.execute(query).scalar() or 0) for query in queries)
+
     def last_attempt(self, run_id: str, replicate: int, group: int) -> int:
         """The highest attempt number stored for a replicate, −1 when there is none."""
         table = _TABLES[ProcessRecord]
@@ -388,7 +395,7 @@ def _storage_error(place: str, error: SQLAlchemyError) -> StoreError:
     words = str(getattr(error, "orig", None) or error).strip()
     advice = ""
     if "disk is full" in words or "No space left" in words:
-        advice = " Free some space, then `edgeprof run --resume RUN`: everything stored so far is kept."
+        advice = " Free some space, then go on with --resume: everything stored so far is kept."
     elif "not a database" in words or "malformed" in words:
         advice = " Move the file away, or give another folder with --out."
     elif "readonly" in words or "unable to open" in words:

@@ -355,3 +355,8 @@ def expand(study: Study, variants: tuple[str, ...]) -> tuple[Case, ...]:
 def reference_case(case: Case, study: Study) -> Case:
     """The case that `case` is compared with: the unmodified model on the study's first backend, all else equal."""
     return Case(REFERENCE_VARIANT, study.backends[0], case.target, case.batch, case.threads)
+
+
+def own_reference(case: Case) -> Case:
+    """The unmodified model on the case's own backend, all else equal."""
+    return replace(case, variant=REFERENCE_VARIANT)

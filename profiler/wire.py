@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from backends.base import EdgeprofError
 
+PROTOCOL = 2
+"""Changes whenever an older worker would misunderstand a parent or be misunderstood."""
 MAX_HEADER_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 4 << 30
 _KINDS = "biuf"

@@ -30,7 +30,6 @@ from profiler.measure import gpu_memory, host, lanes, loadgen, loop, memory, rea
 from profiler.measure.canary import Canary
 from profiler.measure.energy import serve as energy_meters
 
-PROTOCOL = 1
 _PR_SET_PDEATHSIG = 1
 _QUIET_SHARE = 0.1
 _QUIET_SLICE_S = 0.005
@@ -44,6 +43,8 @@ class State:
     """What this worker holds between commands."""
 
     cache: Path
+    remote: bool = False
+    """Whether the parent is another machine: it may then name no file here but those it sent."""
     session: base.Session | None = None
     feeds: list[base.Feeds] = field(default_factory=list)
     meter: memory.Meter = field(default_factory=memory.Meter)
@@ -56,14 +57,16 @@ class State:
     lanes: lanes.Lanes = field(default_factory=lanes.Lanes)
 
 
-def main() -> None:
+def main(*, remote: bool = False) -> None:
     """Serve commands until stdin ends. `EDGEPROF_WORKER_CACHE` names the folder that received artifacts go to."""
     _end_with_parent()
     commands, replies = _take_over_pipes()
-    _apply_memory_limit()
-    state = State(Path(os.environ.get("EDGEPROF_WORKER_CACHE") or "edgeprof-worker-cache"))
+    _apply_memory_limit(os.environ.get("EDGEPROF_WORKER_MEMORY_BYTES"))
+    state = State(Path(os.environ.get("EDGEPROF_WORKER_CACHE") or "edgeprof-worker-cache"), remote)
     while (frame := wire.read_frame(commands)) is not None:
         header, arrays = frame
+        if remote:
+            _end_when_forgotten(0)
         reply, reply_arrays = _answer(state, header, arrays)
         try:
             wire.write_frame(replies, reply, reply_arrays)
@@ -74,6 +77,8 @@ def main() -> None:
             )
         if header.get("command") == "stop":
             break
+        if remote:
+            _end_when_forgotten(float(header.get("idle_s") or 0))
     state.lanes.close()
     if state.session is not None:
         state.session.close()
@@ -103,14 +108,19 @@ def _take_over_pipes() -> tuple[IO[bytes], IO[bytes]]:
     return commands, replies
 
 
-def _apply_memory_limit() -> None:
-    """`EDGEPROF_WORKER_MEMORY_BYTES` limits the data segment, so that a case too large fails here and not the machine."""
-    limit = os.environ.get("EDGEPROF_WORKER_MEMORY_BYTES")
+def _end_when_forgotten(seconds: float) -> None:
+    """End the process when no command comes for so long: a link that died without a word leaves the pipe open for ever."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, max(0.0, seconds))
+
+
+def _apply_memory_limit(limit: object) -> None:
+    """Limit the data segment, so that a case too large fails here and not the machine."""
     if not limit:
         return
     import resource
 
-    resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+    resource.setrlimit(resource.RLIMIT_DATA, (int(str(limit)), int(str(limit))))
 
 
 def _answer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
@@ -170,8 +180,14 @@ def _failure(kind: str, message: str) -> dict[str, Any]:
 
 
 def _hello(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
-    del state, header, arrays
-    return {"protocol": PROTOCOL, "pid": os.getpid(), "python": sys.version.split()[0], "platform": sys.platform}, {}
+    del state, arrays
+    _apply_memory_limit(header.get("memory_limit_bytes"))
+    return {
+        "protocol": wire.PROTOCOL,
+        "pid": os.getpid(),
+        "python": sys.version.split()[0],
+        "platform": sys.platform,
+    }, {}
 
 
 def _put(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
@@ -228,9 +244,7 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     state.meter.end("import")
     state.meter.watch_gpu(str(header["backend"]), header.get("device"))
     state.on_gpu = gpu_memory.kind_of(str(header["backend"]), header.get("device")) == "nvidia"
-    path = (
-        Path(str(header["path"])) if header.get("path") else _cached(state, str(header["sha256"]), str(header["name"]))
-    )
+    path = _model_path(state, header)
     options = base.LoadOptions(
         device=header.get("device"),
         threads=int(header["threads"]),
@@ -239,7 +253,7 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         streams=int(header.get("streams", 1)),
         sample_shapes={str(k): tuple(int(size) for size in v) for k, v in header.get("sample_shapes", {}).items()},
         options={str(k): str(v) for k, v in header.get("options", {}).items()},
-        cache_dir=Path(str(header["cache_dir"])) if header.get("cache_dir") else None,
+        cache_dir=_engines(state, header),
     )
     state.meter.begin()
     start = time.perf_counter()
@@ -254,6 +268,21 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
         "inputs": [asdict(info) for info in state.session.inputs],
         "outputs": [asdict(info) for info in state.session.outputs],
     }, {}
+
+
+def _model_path(state: State, header: Mapping[str, Any]) -> Path:
+    if not header.get("path"):
+        return _cached(state, str(header["sha256"]), str(header["name"]))
+    if state.remote:
+        raise wire.WireError("a worker on a device loads only what was sent to it, not files of the device.")
+    return Path(str(header["path"]))
+
+
+def _engines(state: State, header: Mapping[str, Any]) -> Path | None:
+    """Where engines built here are kept; on a device always beside its artifacts."""
+    if state.remote:
+        return state.cache / "engines"
+    return Path(str(header["cache_dir"])) if header.get("cache_dir") else None
 
 
 def _session(state: State) -> base.Session:
@@ -446,6 +475,14 @@ def _availability(state: State, header: Mapping[str, Any], arrays: wire.Arrays) 
     return asdict(registry.get(str(header["backend"])).availability(header.get("device"))), {}
 
 
+def _environment(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
+    """The facts about this machine that a measurement depends on, and the machine that its files say it is."""
+    del state, header, arrays
+    from profiler.environment import describe
+
+    return {"environment": asdict(describe())}, {}
+
+
 def _stop(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     del state, header, arrays
     return {}, {}
@@ -454,6 +491,7 @@ def _stop(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
 _COMMANDS: dict[str, Callable[[State, Mapping[str, Any], wire.Arrays], Reply]] = {
     "hello": _hello,
     "availability": _availability,
+    "environment": _environment,
     "have": _have,
     "put": _put,
     "load": _load,

@@ -486,7 +486,7 @@ def test_groups_fit_into_memory_and_each_holds_its_references():
     """Cases that do not fit together are measured in groups, and every group has what its cases are compared with."""
     study = make_study(model="m", backends=("ort", "ov"))
     cases = [case(v, b) for b in study.backends for v in ("fp32", *(f"v{n}" for n in range(20)))]
-    references = {c.key: case("fp32") for c in cases}
+    references = {c.key: (case("fp32"),) for c in cases}
     sizes = {c.variant: 100 << 20 for c in cases}
     groups = plan_groups(cases, sizes, 4 << 30, references)
 
@@ -501,7 +501,7 @@ def test_groups_fit_into_memory_and_each_holds_its_references():
 def test_a_case_larger_than_memory_still_gets_its_turn():
     """Alone with its reference."""
     groups = plan_groups(
-        [case("fp32"), case("huge")], {"fp32": 1, "huge": 1 << 50}, 1 << 30, {case("huge").key: case("fp32")}
+        [case("fp32"), case("huge")], {"fp32": 1, "huge": 1 << 50}, 1 << 30, {case("huge").key: (case("fp32"),)}
     )
 
     assert [[case("fp32")], [case("huge"), case("fp32")]] == groups

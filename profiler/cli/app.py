@@ -37,6 +37,7 @@ COMMANDS = {
     "doctor": "What on this machine will spoil measurements, and the command that repairs it.",
     "selftest": "Validate the profiler on this machine: does it find what is there, and nothing else?",
     "backends": "Which runtimes and devices work here, and what is missing for the others.",
+    "target": "Other machines to measure on: add, set up, check, probe, list, remove.",
     "devices": "Device profiles and prices that a measurement can be declared as.",
     "export": "Export a model to ONNX and compare it with its source.",
     "variants": "Make variants of a model without measuring them.",
@@ -98,11 +99,18 @@ def _interrupted() -> int:
 
 def _command(name: str) -> Any:
     module = importlib.import_module(f"profiler.cli.{name}_command")
+    settings = {"help_option_names": ["-h", "--help"]}
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(help=COMMANDS[name], context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)(
-        module.command
-    )
-    return typer.main.get_command(app)
+    several = getattr(module, "COMMANDS", None)
+    if several is None:
+        app.command(help=COMMANDS[name], context_settings=settings, epilog=EXIT_CODES)(module.command)
+        return typer.main.get_command(app)
+    app.callback(help=COMMANDS[name], epilog=EXIT_CODES)(lambda: None)
+    for word, command in several.items():
+        app.command(word, context_settings=settings, epilog=EXIT_CODES)(command)
+    group = typer.main.get_command(app)
+    group.context_settings.update(settings)
+    return group
 
 
 def _help() -> str:

@@ -32,7 +32,6 @@ from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate
 from profiler.store import Store
 from profiler.study import Case
-from profiler.targets.base import get as get_target
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 GOES = 5
@@ -193,10 +192,7 @@ def _accuracy(result: CaseResult) -> float | None:
 @contextmanager
 def _opened(job: Job, case: Case, environment: Mapping[str, str] | None = None) -> Iterator[_Lane]:
     """A fresh worker with the case loaded and fed. Raises WorkerFailure."""
-    target = get_target(case.target)
-    target = replace(target, environment={**target.environment, **(environment or {})})
-    cache = job.artifact_store.folder / "received"
-    with WorkerProcess(target, cache=cache, memory_limit_bytes=job.study.memory_limit_bytes) as worker:
+    with job.open(case, environment) as worker:
         job.load(worker, case)
         worker.request("feed", job.feeds(case), timeout_s=job.limit_s)
         yield _Lane(worker, case, [])

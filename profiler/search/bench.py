@@ -152,28 +152,28 @@ class LiveBench:
         """The source of each screening row."""
         return None if self.screening is None else clusters(self.screening.data)
 
-    def race(self, cases: Sequence[Case], look: int, processes: int) -> Mapping[str, Floats]:
+    def race(self, cases: Sequence[Case], look: int, processes: int, since: int = 0) -> Mapping[str, Floats]:
         """One look: fresh processes of all cases, short blocks in the same rounds."""
         job, view = self.job, RaceStore(self.job.store, look)
         effort = self.effort.model_copy(update={"processes": processes})
         study = job.study.model_copy(update={"effort": effort, "time_budget_s": None, "soak": None})
         before, self._looks[look] = self.spent_s, processes
-        references = {case.key: self._reference for case in cases}
+        references = {case.key: (self._reference,) for case in cases}
         planned = groups_beside(references, cases, self.made.values())
         try:
             campaign.measure(replace(job, study=study, store=view), planned)
         except BudgetError as error:
             job.progress.note(f"look {look + 1} of the race was cut short: {error}")
         self.process_s = (self.spent_s - before) / (len(cases) * processes)
-        return self._logs(cases, look, len(planned) > 1)
+        return self._logs(cases, range(since, look + 1), len(planned) > 1)
 
     @property
     def _reference(self) -> Case:
         return self._cases[REFERENCE_VARIANT][0]
 
-    def _logs(self, cases: Sequence[Case], look: int, several_groups: bool) -> dict[str, Floats]:
-        """Log objective of the looks so far by case, shape (processes, rounds); only of cases that took part in all of them."""
-        found = self._values({case.key for case in cases}, look)
+    def _logs(self, cases: Sequence[Case], looks: range, several_groups: bool) -> dict[str, Floats]:
+        """Log objective of these looks by case, shape (processes, rounds); only of cases that took part in all of them."""
+        found = self._values({case.key for case in cases}, looks)
         units = sorted({unit for values in found.values() for unit in values})
         rounds = max((len(row) for values in found.values() for row in values.values()), default=0)
         table = {
@@ -187,19 +187,19 @@ class LiveBench:
             table = {key: logs - base for key, logs in table.items()}
         return table
 
-    def _values(self, keys: set[str], look: int) -> dict[str, dict[tuple[int, int], Floats]]:
+    def _values(self, keys: set[str], looks: range) -> dict[str, dict[tuple[int, int], Floats]]:
         """By case and (look, replicate): one log value per round."""
         if self.objective == "memory":
-            return self._memory(keys, look)
+            return self._memory(keys, looks)
         blocks: dict[str, list[BlockRecord]] = {}
         for block in self.job.store.records(self.job.run_id, BlockRecord):
-            if block.case in keys and self._look_of(block.group, look) is not None:
+            if block.case in keys and self._look_of(block.group, looks) is not None:
                 blocks.setdefault(block.case, []).append(block)
         found: dict[str, dict[tuple[int, int], Floats]] = {}
         for key, judged in judge_run(blocks, self.effort.rounds).items():
             values: dict[tuple[int, int], dict[int, float]] = {}
             for item in judged:
-                number = self._look_of(item.block.group, look)
+                number = self._look_of(item.block.group, looks)
                 assert number is not None
                 seen = item.clean if item.usable else item.observed
                 rows = 1 if self.objective == "latency" else item.block.batch
@@ -212,19 +212,19 @@ class LiveBench:
             }
         return found
 
-    def _memory(self, keys: set[str], look: int) -> dict[str, dict[tuple[int, int], Floats]]:
+    def _memory(self, keys: set[str], looks: range) -> dict[str, dict[tuple[int, int], Floats]]:
         found: dict[str, dict[tuple[int, int], Floats]] = {}
         for process in self.job.store.records(self.job.run_id, ProcessRecord):
-            number = self._look_of(process.group, look)
+            number = self._look_of(process.group, looks)
             if process.case in keys and number is not None and process.peak_rss_bytes:
                 value = np.array([math.log(process.peak_rss_bytes)])
                 found.setdefault(process.case, {})[number, process.replicate] = value
         return found
 
     @staticmethod
-    def _look_of(group: int, last: int) -> int | None:
+    def _look_of(group: int, looks: range) -> int | None:
         look = (group - FIRST_RACE_GROUP) // LOOK_GROUPS
-        return look if 0 <= look <= last else None
+        return look if look in looks else None
 
     def confirm(self, cases: Sequence[Case]) -> None:
         """Evaluate on the rows that nothing was chosen with."""

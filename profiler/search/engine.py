@@ -60,6 +60,9 @@ class Rules:
     """Fresh processes that each look of the race adds, for all that are left."""
     slack: float = math.log(1.02)
     """At the last look a log ratio of this size counts as equal, so that ties do not take the time of the final."""
+    enough: float | None = None
+    """Climb the ladder rung by rung, and stop when a candidate surely takes at most this share of the reference's time; None:
+    everything is raced together."""
     make_until: float = 0.30
     screen_until: float = 0.45
     race_until: float = 0.70
@@ -102,10 +105,10 @@ class Bench(Protocol):
         """The source of each screening row, where rows share sources."""
         ...
 
-    def race(self, cases: Sequence[Case], look: int, processes: int) -> Mapping[str, Floats]:
+    def race(self, cases: Sequence[Case], look: int, processes: int, since: int = 0) -> Mapping[str, Floats]:
         """Measure so many fresh processes of each case, all in the same rounds.
 
-        Returns, by case, the log objective of all looks so far, shape (processes, rounds); cases that failed are absent.
+        Returns, by case, the log objective of the looks from `since` on, shape (processes, rounds); cases that failed are absent.
         """
         ...
 
@@ -148,13 +151,32 @@ class Search:
     reference: Case
     bench: Bench
     rules: Rules = field(default_factory=Rules)
+    rung: Callable[[str], int] = lambda _: 0
+    """How far down the ladder a variant stands; only asked with `Rules.enough`."""
     _quality: dict[str, Floats] = field(default_factory=dict)
     _logs: dict[str, Floats] = field(default_factory=dict)
+    """Of the race that runs."""
+    _times: dict[str, float] = field(default_factory=dict)
+    """Log of the time over the reference's, of every case that was raced."""
+    _rung: int = 0
+    _rungs: int = 1
 
     def run(self) -> Found:
         """Make, screen, race, confirm, finish."""
-        candidates = self._screened(self._made())
-        left = self._raced(candidates)
+        candidates: list[Case] = []
+        left: list[Case] = []
+        ladder = self._ladder()
+        self._rungs = len(ladder)
+        for self._rung, variants in enumerate(ladder):
+            fresh = self._screened(self._made(variants))
+            candidates += [case for case in fresh if case not in candidates]
+            left += [case for case in self._raced(fresh) if case not in left]
+            if winner := self._enough(left):
+                for variant in (text for texts in ladder[self._rung + 1 :] for text in texts):
+                    self._tell(
+                        variant, "make", "not tried", f"{winner} is enough: cheaper rungs of the ladder come first"
+                    )
+                break
         front = self._frontier(left)
         rest = sorted((case for case in left if case not in front), key=lambda case: self._behind(case, left))
         ordered = [*front, *rest]
@@ -165,12 +187,34 @@ class Search:
         self.bench.finish(contenders)
         return Found(tuple(contenders), tuple(front))
 
-    def _made(self) -> list[Case]:
-        """All cases of the variants that could be made in time, the cheap rungs first."""
-        cases: list[Case] = []
-        for variant in dict.fromkeys((REFERENCE_VARIANT, *self.variants)):
-            cases += self._cases_of(variant)
-        if not self._past(self.rules.make_until):
+    def _ladder(self) -> list[list[str]]:
+        """The variants that are raced together, each time with the reference."""
+        texts = dict.fromkeys((REFERENCE_VARIANT, *self.variants))
+        if self.rules.enough is None:
+            return [list(texts)]
+        steps = sorted({self.rung(text) for text in texts})
+        return [[text for text in texts if self.rung(text) == step] for step in steps]
+
+    def _enough(self, left: Sequence[Case]) -> str | None:
+        """The first candidate that surely is as fast as was asked for and does not look worse than accepted, in words."""
+        if self.rules.enough is None or self.reference.key not in self._logs:
+            return None
+        timed = [case for case in left if case.key in self._logs]
+        found = racing.separation(np.array([self._logs[case.key] for case in timed]))
+        place = timed.index(self.reference)
+        upper = found.upper(self.rules.alpha / 2 / self._rungs / len(timed))[:, place]
+        base = self._mean_quality(self.reference)
+        margin = math.inf if self.rules.margin is None else self.rules.margin
+        for case, bound in zip(timed, upper, strict=True):
+            if bound <= math.log(self.rules.enough) and base - self._mean_quality(case) <= margin:
+                return f"{case.key} takes at most {math.exp(bound):.2f} of the reference's time, which"
+        return None
+
+    def _made(self, variants: Sequence[str]) -> list[Case]:
+        """All cases of the variants that could be made in time; from the second rung on beside the one reference."""
+        cases = [self.reference] if self._rung else []
+        cases += [case for variant in variants for case in self._cases_of(variant)]
+        if self._rung + 1 == self._rungs and not self._past(self.rules.make_until):
             cases += [case for variant in self.bench.more() for case in self._cases_of(variant)]
         return cases
 
@@ -189,7 +233,7 @@ class Search:
         kept: list[Case] = []
         verdicts: dict[str, tuple[Outcome, str] | None] = {}
         units = {case.quality_key for case in cases}
-        level = self.rules.alpha / 2 / max(1, len(units) - 1)
+        level = self.rules.alpha / 2 / self._rungs / max(1, len(units) - 1)
         reference = self._reference_quality()
         for case in sorted(cases, key=lambda case: not self._protected(case)):
             key = case.quality_key
@@ -209,7 +253,8 @@ class Search:
         return [case for case in cases if case in kept]
 
     def _reference_quality(self) -> Floats:
-        rows = self.bench.screen(self.reference, lambda _: None)
+        known = self._quality.get(self.reference.quality_key)
+        rows = self.bench.screen(self.reference, lambda _: None) if known is None else known
         if rows is not None:
             self._quality[self.reference.quality_key] = rows
         return np.zeros(0) if rows is None else rows
@@ -248,16 +293,19 @@ class Search:
         left = list(cases)
         if not left:
             return left
-        level = racing.pair_level(self.rules.alpha / 2, candidates=len(left), looks=len(self.rules.looks))
-        fine = self._not_worse(left, self.rules.alpha / 2 / max(1, len(left) * (len(left) - 1)))
+        alpha = self.rules.alpha / 2 / self._rungs
+        level = racing.pair_level(alpha, candidates=len(left), looks=len(self.rules.looks))
+        fine = self._not_worse(left, alpha / max(1, len(left) * (len(left) - 1)))
+        first = self._rung * len(self.rules.looks)
         for look, processes in enumerate(self.rules.looks):
             left = self._affordable(left, look, processes)
             if len(left) < 2:
                 break
-            self._logs = dict(self.bench.race(left, look, processes))
+            self._logs = dict(self.bench.race(left, first + look, processes, first))
             left = self._measured(left)
+            self._times |= self._relative()
             last = self._is_last(look, len(left))
-            left = self._without_dominated(left, fine, look, level, self.rules.slack if last else 0.0)
+            left = self._without_dominated(left, fine, first + look, level, self.rules.slack if last else 0.0)
             front = self._frontier(left)
             if not look:
                 self.bench.confirm(front)
@@ -270,11 +318,11 @@ class Search:
         if look + 1 >= len(self.rules.looks):
             return True
         needed = self.bench.race_takes_s(left, self.rules.looks[look + 1])
-        return self.bench.spent_s + needed > self.rules.race_until * self.bench.budget_s
+        return self.bench.spent_s + needed > self._until(self.rules.race_until) * self.bench.budget_s
 
     def _affordable(self, left: list[Case], look: int, processes: int) -> list[Case]:
         """All of them, or as many as one look can have: the first look is the only one that a short budget cuts down."""
-        room = self.rules.race_until * self.bench.budget_s - self.bench.spent_s
+        room = self._until(self.rules.race_until) * self.bench.budget_s - self.bench.spent_s
         fits = left
         while not look and len(fits) > 2 and self.bench.race_takes_s(len(fits), processes) > room:
             fits = fits[:-1]
@@ -342,23 +390,26 @@ class Search:
 
     def _frontier(self, left: Sequence[Case]) -> list[Case]:
         """The frontier by point estimates of the screening data, the fastest first; without times, everything."""
-        timed = [case for case in left if case.key in self._logs]
+        timed = [case for case in left if case.key in self._times]
         if not timed:
             return list(left)
-        points = np.array([(self._log_time(case), -self._mean_quality(case)) for case in timed])
+        points = np.array([(self._times[case.key], -self._mean_quality(case)) for case in timed])
         members = np.flatnonzero(nondominated(points))
         return [timed[i] for i in sorted(members, key=lambda i: (points[i, 0], points[i, 1]))]
 
     def _behind(self, case: Case, left: Sequence[Case]) -> float:
         """Log ratio of its time to that of the fastest that looks at least as good: how far it is from the frontier."""
-        if case.key not in self._logs:
+        if case.key not in self._times:
             return math.inf
         own = self._mean_quality(case)
-        rivals = [other for other in left if other.key in self._logs and self._mean_quality(other) >= own]
-        return self._log_time(case) - min(self._log_time(other) for other in rivals)
+        rivals = [other for other in left if other.key in self._times and self._mean_quality(other) >= own]
+        return self._times[case.key] - min(self._times[other.key] for other in rivals)
 
-    def _log_time(self, case: Case) -> float:
-        return float(np.nanmedian(self._logs[case.key], axis=1).mean())
+    def _relative(self) -> dict[str, float]:
+        """Log of each time over the reference's, from the race that runs; 0 where the reference could not be measured."""
+        times = {key: float(np.nanmedian(logs, axis=1).mean()) for key, logs in self._logs.items()}
+        base = times.get(self.reference.key, 0.0)
+        return {key: time - base for key, time in times.items()}
 
     def _mean_quality(self, case: Case) -> float:
         rows = self._quality.get(case.quality_key, np.zeros(0))
@@ -388,7 +439,12 @@ class Search:
         return case == self.reference
 
     def _past(self, share: float) -> bool:
-        return self.bench.spent_s > share * self.bench.budget_s
+        return self.bench.spent_s > self._until(share) * self.bench.budget_s
+
+    def _until(self, share: float) -> float:
+        """Up to where a stage may go, as a share of the budget: each rung has its part of what is before the final."""
+        race = self.rules.race_until
+        return share if share >= 1 else (self._rung * race + share) / self._rungs
 
     def _tell(
         self, subject: str, stage: Stage, outcome: Outcome, reason: str, *, against: str | None = None,

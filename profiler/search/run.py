@@ -16,16 +16,16 @@ from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
 from profiler.cost.detect import detect_machine
 from profiler.environment import describe
-from profiler.errors import DataError, ModelError, StudyError, unknown
+from profiler.errors import StudyError, unknown
 from profiler.job import Job
 from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, QualityRecord
-from profiler.run import CACHE_NAME, clusters, conditions, only_run_in, without_closing
+from profiler.run import CACHE_NAME, clusters, conditions, only_run_in, status_kept, without_closing
 from profiler.search import screening as screens
 from profiler.search.bench import LiveBench, Objective
 from profiler.search.engine import Found, Rules, Search
-from profiler.search.space import ladder, seeds_of, suggestions
+from profiler.search.space import ladder, rung, seeds_of, suggestions
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study
 from profiler.variants import registry
@@ -44,6 +44,8 @@ class Asked:
     alpha: float = 0.05
     seeds: bool = True
     """Whether variants on the frontier that were calibrated are made again with two more calibration seeds."""
+    enough: float | None = None
+    """Share of the reference's time that is fast enough: the ladder is climbed until a candidate surely reaches it."""
     mixed: bool = False
     """Whether int8 variants that leave sensitive ops in float are added, chosen by what is measured."""
 
@@ -53,6 +55,10 @@ class Asked:
             raise unknown("objective", str(self.objective), get_args(Objective))
         if not 0 < self.alpha <= 0.5:
             raise StudyError(f"the error rate of a search is a share up to 0.5, got {self.alpha:g}.")
+        if self.enough is not None and not 0 < self.enough < 1:
+            raise StudyError(
+                f"enough is a share of the reference's time below 1, got {self.enough:g}: try --enough 1.5x."
+            )
 
 
 def execute_search(
@@ -90,18 +96,9 @@ def execute_search(
                 run_id = store.create_run(study, describe(), version=__version__)
                 plan: dict[str, Any] = {"cases": [], "search": {"asked": asdict(asked), "decisions": []}}
                 store.set_plan(run_id, plan, ())
-            try:
+            with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, asked, variants, store, out, progress, budget)
-            except (StudyError, ModelError, DataError):
-                if resume is None and not store.run(run_id).artifacts:
-                    store.discard(run_id)
-                else:
-                    store.set_status(run_id, "interrupted")
-                raise
-            except BaseException:
-                store.set_status(run_id, "interrupted")
-                raise
         finally:
             store.close()
     return run_id
@@ -141,15 +138,16 @@ def _execute(
             prepared = replace(prepared, evaluation=parts[1], notes=(*prepared.notes, *parts[1].notes[-1:]))
         made: dict[str, ArtifactRecord] = {}
         plan = _planned(before, prepared, store)
-        job = Job(run_id, study, store, artifact_store, made, prepared, folder, progress, budget)
+        resume = f"edgeprof search --resume {run_id}"
+        job = Job(run_id, study, store, artifact_store, made, prepared, folder, progress, budget, resume)
         screening = None if parts is None else screens.Screening(job, parts[0])
         had = {record.variant: record.sha256 for record in before.artifacts}
         bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had)
         margin = study.constraints.max_drop if study.constraints.max_drop is not None else DEFAULT_MARGIN
-        rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha)
+        rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha, enough=asked.enough)
         reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
         progress.stage("searching", len(variants))
-        found = Search(study.variants, reference, bench, rules).run()
+        found = Search(study.variants, reference, bench, rules, rung).run()
         if asked.seeds and prepared.evaluation is not None:
             spread_over_seeds(bench, found, store.run(run_id))
         bench.left_out()

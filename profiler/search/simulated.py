@@ -58,7 +58,7 @@ class SimulatedBench:
     finished: dict[str, tuple[float, float]] = field(default_factory=dict)
     """By case measured in the final: its time and its accuracy on the confirmation rows, as measured."""
     confirmed: set[str] = field(default_factory=set)
-    _logs: dict[str, list[Floats]] = field(default_factory=dict)
+    _logs: dict[str, dict[int, Floats]] = field(default_factory=dict)
 
     def make(self, variant: str) -> str | None:  # noqa: ARG002 (all can be made)
         """Takes time, always succeeds."""
@@ -90,7 +90,7 @@ class SimulatedBench:
         """Every row stands alone."""
         return
 
-    def race(self, cases: Sequence[Case], look: int, processes: int) -> Mapping[str, Floats]:
+    def race(self, cases: Sequence[Case], look: int, processes: int, since: int = 0) -> Mapping[str, Floats]:
         """Blocks with all the noise there is."""
         self.spent_s += len(cases) * processes * PROCESS_S
         random = np.random.default_rng((self.seed, 1, look))
@@ -99,8 +99,11 @@ class SimulatedBench:
             offsets = random.normal(0, self.process_sd, (processes, 1))
             blocks = random.normal(0, self.block_sd, (processes, RACE_ROUNDS))
             logs = self.truths[case].log_time + offsets + blocks + weather
-            self._logs.setdefault(case.key, []).append(logs)
-        return {case.key: np.concatenate(self._logs[case.key]) for case in cases}
+            self._logs.setdefault(case.key, {})[look] = logs
+        return {
+            case.key: np.concatenate([logs for at, logs in self._logs[case.key].items() if at >= since])
+            for case in cases
+        }
 
     def confirm(self, cases: Sequence[Case]) -> None:
         """Takes the time of an evaluation, once per case."""

@@ -1,4 +1,4 @@
-"""What a target is, and the one that is this machine."""
+"""What a target is to whoever starts workers: this machine, or one that was set up before."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from profiler.errors import unknown
+from profiler.errors import TargetError
+from profiler.targets import bundle, config
 
 # Not `-m profiler.worker`: that puts the working directory first on the path, where a user's own `backends/` would
 # shadow ours. `python -P` does the same from 3.11 on; this also holds on 3.10 (JetPack 6).
 _START = "import sys; sys.path[:] = [p for p in sys.path if p]; from profiler.worker import main; main()"
+# On a device: its bundles stand before what is installed there. No quote in it but ".
+_START_THERE = (
+    "import os,sys;r=os.path.expanduser(sys.argv[1]);"
+    'sys.path[:]=[os.path.join(r,"bundles",b) for b in sys.argv[2:]]+[p for p in sys.path if p];'
+    'os.environ["EDGEPROF_WORKER_CACHE"]=os.path.join(r,"artifacts");'
+    "from profiler.worker import main;main(remote=True)"
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,12 @@ class Target:
     shares_files: bool
     """Whether the worker can open the parent's paths; otherwise artifacts travel through the pipe."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    link_codes: frozenset[int] = frozenset()
+    """Exit codes of the command that mean a lost connection, and nothing about the worker."""
+    emulated: bool = False
+    """Timings on it are of an emulator."""
+    device: str | None = None
+    """Its device profile, where it is known."""
 
 
 def local(python: str = sys.executable) -> Target:
@@ -37,7 +51,19 @@ def local(python: str = sys.executable) -> Target:
 
 
 def get(name: str) -> Target:
-    """The target of that name. Raises StudyError with the known ones."""
-    if name == "local":
-        return local()
-    raise unknown("target", name, ["local"])
+    """The target of that name. Raises StudyError with the known ones, TargetError for one that was not set up."""
+    return local() if name == config.LOCAL else remote(config.get(name))
+
+
+def remote(spec: config.TargetSpec) -> Target:
+    """A machine behind a command prefix. Raises TargetError when no worker was put there."""
+    if not spec.bundles:
+        raise TargetError(f"nothing is installed on target '{spec.name}' yet: `edgeprof target setup {spec.name}`.")
+    if spec.bundles[0] != bundle.modules_name():
+        raise TargetError(
+            f"target '{spec.name}' has another edgeprof than this one: `edgeprof target setup {spec.name}` puts the same there."
+        )
+    return Target(
+        spec.name, config.words(spec, "-c", _START_THERE, spec.folder, *spec.bundles), shares_files=False,
+        link_codes=frozenset(spec.link_codes), emulated=spec.emulated, device=spec.device,
+    )  # fmt: skip

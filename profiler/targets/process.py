@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import select
 import signal
 import subprocess
 import tempfile
@@ -22,9 +21,14 @@ from profiler.errors import TargetError
 from profiler.records import FailureKind
 from profiler.targets.base import Target
 from profiler.targets.out_of_memory import Finding, Witness, peak_of, speaks_of_memory
+from profiler.targets.pipe import Pipe
+from profiler.targets.remote import LinkLost
 
 _CHUNK_BYTES = 4 << 20
 _GRACE_S = 5.0
+_GREETING_S = 60.0
+_IDLE_S = 3600.0
+"""Parked workers wait while others are measured; one that hears nothing for so long has lost us."""
 _LOG_TAIL_LINES = 15
 _LOG_BYTES = 64_000
 _KILLED_EXIT_CODE = 128 + signal.SIGKILL
@@ -63,6 +67,8 @@ class WorkerProcess:
         Below `root` lie the `/proc` and `/sys` that tell, should it die, whether that was for its memory.
         """
         self._target = target
+        self._memory_limit_bytes = memory_limit_bytes
+        self._idle_limit_s: float | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process, closed with it)
         environment = {**os.environ, **target.environment}
         if cache is not None:
@@ -86,7 +92,7 @@ class WorkerProcess:
         self._witness.pid = self._process.pid
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._pipe = _Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self._pipe = Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
         self._reader = io.BufferedReader(self._pipe, 1 << 16)
         self._writer = io.BufferedWriter(self._pipe, 1 << 16)
 
@@ -100,6 +106,20 @@ class WorkerProcess:
         """End the process."""
         self.close()
 
+    def greet(self, *, idle_s: float = _IDLE_S) -> dict[str, Any]:
+        """Agree with a worker elsewhere on protocol and version, and how long it may wait for a command without us.
+
+        Raises TargetError when it is not of the edgeprof that was put there, or that runs here.
+        """
+        reply, _ = self.request("hello", timeout_s=_GREETING_S, memory_limit_bytes=self._memory_limit_bytes)
+        if reply.get("protocol") != wire.PROTOCOL:
+            raise TargetError(
+                f"the worker on '{self._target.name}' speaks protocol {_clean(repr(reply.get('protocol')))[:40]}, this edgeprof "
+                f"{wire.PROTOCOL}: `edgeprof target setup {self._target.name}` puts the same there."
+            )
+        self._idle_limit_s = idle_s
+        return reply
+
     @property
     def pid(self) -> int:
         """Process id on this machine (of the ssh client, for a remote target)."""
@@ -109,6 +129,8 @@ class WorkerProcess:
         self, command: str, arrays: Mapping[str, NDArray[np.generic]] | None = None, *, timeout_s: float, **fields: Any
     ) -> tuple[dict[str, Any], wire.Arrays]:
         """Send one command and wait for its answer, at most `timeout_s`. Raises WorkerFailure."""
+        if self._idle_limit_s is not None:
+            fields = {"idle_s": self._idle_limit_s, **fields}
         self._witness.look()
         self._pipe.until = time.monotonic() + timeout_s + _GRACE_S
         try:
@@ -117,6 +139,11 @@ class WorkerProcess:
             frame = wire.read_frame(self._reader)
         except TimeoutError:
             self.kill()
+            if self._target.link_codes:
+                # The worker ends itself at its deadline and tells; silence beyond it is the connection's.
+                raise LinkLost(
+                    f"no word from '{self._target.name}' for {timeout_s + _GRACE_S:g} s: the link is dead."
+                ) from None
             raise WorkerFailure("timeout", _timeout_text(command, timeout_s), self.log_tail()) from None
         except (OSError, wire.WireError) as error:
             raise self._death(command, timeout_s, error) from error
@@ -126,7 +153,7 @@ class WorkerProcess:
         if not reply.get("ok"):
             kind = str(reply.get("kind", "error"))
             known = cast("FailureKind", kind) if kind in get_args(FailureKind) else "error"
-            message = str(reply.get("message", "the worker gave no reason."))
+            message = _clean(str(reply.get("message", "the worker gave no reason.")))
             if known == "out_of_memory":
                 found = self._witness.of_allocation(message, alive=True)
                 raise _failure(known, found, self.log_tail())
@@ -182,7 +209,7 @@ class WorkerProcess:
     def log_tail(self) -> str | None:
         """The last lines that the process and its native libraries wrote, or None."""
         text = self._log_text()
-        return None if text is None else "\n".join(text.splitlines()[-_LOG_TAIL_LINES:]) or None
+        return None if text is None else _clean("\n".join(text.splitlines()[-_LOG_TAIL_LINES:])) or None
 
     def _log_text(self) -> str | None:
         try:
@@ -191,7 +218,7 @@ class WorkerProcess:
         except (OSError, ValueError):
             return None
 
-    def _death(self, command: str, timeout_s: float, error: Exception | None) -> WorkerFailure:
+    def _death(self, command: str, timeout_s: float, error: Exception | None) -> TargetError:
         """What the end of the process says about its cause."""
         try:
             code = self._reap(_GRACE_S)
@@ -199,11 +226,18 @@ class WorkerProcess:
             self.kill()
             return WorkerFailure("error", f"the worker closed its pipe during '{command}': {error}.", self.log_tail())
         tail = self.log_tail()
+        if code in self._target.link_codes or (self._target.link_codes and code < 0):
+            # Of a negative code the client died, not the worker, which ends when its pipe does.
+            said = (tail or "").strip().splitlines()
+            return LinkLost(
+                f"the connection to '{self._target.name}' was lost during '{command}'{f' ({said[-1][:200]})' if said else ''}."
+            )
         # faulthandler's first line; the stack below it may be longer than the tail.
         if code == 1 and "Timeout (" in (self._log_text() or ""):
             return WorkerFailure("timeout", _timeout_text(command, timeout_s), tail)
         if code in (-signal.SIGKILL, _KILLED_EXIT_CODE):
-            found = self._witness.of_kill(command, self._peak_bytes)
+            # Of a remote worker, what was reaped here is its client.
+            found = self._witness.of_kill(command, self._peak_bytes if self._target.shares_files else None)
             return _failure("out_of_memory" if found.is_memory else "crash", found, tail)
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
@@ -240,41 +274,10 @@ def _failure(kind: FailureKind, found: Finding, log_tail: str | None) -> WorkerF
     return WorkerFailure(kind, found.message, log_tail, needs_more_than_bytes=found.needs_more_than_bytes)
 
 
+def _clean(text: str) -> str:
+    """Words of a worker for a terminal: a device may send escapes that move cursors and set colours."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+
+
 def _timeout_text(command: str, timeout_s: float) -> str:
     return f"no answer to '{command}' within {timeout_s:g} s (--time-limit): the worker was ended."
-
-
-class _Pipe(io.RawIOBase):
-    """Both ends of the worker's pipes, blocking in `poll` up to a deadline instead of for ever."""
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        super().__init__()
-        self._read_fd, self._write_fd = read_fd, write_fd
-        os.set_blocking(write_fd, False)
-        self.until = 0.0
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._wait(self._read_fd, select.POLLIN)
-        data = os.read(self._read_fd, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def write(self, data: Any) -> int:
-        self._wait(self._write_fd, select.POLLOUT)
-        try:
-            return os.write(self._write_fd, data[: 1 << 16])
-        except BlockingIOError:
-            return 0
-
-    def _wait(self, descriptor: int, event: int) -> None:
-        # Not select.select, which refuses descriptors from 1024 on: a notebook may have that many open.
-        poll = select.poll()
-        poll.register(descriptor, event)
-        if not poll.poll(max(0.0, self.until - time.monotonic()) * 1000):
-            raise TimeoutError

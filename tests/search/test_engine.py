@@ -20,12 +20,12 @@ from profiler.search.simulated import (
 from profiler.study import Case
 
 
-def searched(seed=0, truths=None, reference=None, rules=None, **options):
+def searched(seed=0, truths=None, reference=None, rules=None, rung=lambda _: 0, **options):
     if truths is None:
         reference, truths = random_truths(seed)
     bench = SimulatedBench(truths, seed, **options)
     variants = list(dict.fromkeys(case.variant for case in truths))
-    found = Search(variants, reference, bench, rules or Rules()).run()
+    found = Search(variants, reference, bench, rules or Rules(), rung).run()
     return bench, found
 
 
@@ -106,6 +106,43 @@ def test_more_accurate_and_slower_is_never_dropped():
     for seed in range(20):
         _, found = searched(seed, truths=truths, reference=REFERENCE)
         assert set(found.contenders) == set(truths)
+
+
+LADDER = {
+    REFERENCE: Truth(0.0, 0.0, 0.0), case("cheap"): Truth(-0.2, 0.0, 0.01), case("dear"): Truth(-1.0, 0.0, 0.01),
+    case("dearest"): Truth(-2.0, 0.0, 0.01),
+}  # fmt: skip
+RUNG = {"fp32": 0, "cheap": 0, "dear": 1, "dearest": 2}.__getitem__
+
+
+def test_the_ladder_is_climbed_until_it_is_enough():
+    bench, found = searched(truths=LADDER, reference=REFERENCE, rules=Rules(enough=1 / 1.5), rung=RUNG)
+    assert set(found.contenders) == {REFERENCE, case("cheap"), case("dear")} - {
+        case(d.subject.partition("@")[0]) for d in bench.decisions if d.outcome == "dropped"
+    }
+    assert case("dear") in found.contenders
+    (left,) = [d for d in bench.decisions if d.outcome == "not tried"]
+    assert left.subject == "dearest"
+    assert case("dear").key in left.reason
+
+
+def test_what_is_never_enough_is_climbed_to_the_top():
+    bench, found = searched(truths=LADDER, reference=REFERENCE, rules=Rules(enough=0.05), rung=RUNG)
+    assert not [d for d in bench.decisions if d.outcome == "not tried"]
+    assert case("dearest") in found.contenders
+
+
+def test_a_fast_one_that_looks_too_inaccurate_is_not_enough():
+    truths = {**LADDER, case("cheap"): Truth(-1.0, 0.012, 0.02)}
+    _, found = searched(truths=truths, reference=REFERENCE, rules=Rules(enough=1 / 1.5), rung=RUNG)
+    assert case("dear") in found.contenders
+
+
+@pytest.mark.parametrize("budget_s", [20.0, 60.0, 200.0])
+def test_each_rung_keeps_to_its_part_of_the_budget(budget_s):
+    bench, found = searched(truths=LADDER, reference=REFERENCE, rules=Rules(enough=0.05), rung=RUNG, budget_s=budget_s)
+    assert REFERENCE in found.contenders
+    assert bench.spent_s <= 1.1 * budget_s
 
 
 def test_the_reference_is_in_whatever_happens_and_stands_beside_each_contender():

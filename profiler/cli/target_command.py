@@ -1,0 +1,189 @@
+"""`edgeprof target …`: the machines that workers can be started on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from profiler.errors import TargetError
+
+Name = Annotated[str, typer.Argument(help="The target's name.")]
+
+
+def add(
+    name: Annotated[str, typer.Argument(help="What to call it, e.g. jetson.")],
+    ssh: Annotated[str | None, typer.Option("--ssh", help="user@host, or a name from ~/.ssh/config.")] = None,
+    ssh_config: Annotated[str | None, typer.Option("--ssh-config", help="Another file than ~/.ssh/config.")] = None,
+    docker: Annotated[str | None, typer.Option("--docker", help="A running container.")] = None,
+    kubectl: Annotated[str | None, typer.Option("--kubectl", help="A running pod, as POD or NAMESPACE/POD.")] = None,
+    adb: Annotated[str | None, typer.Option("--adb", help="An Android device's serial number.")] = None,
+    command: Annotated[
+        str | None,
+        typer.Option("--command", help="Any words that come before the interpreter, e.g. 'nsenter -t 71 -m'."),
+    ] = None,
+    python: Annotated[str, typer.Option("--python", help="The interpreter there, 3.10 or later.")] = "python3",
+    folder: Annotated[
+        str | None, typer.Option("--folder", help="Where everything of edgeprof goes there; a folder of its own.")
+    ] = None,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="It is an emulator: its timings are labelled, and kept off frontiers.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Its device profile; `target probe` finds most by itself.")
+    ] = None,
+) -> None:
+    """Remember a machine. Nothing is done on it yet."""
+    from profiler.cli import console
+    from profiler.targets import config
+
+    ways: dict[str, tuple[Any, Callable[[], dict[str, Any]]]] = {
+        "--ssh": (
+            ssh,
+            lambda: {"prefix": config.ssh(str(ssh), config=ssh_config), "shell": True, "link_codes": (255,)},
+        ),
+        "--docker": (docker, lambda: {"prefix": ("docker", "exec", "-i", str(docker))}),
+        "--kubectl": (kubectl, lambda: {"prefix": _kubectl(str(kubectl))}),
+        "--adb": (adb, lambda: {"prefix": ("adb", "-s", str(adb), "shell", "-T"), "shell": True}),
+        "--command": (command, lambda: {"prefix": tuple(shlex.split(str(command)))}),
+    }
+    given = [way for way, (value, _) in ways.items() if value is not None]
+    if len(given) != 1:
+        raise TargetError(f"give one of {', '.join(ways)}, got {' and '.join(given) or 'none'}.")
+    if device is not None:
+        _check_device(device)
+    spec = config.TargetSpec(
+        name,
+        **ways[given[0]][1](),
+        python=python,
+        folder=folder or config.DEFAULT_FOLDER,
+        emulated=emulated,
+        device=device,
+    )
+    known = config.load().get(name)
+    config.save(spec)
+    console.out.print(
+        f"{'Replaced' if known else 'Added'} {name}: {shlex.join(config.words(spec))}\n"
+        f"Next: edgeprof target setup {name}", markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def list_(
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """The targets that are known, and what was put on each."""
+    import json as json_module
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from profiler.cli import console
+    from profiler.targets import bundle, config
+
+    targets = config.load()
+    if json:
+        console.print_raw(json_module.dumps({name: asdict(spec) for name, spec in targets.items()}, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("target", "command", "device", "state"):
+        table.add_column(title, overflow="fold")
+    table.add_row("local", "", "", "this machine")
+    for name, spec in sorted(targets.items()):
+        state = "not set up" if not spec.bundles else "ready"
+        if spec.bundles and spec.bundles[0] != bundle.modules_name():
+            state = "another edgeprof is on it: set it up again"
+        words = [word for word in spec.prefix if "=" not in word and word != "-o"]
+        table.add_row(
+            name, shlex.join(words), spec.device or "not probed", state + (", emulated" if spec.emulated else "")
+        )
+    console.out.print(table)
+
+
+def setup(
+    name: Name,
+    runtimes: Annotated[
+        str | None,
+        typer.Option("--runtimes", help="Which to put there: ort,ov; default: all that there are wheels for."),
+    ] = None,
+) -> None:
+    """Put a worker on it: made here for its Python, architecture and C library, so it needs no network and no pip."""
+    from profiler.cli import console
+    from profiler.targets import bundle, config, setup
+
+    wanted = None if runtimes is None else tuple(part.strip() for part in runtimes.split(",") if part.strip())
+    shown: dict[str, int] = {}
+
+    def told(part: str, sent: int, size: int) -> None:
+        percent = 100 * sent // max(size, 1)
+        if percent // 25 > shown.get(part, -1):
+            shown[part] = percent // 25
+            console.err.print(f"edgeprof: {part}: {sent / 1e6:.1f} of {size / 1e6:.1f} MB", markup=False)
+
+    console.err.print(f"edgeprof: looking at {name}, making its bundle", markup=False)
+    done = setup.set_up(config.get(name), wanted, bundle.default_cache(), told)
+    packages = ", ".join(f"{key} {value}" for key, value in sorted(done.packages.items()))
+    console.out.print(f"{name} has: {packages or 'no wheels of ours'}", markup=False, soft_wrap=True)
+    if done.own:
+        own = ", ".join(f"{key} {value}" for key, value in sorted(done.own.items()))
+        console.out.print(f"of its own it uses: {own}", markup=False, soft_wrap=True)
+    for runtime, reason in done.left_out.items():
+        console.out.print(f"without {runtime}: {reason}", markup=False, soft_wrap=True)
+    if not done.sent:
+        console.out.print("everything was there already", markup=False)
+    _show_check(name)
+
+
+def check(name: Name) -> None:
+    """Start a worker there and ask what it can run."""
+    _show_check(name)
+
+
+def remove(
+    name: Name,
+    keep: Annotated[bool, typer.Option("--keep", help="Forget the target but leave what is on the machine.")] = False,
+) -> None:
+    """Take everything of edgeprof off the machine, and forget it."""
+    from profiler.cli import console
+    from profiler.targets import config, setup
+
+    spec = config.get(name)
+    gone = not keep and setup.remove(spec)
+    config.forget(name)
+    there = f"{spec.folder} is gone from it" if gone else "nothing was removed there"
+    console.out.print(f"{name} is forgotten; {there}", markup=False)
+
+
+COMMANDS = {"add": add, "list": list_, "setup": setup, "check": check, "remove": remove}
+
+
+def _show_check(name: str) -> None:
+    from profiler.cli import console
+    from profiler.targets import config, setup
+
+    found = setup.check(config.get(name))
+    console.out.print(
+        f"{name}: a worker starts (Python {found.worker.get('python')}, protocol {found.worker.get('protocol')})",
+        markup=False,
+    )
+    for backend, (good, words) in found.backends.items():
+        console.out.print(
+            f"  {backend:<4} {'runs' if good else 'does not run'}{f': {words}' if words else ''}", markup=False
+        )
+    if not any(good for good, _ in found.backends.values()):
+        raise typer.Exit(1)
+
+
+def _kubectl(pod: str) -> tuple[str, ...]:
+    namespace, slash, name = pod.rpartition("/")
+    return ("kubectl", "exec", "-i", *(("-n", namespace) if slash else ()), name, "--")
+
+
+def _check_device(device: str) -> None:
+    from profiler.cost.devices import load_profiles
+    from profiler.errors import unknown
+
+    profiles = load_profiles()
+    if device not in profiles:
+        raise unknown("device profile", device, profiles, hint="`edgeprof devices` lists them.")

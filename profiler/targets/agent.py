@@ -1,0 +1,261 @@
+"""What runs on a device before anything is installed there: the standard library of Python 3.7 on, and this one file.
+
+The host sends this text through the pipe and the device's Python runs it. Lines of JSON come in, each perhaps followed by so
+many raw bytes as its `bytes` says; one line of JSON goes out for each. It looks at the device, takes bundles (whole or, after a
+broken transfer, the rest), and takes itself away again. Everything it writes lies below one folder that it made and marked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+AGENT_PROTOCOL = 1
+MARK = "edgeprof-target.json"
+MAX_LINE_BYTES = 1 << 20
+MAX_CHUNK_BYTES = 16 << 20
+MAX_FILE_BYTES = 16384
+MODULES = ("numpy", "psutil", "onnxruntime", "openvino", "tensorrt")
+"""Packages of the device's own that a bundle can leave out. Looked for, never imported: some take seconds, some crash."""
+FILES = (
+    "etc/nv_tegra_release",
+    "etc/nvpmodel.conf",
+    "etc/os-release",
+    "proc/cpuinfo",
+    "proc/device-tree/compatible",
+    "proc/device-tree/model",
+    "proc/driver/nvidia/version",
+    "proc/meminfo",
+    "sys/class/dmi/id/board_vendor",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+    "sys/devices/system/cpu/present",
+    "sys/devices/virtual/dmi/id/board_asset_tag",
+    "sys/devices/virtual/dmi/id/board_vendor",
+    "sys/devices/virtual/dmi/id/chassis_asset_tag",
+    "sys/devices/virtual/dmi/id/chassis_type",
+    "sys/devices/virtual/dmi/id/product_name",
+    "sys/devices/virtual/dmi/id/sys_vendor",
+    "sys/devices/cpu_atom/cpus",
+    "sys/devices/cpu_core/cpus",
+    "var/lib/nvpmodel/status",
+)
+"""What tells which device this is. Read as they are; what they mean the host decides."""
+
+
+class Refused(Exception):  # noqa: N818 (an answer, not a mistake of the program)
+    """What was asked cannot be done; the text is for people."""
+
+
+def main(folder: str, commands: BinaryIO, replies: BinaryIO) -> None:
+    """Serve commands until the pipe ends. `folder` is where everything of ours lives, `~` allowed."""
+    home = os.path.abspath(os.path.expanduser(folder))
+    while True:
+        line = commands.readline(MAX_LINE_BYTES)
+        if not line:
+            return
+        try:
+            asked = json.loads(line.decode("utf-8"))
+            size = int(asked.get("bytes", 0))
+            if not 0 <= size <= MAX_CHUNK_BYTES:
+                raise Refused(f"a chunk of {size} bytes is not accepted, at most {MAX_CHUNK_BYTES}")
+            body = _exactly(commands, size)
+            answer = dict(COMMANDS[asked["command"]](home, asked, body), ok=True)
+        except Refused as error:
+            answer = {"ok": False, "message": str(error)}
+        except KeyError as error:
+            answer = {"ok": False, "message": f"no command or field {error}"}
+        except OSError as error:
+            answer = {"ok": False, "message": f"{error.filename or home}: {error.strerror or error}"}
+        except (ValueError, TypeError, AttributeError, tarfile.TarError, EOFError) as error:
+            answer = {"ok": False, "message": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(answer).encode("ascii") + b"\n")
+        replies.flush()
+
+
+def look(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """Facts that decide which bundle fits, and those that tell which device this is."""
+    del asked, body
+    existing = home
+    while not os.path.isdir(existing):
+        existing = os.path.dirname(existing)
+    libc, libc_version = platform.libc_ver()
+    bundles = os.path.join(home, "bundles")
+    return {
+        "protocol": AGENT_PROTOCOL,
+        "python": list(sys.version_info[:3]),
+        "implementation": sys.implementation.name,
+        "executable": sys.executable,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "release": platform.release(),
+        "libc": [libc, libc_version],
+        "folder": home,
+        "writable": os.access(existing, os.W_OK),
+        "free_bytes": shutil.disk_usage(existing).free,
+        "modules": {name: version for name in MODULES for version in [_version(name)] if version},
+        "bundles": sorted(os.listdir(bundles)) if os.path.isdir(bundles) else [],
+        "files": facts("/"),
+    }
+
+
+def facts(root: str) -> dict[str, str]:
+    """The text of each of `FILES` that is there, at most 16 kB of each."""
+    found = {}
+    for name in FILES:
+        try:
+            with open(os.path.join(root, name), "rb") as file:
+                found[name] = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
+        except OSError:
+            continue
+    return found
+
+
+def offer(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """How much of a bundle is here: all of it, or so many bytes of its archive."""
+    del body
+    name = _name(asked)
+    if os.path.isdir(os.path.join(home, "bundles", name)):
+        return {"installed": True, "offset": 0}
+    archive = _archive(home, name)
+    return {"installed": False, "offset": os.path.getsize(archive) if os.path.isfile(archive) else 0}
+
+
+def put(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """The next bytes of a bundle's archive."""
+    archive = _archive(home, _name(asked))
+    _make(home)
+    with open(archive, "ab") as file:
+        if file.tell() != int(asked["offset"]):
+            raise Refused(f"{file.tell()} bytes are here, the host goes on at {int(asked['offset'])}")
+        file.write(body)
+        return {"offset": file.tell()}
+
+
+def install(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """Check an archive, unpack it beside the others, and let it appear at once."""
+    del body
+    name, archive = _name(asked), _archive(home, _name(asked))
+    digest = hashlib.sha256()
+    with open(archive, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    if digest.hexdigest() != asked["sha256"]:
+        os.remove(archive)
+        raise Refused(f"the archive of {name} arrived damaged: set the target up again")
+    place, fresh = os.path.join(home, "bundles", name), os.path.join(home, "bundles", f".{name}.{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            members = tar.getmembers()
+            for member in members:
+                parts = member.name.split("/")
+                if not (member.isfile() or member.isdir()) or member.name.startswith("/") or ".." in parts:
+                    raise Refused(f"the archive holds {member.name!r}, which is no plain file below it")
+                member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            # Names, kinds and modes were checked above; `filter` is missing before 3.8.17.
+            tar.extractall(fresh, members)  # noqa: S202
+        os.rename(fresh, place)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    os.remove(archive)
+    return {"installed": True}
+
+
+def keep(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """Take away all bundles but the named ones."""
+    del body
+    wanted = {_valid(str(name)) for name in asked["names"]}
+    folder = os.path.join(home, "bundles")
+    gone: list[str] = []
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        if name not in wanted:
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+            gone.append(name)
+    return {"removed": gone}
+
+
+def remove(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """Take everything away again, and the folders above that were made for it when nothing else is in them."""
+    del asked, body
+    mark = os.path.join(home, MARK)
+    if not os.path.isdir(home):
+        return {"removed": False}
+    if not os.path.isfile(mark):
+        raise Refused(f"{home} has no {MARK}, so it was not made by edgeprof: not removed")
+    with open(mark, encoding="utf-8") as file:
+        above = [str(path) for path in json.load(file).get("made", [])]
+    shutil.rmtree(home)
+    for path in above:
+        if home.startswith(path + os.sep) and not os.listdir(path):
+            os.rmdir(path)
+    return {"removed": True}
+
+
+COMMANDS: dict[str, Callable[[str, Mapping[str, Any], bytes], dict[str, Any]]] = {
+    "look": look, "offer": offer, "put": put, "install": install, "keep": keep, "remove": remove,
+}  # fmt: skip
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size) if size else b""
+    if len(data) != size:
+        raise EOFError(f"the pipe ended after {len(data)} of {size} bytes")
+    return data
+
+
+def _valid(name: str) -> str:
+    if not name or not all(char.isalnum() or char in "-_" for char in name) or len(name) > 100:
+        raise Refused(f"'{name[:100]}' is no name of a bundle")
+    return name
+
+
+def _name(asked: Mapping[str, Any]) -> str:
+    return _valid(str(asked["name"]))
+
+
+def _archive(home: str, name: str) -> str:
+    return os.path.join(home, "incoming", name + ".tar")
+
+
+def _make(home: str) -> None:
+    """Our folder with its mark, which says which folders above it were made too."""
+    mark = os.path.join(home, MARK)
+    if os.path.isdir(home) and os.listdir(home) and not os.path.isfile(mark):
+        raise Refused(f"{home} holds other things: choose a folder of its own with --folder")
+    if not os.path.isfile(mark):
+        above: list[str] = []
+        path = os.path.dirname(home)
+        while not os.path.isdir(path):
+            above.append(path)
+            path = os.path.dirname(path)
+        os.makedirs(home, mode=0o700, exist_ok=True)
+        with open(mark, "w", encoding="utf-8") as file:
+            json.dump({"made": above}, file)
+    for name in ("bundles", "incoming", "artifacts"):
+        os.makedirs(os.path.join(home, name), exist_ok=True)
+
+
+def _version(name: str) -> str:
+    """Version of an installed package, or '' when it is not there."""
+    import importlib.util
+    from importlib import metadata
+
+    try:
+        if importlib.util.find_spec(name) is None:
+            return ""
+    except (ImportError, ValueError):
+        return ""
+    for distribution in (name, name + "-gpu"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"

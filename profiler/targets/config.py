@@ -1,0 +1,175 @@
+"""The user's targets, as they are remembered: one TOML file, `~/.config/edgeprof/targets.toml`. No secrets are in it.
+
+`EDGEPROF_TARGETS` names another file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import TargetError, unknown
+
+LOCAL = "local"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_MAX_BYTES = 1 << 20
+DEFAULT_FOLDER = "~/.cache/edgeprof-target"
+SSH_OPTIONS = (
+    # Never a prompt, never an unknown host, whatever the user's config allows; nothing but our pipe is forwarded.
+    "BatchMode=yes", "StrictHostKeyChecking=yes", "ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes",
+    "PermitLocalCommand=no", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3",
+)  # fmt: skip
+"""A link that is down for 15 s ends the client, so that nothing waits for ever."""
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One machine, and what was put on it."""
+
+    name: str
+    prefix: tuple[str, ...]
+    """Words before the interpreter: `ssh … host`, `docker exec -i box`."""
+    shell: bool = False
+    """Whether the other side hands the words to a shell (ssh, adb): they are quoted then."""
+    link_codes: tuple[int, ...] = ()
+    """Exit codes of the prefix that mean a lost link and not the worker's end."""
+    python: str = "python3"
+    folder: str = DEFAULT_FOLDER
+    emulated: bool = False
+    """Its timings are of an emulator: labelled, and kept off every frontier."""
+    device: str | None = None
+    """Device profile, as probed or declared."""
+    bundles: tuple[str, ...] = ()
+    """What `setup` put there, in the order of the import path."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a later edgeprof, kept as they are."""
+
+
+def ssh(host: str, *, config: str | None = None) -> tuple[str, ...]:
+    """The system's ssh with the user's own configuration. Raises TargetError for what ssh would take for an option."""
+    if not host or host.startswith("-") or any(char.isspace() or not char.isprintable() for char in host):
+        raise TargetError(f"'{host}' is no host: give user@host, or a name from ~/.ssh/config.")
+    options = [word for option in SSH_OPTIONS for word in ("-o", option)]
+    return ("ssh", "-T", *(("-F", config) if config else ()), *options, "--", host)
+
+
+def path() -> Path:
+    """The file that holds the targets."""
+    named = os.environ.get("EDGEPROF_TARGETS")
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(home) if home else Path.home() / ".config") / "edgeprof" / "targets.toml"
+
+
+def load() -> dict[str, TargetSpec]:
+    """All targets by name; none when there is no file. Raises TargetError for a file that cannot be read."""
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
+
+    place = path()
+    try:
+        if place.stat().st_size > _MAX_BYTES:
+            raise TargetError(f"{place} has more than {_MAX_BYTES} bytes: it is not what edgeprof writes.")
+        content = tomllib.loads(place.read_text(encoding="utf-8"))
+        return {name: _read(name, settings) for name, settings in content.items()}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise TargetError(f"cannot read the targets in {place}: {error.strerror}.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise TargetError(f"{place} is not a valid list of targets: {error}. Mend it, or move it away.") from None
+
+
+def get(name: str) -> TargetSpec:
+    """The target of that name. Raises StudyError with the known ones."""
+    known = load()
+    if name not in known:
+        raise unknown("target", name, [LOCAL, *known], hint="`edgeprof target add NAME --ssh user@host` adds one.")
+    return known[name]
+
+
+def save(spec: TargetSpec) -> None:
+    """Add or replace a target."""
+    _write({**load(), check(spec).name: spec})
+
+
+def forget(name: str) -> None:
+    """Take a target off the list; what is on the machine stays."""
+    known = load()
+    known.pop(get(name).name)
+    _write(known)
+
+
+def check(spec: TargetSpec) -> TargetSpec:
+    """The same, when it is possible. Raises TargetError."""
+    if spec.name == LOCAL or not _NAME.fullmatch(spec.name):
+        raise TargetError(
+            f"'{spec.name}' cannot name a target: lower-case letters, digits and hyphens, at most 40, and not 'local'."
+        )
+    if not spec.prefix or not all(spec.prefix):
+        raise TargetError(f"target '{spec.name}' has no command: give --ssh, --docker, --kubectl, --adb or --command.")
+    for word in (*spec.prefix, spec.python, spec.folder):
+        if not word.isprintable():
+            raise TargetError(f"target '{spec.name}': {word!r} holds characters that no command has.")
+    if spec.python.startswith("-") or not spec.python:
+        raise TargetError(f"target '{spec.name}': '{spec.python}' is no interpreter.")
+    return spec
+
+
+def words(spec: TargetSpec, *rest: str) -> tuple[str, ...]:
+    """The whole command that runs `python` with `rest` on the target. The only text that a shell there may see is quoted here."""
+    inner = (spec.python, *rest)
+    if not spec.shell:
+        return (*spec.prefix, *inner)
+    # Without the last command the shell would become the worker, and its death by a signal would look like a lost link.
+    return (*spec.prefix, f"{shlex.join(inner)}; exit $?")
+
+
+def _read(name: str, settings: Mapping[str, Any]) -> TargetSpec:
+    known = {item.name for item in fields(TargetSpec)} - {"extra", "name"}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items() if key in known
+    }
+    spec = TargetSpec(name, **values, extra={key: value for key, value in settings.items() if key not in known})
+    kinds = {
+        "prefix": tuple,
+        "shell": bool,
+        "link_codes": tuple,
+        "python": str,
+        "folder": str,
+        "emulated": bool,
+        "bundles": tuple,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(getattr(spec, key), kind):
+            raise TypeError(f"{name}.{key} is {getattr(spec, key)!r}")
+    return check(replace(spec, prefix=tuple(str(word) for word in spec.prefix)))
+
+
+def _write(targets: Mapping[str, TargetSpec]) -> None:
+    lines = ["# The targets of edgeprof (`edgeprof target --help`).\n"]
+    for name, spec in sorted(targets.items()):
+        lines.append(f"[{name}]")
+        content = asdict(spec)
+        for key, value in {**content.pop("extra"), **content}.items():
+            if key != "name" and value is not None:
+                # JSON's strings, numbers, lists and booleans are TOML's.
+                lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+        lines.append("")
+    place = path()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_text("\n".join(lines), encoding="utf-8")
+        fresh.replace(place)
+    except OSError as error:
+        raise TargetError(f"cannot write the targets to {place}: {error.strerror}.") from None
