@@ -46,6 +46,13 @@ def command(
     alpha: Annotated[
         float, typer.Option("--alpha", help="Chance that the search drops anything that it should have kept.")
     ] = 0.05,
+    enough: Annotated[
+        str | None,
+        typer.Option(
+            "--enough",
+            help="Climb the ladder rung by rung and stop when a candidate is surely so many times faster, e.g. 1.5x.",
+        ),
+    ] = None,
     seeds: Annotated[
         bool,
         typer.Option("--seeds/--no-seeds", help="Repeat the calibration of frontier variants with two other seeds."),
@@ -84,9 +91,22 @@ def command(
         )  # fmt: skip
         study = make_study(**{**settings, "variants": tuple(split_list(variants or ""))})
     # Who names the candidates gets those.
-    asked = Asked(objective, alpha, seeds, mixed=variants is None)  # type: ignore[arg-type]  # checked there, with the known ones
+    asked = Asked(objective, alpha, seeds, enough=_share(enough), mixed=variants is None)  # type: ignore[arg-type]  # checked there, with the known ones
     with bars() as progress:
         run_id = execute_search(
             study, None if resume is not None else asked, out=out, resume=resume, progress=progress, database=database
         )
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))
+
+
+def _share(times_faster: str | None) -> float | None:
+    """`1.5x` as a share of the reference's time."""
+    if times_faster is None:
+        return None
+    try:
+        times = float(times_faster.lower().removesuffix("x").removesuffix("×"))
+    except ValueError:
+        times = 0.0
+    if not 1 < times < 1e6:
+        raise StudyError(f"--enough says how many times faster, e.g. 1.5x, got '{times_faster}'.")
+    return 1 / times
