@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from backends.errors import EdgeprofError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-_VALUE = r"[A-Za-z0-9_.+/:|-]+"
+_VALUE = r"[A-Za-z0-9_.+/:|%~-]+"
 _SPEC = re.compile(rf"(?P<name>{_NAME})(?::(?P<device>{_NAME}(?:\.\d+)?))?(?:\{{(?P<options>[^{{}}]*)\}})?")
 _OPTION = re.compile(rf"\s*(?P<key>[a-z][a-z0-9_]*)\s*=\s*(?P<value>{_VALUE})\s*")
 _LISTED = re.compile(_VALUE.replace("|", ""))
@@ -53,7 +53,9 @@ def parse(text: str) -> Spec:
     for part in filter(str.strip, (match["options"] or "").split(",")):
         option = _OPTION.fullmatch(part)
         if option is None:
-            raise SpecError(f"cannot read option '{part.strip()}' in '{text}': expected option=value.")
+            raise SpecError(
+                f"cannot read option '{part.strip()}' in '{text}': expected option=value (in a path %20 is a space, %2C a comma)."
+            )
         if option["key"] in options:
             raise SpecError(f"option '{option['key']}' stands twice in '{text}'.")
         options[option["key"]] = option["value"]

@@ -363,7 +363,7 @@ def _full_disk(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_space(folder, error) from error
         raise StoreError(
-            f"the artifact cache '{folder}' cannot be written: {error}. Choose another with --cache."
+            f"the artifact cache '{folder}' cannot be written: {error}. Choose another folder with --out."
         ) from error
 
 
@@ -373,5 +373,5 @@ def _no_space(folder: Path, error: OSError) -> StoreError:
     except OSError:
         free = "an unknown amount"
     return StoreError(
-        f"no space left for artifacts in '{folder}' ({error.strerror}, {free} free): free some, or choose another --cache."
+        f"no space left for artifacts in '{folder}' ({error.strerror}, {free} free): free some, or choose another --out."
     )

@@ -287,9 +287,13 @@ class Store:
                 summaries.append(RunSummary(row["id"], row["created_at"], row["status"], model, data, *counts))
         return summaries
 
-    def resolve(self, text: str) -> str:
-        """A run id from an id, a unique prefix of one, or `latest`. Raises StoreError that lists the nearest."""
+    def resolve(self, text: str, *, search: bool | None = None) -> str:
+        """A run id from an id, a unique prefix of one, or `latest`: of searches only, or of other runs only, where `search`
+        says so. Raises StoreError that lists the nearest.
+        """
         ids = [summary.id for summary in self.runs()]
+        if text == "latest" and search is not None:
+            ids = [one for one in ids if ("search" in self._plan(one)) == search] or ids
         if not ids:
             raise StoreError(f"there are no runs in {self.place} yet: `edgeprof profile MODEL --data DATA` makes one.")
         if text == "latest":
@@ -299,6 +303,15 @@ class Store:
             return found[0]
         problem = f"'{text}' fits {len(found)} runs" if found else f"no run '{text}'"
         raise StoreError(f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `edgeprof runs` lists all.")
+
+    def _plan(self, run_id: str) -> dict[str, Any]:
+        with self._transaction() as connection:
+            text = connection.execute(sa.select(_runs.c.plan).where(_runs.c.id == run_id)).scalar()
+        try:
+            plan = json.loads(text or "{}")
+        except ValueError:
+            return {}
+        return plan if isinstance(plan, dict) else {}
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:

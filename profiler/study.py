@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -295,7 +296,10 @@ def _external_beside(folder: Path, text: str) -> str:
     try:
         steps = [spec.parse(step) for step in spec.split_steps(text)]
         moved = [
-            replace(step, options={**step.options, "path": _beside(folder, step.options["path"])})
+            replace(
+                step,
+                options={**step.options, "path": quote(_beside(folder, unquote(step.options["path"])), safe="/:~+|")},
+            )
             if step.name == "external" and "path" in step.options
             else step
             for step in steps

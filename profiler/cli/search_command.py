@@ -32,7 +32,7 @@ def command(
         typer.Option("--variants", help="Candidates, e.g. fp16,graph+int8-dynamic; default: the whole ladder."),
     ] = None,
     backends: o.Backends = "ort,ov",
-    batches: Annotated[str, typer.Option("--batches", help="Batch sizes, e.g. 1,8,32.")] = "1",
+    batches: Annotated[str, typer.Option("--batch", "--batches", help="Batch sizes, e.g. 1,8,32.")] = "1",
     threads: o.Threads = "1",
     calibration: o.Calibration = None,
     metric: o.MetricOption = None,

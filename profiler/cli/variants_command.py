@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
 from profiler.cli import options as o
+from profiler.records import ArtifactRecord, FailureRecord
 
 
 def command(
@@ -43,6 +47,7 @@ def command(
         rows = [asdict(record) | {"path": str(store.path(record.sha256))} for record in made]
         content = {"artifacts": rows, "failures": [asdict(failure) for failure in failures]}
         console.print_raw(json_module.dumps(content, indent=2))
+        _end(made, failures)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("variant", "size", "compressed", "what it changed", "file"):
@@ -58,3 +63,10 @@ def command(
             console.out.print(f"{record.variant}: {note}", markup=False)
     for failure in failures:
         console.out.print(f"{failure.case}: not made: {failure.message}", markup=False)
+    _end(made, failures)
+
+
+def _end(made: Sequence[ArtifactRecord], failures: Sequence[FailureRecord]) -> None:
+    """Exit with 1 when nothing that was asked for could be made: the reference is always there."""
+    if failures and len(made) <= 1:
+        raise typer.Exit(1)

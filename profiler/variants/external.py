@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import unquote
 
 from onnx import ModelProto
 
@@ -41,7 +42,8 @@ class External(Recipe):
     name: ClassVar[str] = "external"
 
     path: str = required("retrained.onnx")
-    """An ONNX file, or an OpenVINO IR's `.xml` with its `.bin` beside it. A relative path counts from the working directory."""
+    """An ONNX file, or an OpenVINO IR's `.xml` with its `.bin` beside it. A relative path counts from the working directory;
+    what a text cannot hold is percent-encoded (`%20` for a space)."""
     cost_usd: float = 0.0
     """What it cost once to train or distil it, in US dollars; 0: not stated."""
     label: str = ""
@@ -114,7 +116,7 @@ class External(Recipe):
 
     def _files(self) -> tuple[Path, ...]:
         """The model file first, then its external data."""
-        path = Path(self.path).expanduser()
+        path = Path(unquote(self.path)).expanduser()
         try:
             return ir_files(path) if self._is_ir else (path, *external_files(path))
         except (ModelError, VariantError) as error:

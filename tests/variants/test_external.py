@@ -161,3 +161,19 @@ def test_a_model_that_no_runtime_knows_is_refused_in_their_words(cnn, other):
 def test_wrong_options_are_told(options, told):
     with pytest.raises(StudyError, match=told):
         from_options(External, options)
+
+
+def test_a_path_with_spaces_and_commas_is_percent_encoded(tmp_path):
+    """What the text form cannot hold still can be named, in a study file relative to it."""
+    from profiler.study import read_study
+    from profiler.variants import registry
+
+    folder = tmp_path / "my models, new"
+    folder.mkdir()
+    (folder / "study.toml").write_text('model = "m.onnx"\nvariants = ["external{path=my%20qat.onnx}"]\n')
+    (text,) = read_study(folder / "study.toml").variants
+    recipe = registry.make(text)
+
+    assert recipe.path.endswith("/my%20models%2C%20new/my%20qat.onnx")
+    with pytest.raises(VariantError, match=r"my models, new/my qat\.onnx"):
+        recipe.content_key()
