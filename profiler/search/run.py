@@ -134,8 +134,12 @@ def _execute(
         progress.stage("reading model and data", 1)
         prepared = prepare.prepare(study, variants, Path(scratch))
         parts = None if prepared.evaluation is None else screens.split(prepared.evaluation, study.seed)
+        margin = study.constraints.max_drop if study.constraints.max_drop is not None else DEFAULT_MARGIN
         if parts is not None:
             prepared = replace(prepared, evaluation=parts[1], notes=(*prepared.notes, *parts[1].notes[-1:]))
+            few = screens.too_few_rows(len(parts[1]), margin)
+            if few is not None:
+                progress.note(few)
         made: dict[str, ArtifactRecord] = {}
         plan = _planned(before, prepared, store)
         resume = f"edgeprof search --resume {run_id}"
@@ -143,7 +147,6 @@ def _execute(
         screening = None if parts is None else screens.Screening(job, parts[0])
         had = {record.variant: record.sha256 for record in before.artifacts}
         bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had)
-        margin = study.constraints.max_drop if study.constraints.max_drop is not None else DEFAULT_MARGIN
         rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha, enough=asked.enough)
         reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
         progress.stage("searching", len(variants))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,9 @@ MOST_ROWS = 2048
 """Screening rows at most: enough to show that nothing is worse by a point; the other rows confirm."""
 FEWEST_ROWS = 64
 OUTPUTS = "screening-outputs.bin"
+_QUANTILE = 1.96
+_USUAL_CHANGE = 0.03
+"""Share of the answers that a usable int8 variant changes on real models (docs/quantization.md: 1 to 7 %)."""
 
 
 def split(data: Dataset, seed: int) -> tuple[Dataset, Dataset] | None:
@@ -49,6 +53,25 @@ def split(data: Dataset, seed: int) -> tuple[Dataset, Dataset] | None:
     note = f"{len(screening)} rows were used to choose candidates and are not evaluated"
     confirmation = replace(confirmation, notes=(*data.notes, note))
     return replace(screening.take(order), name=f"{data.name} (screening)"), confirmation
+
+
+def too_few_rows(rows: int, margin: float) -> str | None:
+    """What so many confirmation rows cannot show about a drop of `margin` (a share), in words; None when they are enough.
+
+    The half width of a paired drop's interval is about 1.96·√(f/n) when a share f of the answers changes. Quantized models
+    change some per cent of them.
+    """
+    if margin <= 0:
+        return None
+    changed = rows * margin**2 / _QUANTILE**2
+    if changed >= _USUAL_CHANGE:
+        return None
+    enough = math.ceil(2 * _USUAL_CHANGE * _QUANTILE**2 / margin**2)
+    return (
+        f"{rows} rows confirm: that a drop is below {100 * margin:g} points can be shown only of variants that change fewer than "
+        f"{100 * changed:.2g} % of the answers; where {100 * _USUAL_CHANGE:g} % change it takes about {enough} rows in all, half "
+        "of which choose. Accept a larger --max-drop, or expect INCONCLUSIVE"
+    )
 
 
 def clusters(data: Dataset) -> NDArray[np.int64] | None:

@@ -221,3 +221,14 @@ def test_a_model_made_elsewhere_that_changed_is_not_resumed(small_model, data, t
 
     with pytest.raises(StudyError, match="changed since run"):
         execute_search(None, out=tmp_path / "out", resume="latest")
+
+
+def test_too_few_rows_for_a_drop_is_said_before_the_search():
+    """By the paired normal interval: 3 % changed answers on 1,153 rows give a half width of one point."""
+    from profiler.search.screening import too_few_rows
+
+    assert too_few_rows(1153, 0.01) is None
+    said = too_few_rows(500, 0.01)
+    assert "1.3 % of the answers" in said
+    assert "2305 rows" in said
+    assert too_few_rows(10, 0.0) is None
