@@ -8,18 +8,16 @@ error per second gained, the greedy rule of the fractional knapsack, whose prefi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from backends import spec
-from backends.base import OpTime
 
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.85, 0.95)
 """Shares of the summed error that the variants take back, the first for nothing."""
-_SUFFIXES = ("_quant", "_quantized", "_QuantizeLinear", "_DequantizeLinear")
 
 
 class Sensitive(Protocol):
@@ -66,7 +64,7 @@ class Mix:
 def gains(
     sensitivities: Sequence[Sensitive], float_s: Mapping[str, float], int8_s: Mapping[str, float]
 ) -> list[NodeGain]:
-    """Join errors with times by node name, seconds per inference in float and in int8 (`node_times`).
+    """Join errors with times by node name, seconds per inference in float and in int8.
 
     A group of which one node is missing in either table has no gain. Raises ValueError for an error that is negative or
     not finite.
@@ -79,21 +77,6 @@ def gains(
         known = all(node in float_s and node in int8_s for node in one.nodes)
         gain = sum(float_s[node] - int8_s[node] for node in one.nodes) if known else None
         found.append(NodeGain(one.nodes, one.op_types, one.error, gain))
-    return found
-
-
-def node_times(ops: Iterable[OpTime]) -> dict[str, float]:
-    """Seconds per inference by the model's node names.
-
-    Of a fused op each origin gets an equal share, the rest of what makes it up included. Where the runtime names no origins the
-    op's own name is taken, without the endings that quantizers add.
-    """
-    found: dict[str, float] = {}
-    for op in ops:
-        ending = next((suffix for suffix in _SUFFIXES if op.name.endswith(suffix)), "")
-        names = op.origins or (op.name.removesuffix(ending),)
-        for name in names:
-            found[name] = found.get(name, 0.0) + op.duration_s / len(names)
     return found
 
 

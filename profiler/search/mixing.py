@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from backends.base import read_op_time
+from backends.base import OpTime, read_op_time
 from profiler import onnx_io
 from profiler.errors import BudgetError, EdgeprofError
+from profiler.explain.evidence import without_overhead
+from profiler.explain.layers import Names, file_facts
 from profiler.job import Job
 from profiler.records import REFERENCE_VARIANT
-from profiler.search.mixed import gains, mixes, node_times, text
+from profiler.search.mixed import gains, mixes, text
 from profiler.study import Case
 from profiler.targets.process import WorkerFailure
 from profiler.variants import registry
@@ -18,7 +21,8 @@ from profiler.variants.int8_static import Int8Static
 from profiler.variants.sensitivity import sensitivities
 
 BASE = "int8-static{per_channel=true}"
-RUNS = 30
+RUNS, GOES = 30, 3
+"""The median of the goes counts: in one of them somebody else may have had the processor for milliseconds."""
 ROWS = 32
 
 
@@ -35,7 +39,8 @@ def mixed_variants(job: Job, reference: Case) -> list[str]:
     try:
         model = onnx_io.read_model(job.prepared.source)
         errors = sensitivities(model, calibration.inputs, recipe, limit=ROWS)
-        before, after = (op_times(job, replace(reference, variant=name)) for name in (REFERENCE_VARIANT, BASE))
+        names = Names(model, file_facts(model, reference.batch).layers)
+        before, after = (op_times(job, replace(reference, variant=name), names) for name in (REFERENCE_VARIANT, BASE))
         found = mixes(gains(errors, before, after))
     except BudgetError:
         raise
@@ -45,14 +50,28 @@ def mixed_variants(job: Job, reference: Case) -> list[str]:
     return [text(BASE, mix) for mix in found]
 
 
-def op_times(job: Job, case: Case) -> Mapping[str, float]:
-    """Seconds per inference by node name; empty where the runtime tells none."""
+def op_times(job: Job, case: Case, names: Names) -> Mapping[str, float]:
+    """Seconds per inference by layer of the unmodified model; empty where the runtime tells none."""
     try:
         with job.open(case) as worker:
             job.load(worker, case)
             worker.request("feed", job.feeds(case), timeout_s=job.limit_s)
-            report, _ = worker.request("ops", timeout_s=job.limit_s, runs=RUNS, wall_runs=3)
+            goes = [worker.request("ops", timeout_s=job.limit_s, runs=RUNS, wall_runs=3)[0] for _ in range(GOES)]
     except WorkerFailure as failure:
         job.progress.note(f"{case.key}: no times per op ({failure})")
         return {}
-    return node_times([read_op_time(op) for op in report["ops"] or ()])
+    found = [layer_times([read_op_time(op) for op in go["ops"] or ()], float(go["wall_s"]), names) for go in goes]
+    return {layer: statistics.median(times[layer] for times in found if layer in times) for layer in found[0]}
+
+
+def layer_times(ops: Sequence[OpTime], wall_s: float, names: Names) -> dict[str, float]:
+    """Seconds of one inference by layer, of all ops that belong to it: fused, split, and what converts its numbers.
+
+    The profiler's own share is taken off (`without_overhead`). What belongs to no layer is left out.
+    """
+    found: dict[str, float] = {}
+    for op, seconds in zip(ops, without_overhead(ops, wall_s), strict=True):
+        layer = names.layer((op.name, *op.origins))
+        if layer is not None:
+            found[layer] = found.get(layer, 0.0) + seconds
+    return found

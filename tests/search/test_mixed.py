@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from backends import spec
 from backends.base import OpTime
-from profiler.search.mixed import NodeGain, gains, mixes, node_times, text
+from profiler.explain.layers import Names, file_facts
+from profiler.search.mixed import NodeGain, gains, mixes, text
+from profiler.search.mixing import layer_times
 from profiler.variants.sensitivity import Sensitivity
 
 NODES = [
@@ -109,13 +113,38 @@ def op(name, seconds, origins=()):
     return OpTime(name, "Conv", "f32", "CPU", seconds, 1.0, origins=origins)
 
 
-def test_times_are_joined_by_name_through_fusions_and_what_quantizers_add():
-    before = node_times([op("conv1", 3e-3), op("fused", 4e-3, origins=("conv2", "relu2")), op("gone", 1e-3)])
-    after = node_times([op("conv1_quant", 1e-3), op("conv2", 2.5e-3), op("relu2", 0.0)])
-    assert before["conv2"] == before["relu2"] == pytest.approx(2e-3)
+def chain() -> ModelProto:
+    """conv1 → relu1 → conv2, with weights."""
+    weights = [numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), name) for name in ("w1", "w2")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "conv1"), helper.make_node("Relu", ["a"], ["b"], "relu1"),
+        helper.make_node("Conv", ["b", "w2"], ["y"], "conv2"),
+    ]  # fmt: skip
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4, 4]) for name in ("x", "y")]
+    return helper.make_model(helper.make_graph(nodes, "chain", values[:1], values[1:], weights))
+
+
+def test_times_are_joined_through_fusions_and_what_runtimes_add_to_names():
+    model = chain()
+    names = Names(model, file_facts(model, 1).layers)
+    before = layer_times([op("conv1", 2e-3), op("relu1", 1e-3), op("conv2_nchwc", 4e-3), op("gone", 1e-3)], 8e-3, names)
+    after = layer_times(
+        [op("conv1_quant", 1e-3), op("a_QuantizeLinear", 5e-4), op("fused", 2e-3, ("conv2",))], 4e-3, names
+    )
+    assert before == {"conv1": pytest.approx(3e-3), "conv2": pytest.approx(4e-3)}
+    assert after == {"conv1": pytest.approx(1.5e-3), "conv2": pytest.approx(2e-3)}
+
+
+def test_the_profilers_share_is_no_time_of_the_layers():
+    model = chain()
+    found = layer_times([op("conv1", 2e-3), op("conv2", 4e-3)], 5e-3, Names(model, file_facts(model, 1).layers))
+    assert found == {"conv1": pytest.approx(1.5e-3), "conv2": pytest.approx(3.5e-3)}
+
+
+def test_gains_need_both_times_and_sane_errors():
     errors = [Sensitivity((name,), ("Conv",), 0.1, None) for name in ("conv1", "conv2", "gone")]
     errors.append(Sensitivity(("conv1", "conv2"), ("Conv",), 0.1, None))
-    found = gains(errors, before, after)
+    found = gains(errors, {"conv1": 3e-3, "conv2": 2e-3, "gone": 1e-3}, {"conv1": 1e-3, "conv2": 2.5e-3})
     assert [node.gain_s for node in found] == [
         pytest.approx(2e-3), pytest.approx(-5e-4), None, pytest.approx(1.5e-3)
     ]  # fmt: skip
