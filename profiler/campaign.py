@@ -83,20 +83,22 @@ class _Campaign:
 def measure(job: Job, groups: Sequence[Sequence[Case]]) -> None:
     """Measure every block of the plan that is not stored yet. A case that fails is stored as a failure and left out.
 
-    Raises BudgetError when the time budget ends before the first round did.
+    A group's place is its number in the records; groups of other devices are empty here. Raises BudgetError when the time budget
+    ends before the first round did.
     """
     failures = job.store.records(job.run_id, FailureRecord)
     failed = {record.case for record in failures if record.stage not in BESIDE_TIMING}
     campaign = _Campaign(job, job.store.done_blocks(job.run_id), failed)
     effort = job.study.effort
+    own = [(number, group) for number, group in enumerate(groups) if group]
     done = 0
     for upto in _looks(job):
         cases = sum(len(group) for group in groups)
         job.progress.stage("measuring", (upto - done) * cases * (effort.rounds + 1))
         for replicate in range(done, upto):
-            for number, group in enumerate(groups):
+            for place, (number, group) in enumerate(own):
                 wanted = [case for case in group if case.key not in failed]
-                units = max(1, (max(effort.processes, upto) - replicate) * len(groups) - number)
+                units = max(1, (max(effort.processes, upto) - replicate) * len(own) - place)
                 if wanted and not _fits(campaign, replicate, number):
                     return _out_of_time(campaign, groups)
                 try:

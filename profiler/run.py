@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import psutil
@@ -24,9 +27,12 @@ from profiler.cost.model import price_case
 from profiler.cost.prices import load_prices
 from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
-from profiler.errors import DataError, ModelError, StoreError, StudyError
-from profiler.evaluate import evaluate
+from profiler.errors import DataError, ModelError, StoreError, StudyError, TargetError
+from profiler.evaluate import REFERENCE_OUTPUTS, evaluate
+from profiler.fleet.devices import device_of, devices, machine_of
+from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
+from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
@@ -40,6 +46,10 @@ CACHE_NAME = "cache"
 LINK_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """A device that reboots is back within them."""
 _MEMORY_SHARE = 0.6
+_ASKED_AT_ONCE = 16
+_FILES_PER_WORKER, _OTHER_FILES = 3, 128
+"""Open files: two pipes and a log for each worker, and what databases, models and runtimes need."""
+_plan_lock = Lock()
 _CLOSING_S, _CLOSING_SHARE, _LARGEST_CLOSING = 4.0, 0.01, 0.25
 
 
@@ -50,11 +60,15 @@ def execute(
     resume: str | None = None,
     progress: Progress | None = None,
     database: str | None = None,
+    machines: Callable[[str], str | None] = machine_of,
 ) -> str:
     """Do a study, or resume the run `resume` of the folder `out`; returns the run's id.
 
-    Raises EdgeprofError before anything is measured when the study is not possible. Killed at any moment, everything that was
-    measured is in the database, and resuming measures the rest. KeyboardInterrupt marks the run as interrupted and passes on.
+    `machines` tells which devices are one machine, as `profiler.fleet.devices.machine_of` does.
+
+    Raises EdgeprofError before anything is measured when the study is not possible, DevicesLeft when some of its devices were
+    not measured but others were. Killed at any moment, everything that was measured is in the database, and resuming measures
+    the rest. KeyboardInterrupt marks the run as interrupted and passes on.
     """
     progress = progress or Silent()
     began = time.monotonic()
@@ -76,7 +90,7 @@ def execute(
                 run_id = store.create_run(study, describe(), version=__version__)
             with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
-                _execute(run_id, study, variants, store, out, progress, budget)
+                _execute(run_id, study, variants, store, out, progress, budget, machines)
         finally:
             store.close()
     return run_id
@@ -104,8 +118,9 @@ def status_kept(store: Store, run_id: str, folder: Path, *, fresh: bool) -> Iter
 
 
 def _execute(
-    run_id: str, study: Study, variants: Sequence[Any], store: Store, out: Path, progress: Progress, budget: Budget
-) -> None:
+    run_id: str, study: Study, variants: Sequence[Any], store: Store, out: Path, progress: Progress, budget: Budget,
+    machines: Callable[[str], str | None],
+) -> None:  # fmt: skip
     store.set_status(run_id, "running")
     artifact_store = ArtifactStore(out / CACHE_NAME)
     folder = out / run_id
@@ -136,7 +151,7 @@ def _execute(
                 "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
                 "clusters": clusters(prepared),
                 "detected": asdict(detected),
-                "targets": {name: asdict(setup.place(name)) for name in study.targets if name != LOCAL},
+                "targets": _places(study, before.environment, progress),
                 **conditions(store, before.environment),
             }
             store.set_plan(run_id, plan, prepared.notes)
@@ -152,21 +167,129 @@ def _execute(
             progress,
             budget,
         )
-        through_links(job, lambda: _measure(job, cases, made))
+        _measure_all(job, cases, made, machines)
     store.set_status(run_id, "finished")
 
 
-def _measure(job: Job, cases: Sequence[Case], made: Sequence[ArtifactRecord]) -> None:
+def _measure_all(
+    job: Job, cases: Sequence[Case], made: Sequence[ArtifactRecord], machines: Callable[[str], str | None]
+) -> None:
+    """Each device's cases in its own queue; the devices beside each other."""
+    names, planned, study = devices(cases), groups(job.study, cases, made), job.study
+    quality = job.prepared.evaluation is not None and not (study.load is not None and study.load.only)
+
+    def work(mine: DeviceJob) -> None:
+        def device() -> None:
+            _complete_places(mine, mine.device)
+            own = [case for case in cases if device_of(case.target) == mine.device]
+            _measure(mine, own, _only(planned, mine.device))
+
+        through_links(mine, device, mine.stop.sleep)
+
+    most = max((len(group) for group in planned), default=1)
+    with Queues(job, _asked(names, machines), at_once=_lanes_at_once(most)) as queues:
+        if len(names) > 1 and quality:
+            _reference_first(job, queues, cases)
+        stages = 1 + quality + (study.energy is not None) + (study.load is not None)
+        queues.all(names, work, title=f"{len(names)} devices", stages=stages)
+
+
+def _measure(job: Job, cases: Sequence[Case], planned: Sequence[Sequence[Case]]) -> None:
     """Every stage stores as it goes and begins with what is missing, so doing all of it again repeats nothing."""
     study = job.study
     failed: set[str] = set()
     if study.load is None or not study.load.only:
         failed = evaluate(job, cases)
-        planned = groups(study, cases, made)
         measure = campaign.measure if study.soak is None else soak.measure
         measure(job, [[case for case in group if case.quality_key not in failed] for group in planned])
         energy.measure(job, [case for case in cases if case.quality_key not in failed])
     measure_load(job, [case for case in cases if case.quality_key not in failed])
+
+
+def _only(planned: Sequence[Sequence[Case]], device: str) -> list[list[Case]]:
+    """The groups of one device, in their places: a group's place is its number in the records."""
+    return [list(group) if device_of(group[0].target) == device else [] for group in planned]
+
+
+def _reference_first(job: Job, queues: Queues, cases: Sequence[Case]) -> None:
+    """Evaluate the unmodified model where it comes first in the plan and works: all devices are compared with these outputs.
+
+    Raises TargetError when there are none and it is not known whether there could be: a device stayed away.
+    """
+    outputs, unknown = job.folder / REFERENCE_OUTPUTS, None
+    for case in {case.quality_key: case for case in cases if case.is_reference_variant}.values():
+        if outputs.is_file():
+            return
+        try:
+            queues.one(
+                device_of(case.target),
+                lambda mine, case=case: through_links(mine, lambda: _evaluated(mine, case), mine.stop.sleep),  # type: ignore[misc]
+            )
+        except TargetError as error:
+            job.progress.note(str(error))
+            unknown = unknown or error
+    if unknown is not None and not outputs.is_file():
+        raise unknown
+
+
+def _evaluated(job: Job, case: Case) -> None:
+    evaluate(job, [case])
+
+
+def _asked(names: Sequence[str], machines: Callable[[str], str | None]) -> dict[str, str | None]:
+    """Which machine each device is; all asked at once, since each answer takes a connection."""
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(machines, names), strict=True))
+
+
+def _lanes_at_once(workers: int) -> int:
+    """How many devices the open files of this process allow, each with so many workers at a time."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 10
+    return max(1, (soft - _OTHER_FILES) // (_FILES_PER_WORKER * max(1, workers)))
+
+
+def _places(study: Study, here: Environment, progress: Progress) -> dict[str, Any]:
+    """What is known of each target's machine, by the target's text. Left out are devices that cannot be reached now.
+
+    Raises TargetError when none of them can.
+    """
+    names = [name for name in dict.fromkeys(map(device_of, study.targets)) if name != LOCAL]
+
+    def ask(name: str) -> setup.Place | TargetError:
+        try:
+            return setup.place(name)
+        except TargetError as error:
+            return error
+
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        found: dict[str, setup.Place | TargetError] = dict(zip(names, pool.map(ask, names), strict=True))
+    problems = [place for place in found.values() if isinstance(place, TargetError)]
+    if problems and len(problems) == len({device_of(text) for text in study.targets}):
+        raise problems[0]
+    for problem in problems:
+        progress.note(f"{problem} The others are measured meanwhile; this one is tried again when it is its turn.")
+    found[LOCAL] = setup.Place(here, emulated=False, device=None)
+    places = {text: found[device_of(text)] for text in study.targets if text != LOCAL}
+    return {text: asdict(place) for text, place in places.items() if isinstance(place, setup.Place)}
+
+
+def _complete_places(job: Job, device: str) -> None:
+    """Add to the plan what is known of a device that could not be reached when the plan was made."""
+    with _plan_lock:
+        plan = job.store.plan(job.run_id)
+        missing = [
+            text
+            for text in job.study.targets
+            if device_of(text) == device != LOCAL and text not in plan.get("targets", {})
+        ]
+    if missing:
+        place = asdict(setup.place(device))
+        with _plan_lock:
+            plan = job.store.plan(job.run_id)
+            plan["targets"] = {**plan.get("targets", {}), **dict.fromkeys(missing, place)}
+            job.store.set_plan(job.run_id, plan, job.prepared.notes)
 
 
 def through_links(job: Job, measure: Callable[[], None], sleep: Callable[[float], None] = time.sleep) -> None:
@@ -186,7 +309,14 @@ def through_links(job: Job, measure: Callable[[], None], sleep: Callable[[float]
             if not pauses:
                 raise LinkLost(f"{error} It did not come back; `{job.resume}` goes on when it does.") from None
             job.progress.note(f"{error} Trying again in {pauses[0]:g} s.")
+            _tell_queue(job, "lost", str(error))
             sleep(pauses.pop(0))
+            _tell_queue(job, "measuring", None)
+
+
+def _tell_queue(job: Job, status: QueueStatus, reason: str | None) -> None:
+    if isinstance(job, DeviceJob):
+        job.store.set_queue(job.run_id, job.device, status, reason)
 
 
 def without_closing(seconds: float | None) -> float | None:

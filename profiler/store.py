@@ -2,6 +2,9 @@
 
 SQLite in the output folder by default, any SQLAlchemy URL otherwise. Samples are kept whole. Uniqueness is the
 database's own (no second block for the same case, replicate, group and round), so a resumed run can't count twice.
+
+A store `under` a lease is the same database as one device's queue sees it: it accepts a result only as long as the lease holds
+(profiler/leases.py), and it reads the device's own results.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,8 +28,10 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from profiler import leases as lease_rows
 from profiler import wire
 from profiler.errors import EdgeprofError, StoreError
+from profiler.leases import Lease, LeaseLost, LeaseState, Owner, QueueState, QueueStatus
 from profiler.records import (
     BESIDE_TIMING,
     ArtifactRecord,
@@ -40,7 +48,7 @@ from profiler.records import (
 from profiler.study import Study, make_study
 
 Status = Literal["running", "interrupted", "finished"]
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DATABASE_NAME = "edgeprof.sqlite"
 
 _meta = sa.MetaData()
@@ -90,6 +98,8 @@ _selftests = sa.Table(
     sa.Column("record", sa.Text, nullable=False),
 )  # fmt: skip
 
+_leases, _queues = lease_rows.tables(_meta)
+
 Record = ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | FailureRecord | EnergyRecord | LoadRecord
 R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, FailureRecord, EnergyRecord, LoadRecord)
 
@@ -97,6 +107,8 @@ R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, Fail
 _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     # Energy, load and self-tests came with tables of their own; records of version 1 read as they are.
     1: _meta.create_all,
+    # Leases and queues of devices.
+    2: _meta.create_all,
 }
 
 
@@ -132,15 +144,28 @@ class RunData:
     failures: tuple[FailureRecord, ...]
     energies: tuple[EnergyRecord, ...] = ()
     loads: tuple[LoadRecord, ...] = ()
+    queues: tuple[QueueState, ...] = ()
+    """How far it got with each device; empty for runs of one machine made before devices had queues."""
 
 
 class Store:
-    """An open run database."""
+    """An open run database. Threads may share it."""
 
-    def __init__(self, engine: sa.Engine, place: str) -> None:
-        """Use `open_store`."""
+    def __init__(
+        self,
+        engine: sa.Engine,
+        place: str,
+        *,
+        lease: Lease | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Use `open_store`, and `under` for one with a lease."""
         self._engine = engine
         self.place = place
+        self.lease = lease
+        """What every result that is stored needs; None where nobody else can come."""
+        self._clock = clock
+        self._writing = _writers(engine)
 
     def close(self) -> None:
         """Close the connections."""
@@ -154,31 +179,38 @@ class Store:
             "id": run_id, "created_at": now.isoformat(timespec="microseconds"), "status": "running", "edgeprof_version": version,
             "study": study.to_json(), "environment": json.dumps(asdict(environment)), "notes": json.dumps(list(notes)),
         }  # fmt: skip
-        with self._transaction() as connection:
+        with self._transaction(writes=True) as connection:
             connection.execute(_runs.insert().values(row))
         return run_id
 
     def set_plan(self, run_id: str, plan: dict[str, Any], notes: Sequence[str]) -> None:
         """Store what the run will do, once it is known. A plan is set once; a resumed run keeps it."""
-        with self._transaction() as connection:
+        with self._transaction(writes=True) as connection:
             connection.execute(
                 _runs.update().where(_runs.c.id == run_id).values(plan=json.dumps(plan), notes=json.dumps(list(notes)))
             )
 
     def set_status(self, run_id: str, status: Status) -> None:
         """Mark a run."""
-        with self._transaction() as connection:
+        with self._transaction(writes=True) as connection:
             connection.execute(_runs.update().where(_runs.c.id == run_id).values(status=status))
 
     def add(self, run_id: str, record: Record) -> bool:
-        """Store one record. False when one with the same key is stored already: the first one stands."""
+        """Store one record. False when one with the same key is stored already: the first one stands.
+
+        Raises LeaseLost when the device is not ours any more: nothing is stored then.
+        """
         table = _TABLES[type(record)]
         content, arrays = _encode(record)
         key = {column.name: content.get(column.name) for column in table.c if column.name not in _GENERAL}
         row = {"run_id": run_id, **key, "record": json.dumps(content), "arrays": wire.pack(arrays) if arrays else None}
         try:
-            with self._transaction() as connection:
+            with self._transaction(writes=True) as connection:
+                self._hold(connection, content.get("case"))
                 connection.execute(table.insert().values(row))
+        except LeaseLost:
+            self._refused()
+            raise
         except _ConstraintError:
             found = sa.select(table.c.id).where(table.c.run_id == run_id, *(table.c[name] == key[name] for name in key))
             with self._transaction() as connection:
@@ -190,8 +222,8 @@ class Store:
 
     def discard(self, run_id: str) -> None:
         """Forget a run that never came to measuring anything, so that `latest` stays a run with results."""
-        with self._transaction() as connection:
-            for table in _TABLES.values():
+        with self._transaction(writes=True) as connection:
+            for table in (*_TABLES.values(), _queues):
                 connection.execute(table.delete().where(table.c.run_id == run_id))
             connection.execute(_runs.delete().where(_runs.c.id == run_id))
 
@@ -200,12 +232,16 @@ class Store:
         table = _TABLES[BlockRecord]
         columns = (table.c.case, table.c.replicate, table.c.group, table.c.round)
         with self._transaction() as connection:
-            return {tuple(row) for row in connection.execute(sa.select(*columns).where(table.c.run_id == run_id))}
+            query = sa.select(*columns).where(table.c.run_id == run_id, *self._of_device(table))
+            return {tuple(row) for row in connection.execute(query)}
 
     def count(self, run_id: str) -> int:
         """How many results are stored: grows whenever a run gets anywhere."""
         tables = (_TABLES[kind] for kind in (BlockRecord, QualityRecord, EnergyRecord, LoadRecord))
-        queries = [sa.select(sa.func.count()).select_from(table).where(table.c.run_id == run_id) for table in tables]
+        queries = [
+            sa.select(sa.func.count()).select_from(table).where(table.c.run_id == run_id, *self._of_device(table))
+            for table in tables
+        ]
         with self._transaction() as connection:
             return sum(int(connection.execute(query).scalar() or 0) for query in queries)
 
@@ -222,7 +258,8 @@ class Store:
     def records(self, run_id: str, kind: type[R]) -> tuple[R, ...]:
         """All records of one kind, in the order they were stored."""
         table = _TABLES[kind]
-        query = sa.select(table.c.record, table.c.arrays).where(table.c.run_id == run_id).order_by(table.c.id)
+        query = sa.select(table.c.record, table.c.arrays).where(table.c.run_id == run_id, *self._of_device(table))
+        query = query.order_by(table.c.id)
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return tuple(_decode(kind, text, arrays) for text, arrays in rows)
@@ -245,13 +282,13 @@ class Store:
             artifacts=self.records(run_id, ArtifactRecord), processes=self.records(run_id, ProcessRecord),
             blocks=self.records(run_id, BlockRecord), qualities=self.records(run_id, QualityRecord),
             failures=self.records(run_id, FailureRecord), energies=self.records(run_id, EnergyRecord),
-            loads=self.records(run_id, LoadRecord),
+            loads=self.records(run_id, LoadRecord), queues=self.queues(run_id),
         )  # fmt: skip
 
     def add_selftest(self, record: SelftestRecord) -> None:
         """Keep a self-test of this machine."""
         row = {"machine": record.machine, "created_at": record.created_at, "record": json.dumps(asdict(record))}
-        with self._transaction() as connection:
+        with self._transaction(writes=True) as connection:
             connection.execute(_selftests.insert().values(row))
 
     def last_selftest(self, machine: str) -> SelftestRecord | None:
@@ -293,7 +330,7 @@ class Store:
         """
         ids = [summary.id for summary in self.runs()]
         if text == "latest" and search is not None:
-            ids = [one for one in ids if ("search" in self._plan(one)) == search] or ids
+            ids = [one for one in ids if ("search" in self.plan(one)) == search] or ids
         if not ids:
             raise StoreError(f"there are no runs in {self.place} yet: `edgeprof profile MODEL --data DATA` makes one.")
         if text == "latest":
@@ -304,7 +341,8 @@ class Store:
         problem = f"'{text}' fits {len(found)} runs" if found else f"no run '{text}'"
         raise StoreError(f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `edgeprof runs` lists all.")
 
-    def _plan(self, run_id: str) -> dict[str, Any]:
+    def plan(self, run_id: str) -> dict[str, Any]:
+        """What the run does, as stored; empty when that is not known yet, or damaged."""
         with self._transaction() as connection:
             text = connection.execute(sa.select(_runs.c.plan).where(_runs.c.id == run_id)).scalar()
         try:
@@ -313,11 +351,110 @@ class Store:
             return {}
         return plan if isinstance(plan, dict) else {}
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    # Devices ----------------------------------------------------------------------------------------------------------
+
+    def under(self, lease: Lease) -> Store:
+        """The same database for the queue of the lease's device."""
+        return Store(self._engine, self.place, lease=lease, clock=self._clock)
+
+    def acquire(
+        self, device: str, *, run_id: str | None, machine: str | None = None, owner: Owner | None = None,
+        ttl_s: float = lease_rows.TTL_S,
+    ) -> Lease | LeaseState:  # fmt: skip
+        """The lease of a device, or who has it. `machine` as in `profiler.leases.acquire`; `owner` None is this process."""
+        with self._transaction(writes=True) as connection:
+            if connection.dialect.name == "postgresql":
+                # Two names of one machine are two rows: without this, both could be free at the same moment.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ACQUIRING)))
+            return lease_rows.acquire(
+                connection, _leases, device, run_id=run_id, machine=machine, owner=owner or lease_rows.ourselves(),
+                ttl_s=ttl_s, now=self._now_s(connection),
+            )  # fmt: skip
+
+    def renew(self, lease: Lease) -> None:
+        """Say that we are still there. Raises LeaseLost."""
+        with self._transaction(writes=True) as connection:
+            self._renewed(connection, lease, None)
+
+    def release(self, lease: Lease) -> None:
+        """Give a device back."""
+        with self._transaction(writes=True) as connection:
+            lease_rows.release(connection, _leases, lease)
+
+    def leases(self) -> tuple[LeaseState, ...]:
+        """All devices that ever had a lease in this database."""
+        with self._transaction() as connection:
+            return lease_rows.states(connection, _leases, self._now_s(connection))
+
+    def set_queue(self, run_id: str, device: str, status: QueueStatus, reason: str | None = None) -> None:
+        """Say how far a run is with a device."""
+        ours = (_queues.c.run_id == run_id) & (_queues.c.device == device)
+
+        def write() -> None:
+            with self._transaction(writes=True) as connection:
+                values = {"status": status, "reason": reason, "since": self._now_s(connection)}
+                if not connection.execute(_queues.update().where(ours).values(**values)).rowcount:
+                    connection.execute(_queues.insert().values(run_id=run_id, device=device, **values))
+
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            write()
+        except _ConstraintError:
+            # Another controller of the same run was first.
+            write()
+
+    def queues(self, run_id: str) -> tuple[QueueState, ...]:
+        """How far a run is with each of its devices, by name."""
+        query = sa.select(_queues).where(_queues.c.run_id == run_id).order_by(_queues.c.device)
+        with self._transaction() as connection:
+            if not sa.inspect(connection).has_table(_queues.name):
+                # An archive of an older edgeprof, which cannot be migrated.
+                return ()
+            rows = connection.execute(query).mappings().all()
+        return tuple(QueueState(row["device"], row["status"], row["reason"], float(row["since"])) for row in rows)
+
+    def _hold(self, connection: sa.Connection, stored: str | None) -> None:
+        if self.lease is not None:
+            self._renewed(connection, self.lease, stored)
+
+    def _renewed(self, connection: sa.Connection, lease: Lease, stored: str | None) -> None:
+        server = connection.dialect.name == "postgresql"
+        now = _SERVER_NOW if server else self._clock()
+        if lease.gone.is_set() or not lease_rows.renew(connection, _leases, lease, now, stored):
+            lease.gone.set()
+            raise LeaseLost(
+                f"the lease on '{lease.device}' in {self.place} does not hold any more: nothing was heard of this run for "
+                f"{lease.ttl_s:g} s, or another has the device. What came since is not stored; `edgeprof fleet status` tells who."
+            )
+        lease.renewed_s = time.monotonic()
+
+    def _refused(self) -> None:
+        assert self.lease is not None
+        with self._transaction(writes=True) as connection:
+            lease_rows.refuse(connection, _leases, self.lease.device)
+
+    def _now_s(self, connection: sa.Connection) -> float:
+        if connection.dialect.name == "postgresql":
+            return float(connection.execute(sa.select(_SERVER_NOW)).scalar_one())
+        return self._clock()
+
+    def _of_device(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
+        """Which rows the queue of a device reads: those of its cases. All of them without a lease."""
+        if self.lease is None or table.name not in _BY_DEVICE:
+            return ()
+        case, name = table.c.case, self.lease.device.partition("@")[0]
+        with_options = case.contains(f"@{name}{{", autoescape=True) & case.endswith("}")
+        if name != "local":
+            return (case.endswith(f"@{name}", autoescape=True) | with_options,)
+        # Of this machine, plain keys tell no target: `fp32@ort/b1/t1`, and `idle`.
+        return (~(case.like("%@%@%") | case.like("idle@%")) | with_options,)
+
+    @contextmanager
+    def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
+        try:
+            with self._writing if writes else nullcontext(), self._engine.connect() as connection:
+                connection.execution_options(edgeprof_writes=writes)
+                with connection.begin():
+                    yield connection
         except IntegrityError as error:
             raise _ConstraintError(f"the run database {self.place} refuses a record: {error.orig}.") from error
         except SQLAlchemyError as error:
@@ -329,16 +466,31 @@ class _ConstraintError(StoreError):
 
 
 _GENERAL = {"id", "run_id", "record", "arrays"}
+_BY_DEVICE = {"processes", "blocks", "qualities", "energies", "loads"}
+# `clock_timestamp` and not `now`, which is the beginning of a transaction that may have waited for another one.
+_SERVER_NOW = sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+_ACQUIRING, _PREPARING = 0x656467650001, 0x656467650002
+"""Keys of PostgreSQL's advisory locks."""
+_locks: weakref.WeakKeyDictionary[sa.Engine, threading.Lock] = weakref.WeakKeyDictionary()
 
 
-def open_store(place: str | Path, *, create: bool = True) -> Store:
+def _writers(engine: sa.Engine) -> AbstractContextManager[Any]:
+    """What threads of ours pass one after the other when they write: SQLite has one writer, and waiting for it is by chance."""
+    if engine.dialect.name != "sqlite":
+        return nullcontext()
+    return _locks.setdefault(engine, threading.Lock())
+
+
+def open_store(place: str | Path, *, create: bool = True, clock: Callable[[], float] = time.time) -> Store:
     """Open the database in the folder `place` (made when missing), or behind an SQLAlchemy URL; migrate it if it is older.
+
+    `clock` is what leases go by, where the database is a file.
 
     Raises StoreError: not a database, from a newer edgeprof, not writable, disk full.
     """
     text = str(place)
     if "://" in text:
-        engine, shown = _engine(text), sa.make_url(text).render_as_string(hide_password=True)
+        engine, shown = _engine(text), shown_address(text)
     else:
         folder = Path(text)
         path = folder / DATABASE_NAME
@@ -359,14 +511,35 @@ def open_store(place: str | Path, *, create: bool = True) -> Store:
             _prepare(connection, shown)
     except SQLAlchemyError as error:
         raise _storage_error(shown, error) from error
-    return Store(engine, shown)
+    return Store(engine, shown, clock=clock)
+
+
+def shown_address(url: str) -> str:
+    """A database's address for people: without its password, wherever in it that stands."""
+    try:
+        parsed = sa.make_url(url)
+        secret = [key for key in parsed.query if "pass" in key.lower() or "secret" in key.lower()]
+        return parsed.difference_update_query(secret).render_as_string(hide_password=True)
+    except (SQLAlchemyError, ValueError):
+        return url.partition("://")[0] + "://…"
 
 
 def _engine(url: str) -> sa.Engine:
     try:
-        engine = sa.create_engine(url)
-    except (SQLAlchemyError, ImportError) as error:
-        raise StoreError(f"cannot use the database address '{url.rpartition('@')[2]}': {error}.") from None
+        # A connection that the server closed while a device was measuring is replaced, not an error.
+        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    except ModuleNotFoundError as error:
+        advice = " Install it: pip install 'edgeprof[postgres]', and begin the address with postgresql+psycopg://."
+        raise StoreError(
+            f"the database {shown_address(url)} needs the module {error.name}, which is not installed."
+            f"{advice if url.startswith('postgres') else ''}"
+        ) from None
+    except (SQLAlchemyError, ImportError, ValueError, TypeError) as error:
+        # The error's own words may hold the whole address.
+        raise StoreError(
+            f"cannot use the database address '{shown_address(url)}' ({type(error).__name__}): expected "
+            "postgresql+psycopg://USER@HOST/DATABASE, or sqlite:///FILE."
+        ) from None
     if engine.dialect.name == "sqlite" and "immutable=1" not in url:
         sa.event.listen(engine, "connect", _sqlite_settings)
         sa.event.listen(engine, "begin", _sqlite_begin)
@@ -384,10 +557,15 @@ def _sqlite_settings(connection: Any, _: object) -> None:
 
 
 def _sqlite_begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    # A transaction that reads first and writes later fails at once where another one wrote between; this one waits its turn.
+    writes = connection.get_execution_options().get("edgeprof_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _prepare(connection: sa.Connection, place: str) -> None:
+    if connection.dialect.name == "postgresql":
+        # Two controllers that meet an empty database at the same moment.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PREPARING)))
     if not sa.inspect(connection).has_table(_schema.name):
         _meta.create_all(connection)
         connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
