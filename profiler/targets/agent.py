@@ -7,24 +7,28 @@ broken transfer, the rest), and takes itself away again. Everything it writes li
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 AGENT_PROTOCOL = 1
 MARK = "edgeprof-target.json"
 MAX_LINE_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 16 << 20
-MAX_FILE_BYTES = 16384
+MAX_FILE_BYTES = 65536
+MAX_FACTS_CHARS = 1 << 18
 MODULES = ("numpy", "psutil", "onnxruntime", "openvino", "tensorrt")
 """Packages of the device's own that a bundle can leave out. Looked for, never imported: some take seconds, some crash."""
 FILES = (
+    "etc/nv_boot_control.conf",
     "etc/nv_tegra_release",
     "etc/nvpmodel.conf",
     "etc/os-release",
@@ -33,8 +37,9 @@ FILES = (
     "proc/device-tree/model",
     "proc/driver/nvidia/version",
     "proc/meminfo",
-    "sys/class/dmi/id/board_vendor",
-    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+    "sys/devices/cpu_atom/cpus",
+    "sys/devices/cpu_core/cpus",
+    "sys/devices/system/cpu/online",
     "sys/devices/system/cpu/present",
     "sys/devices/virtual/dmi/id/board_asset_tag",
     "sys/devices/virtual/dmi/id/board_vendor",
@@ -42,11 +47,53 @@ FILES = (
     "sys/devices/virtual/dmi/id/chassis_type",
     "sys/devices/virtual/dmi/id/product_name",
     "sys/devices/virtual/dmi/id/sys_vendor",
-    "sys/devices/cpu_atom/cpus",
-    "sys/devices/cpu_core/cpus",
     "var/lib/nvpmodel/status",
 )
 """What tells which device this is. Read as they are; what they mean the host decides."""
+PATTERNS = (
+    "proc/driver/nvidia/gpus/*/information",
+    "sys/class/devfreq/*/cur_freq",
+    "sys/class/devfreq/*/max_freq",
+    "sys/class/devfreq/*/min_freq",
+    "sys/class/power_supply/*/capacity",
+    "sys/class/power_supply/*/online",
+    "sys/class/power_supply/*/scope",
+    "sys/class/power_supply/*/status",
+    "sys/class/power_supply/*/type",
+    "sys/devices/platform/soc*/*firmware*/get_throttled",
+    "sys/devices/system/cpu/cpu[0-9]*/cpu_capacity",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/cpuinfo_max_freq",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_max_freq",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_min_freq",
+    "sys/devices/system/cpu/cpu[0-9]*/topology/physical_package_id",
+    "sys/devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list",
+)
+"""The same, one file for each core, battery or card."""
+QUESTIONS = {
+    "nvidia-smi": ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"),
+    "vcgencmd": ("vcgencmd", "get_throttled"),
+}
+"""What only a program tells. These and no others are run, and only when the host asks for `probe`."""
+METADATA = {
+    "aws": (
+        "/latest/meta-data/instance-type", "/latest/meta-data/placement/region", {},
+    ),
+    "azure": (
+        "/metadata/instance/compute/vmSize?api-version=2021-02-01&format=text",
+        "/metadata/instance/compute/location?api-version=2021-02-01&format=text",
+        {"Metadata": "true"},
+    ),
+    "gcp": (
+        "/computeMetadata/v1/instance/machine-type", "/computeMetadata/v1/instance/zone", {"Metadata-Flavor": "Google"},
+    ),
+}  # fmt: skip
+"""Where each cloud's metadata service tells the machine's type and place, and the header that it wants.
+
+Sources: docs.aws.amazon.com, "Use the Instance Metadata Service" (IMDSv2); learn.microsoft.com, "Azure Instance Metadata
+Service"; cloud.google.com/compute/docs/metadata/predefined-metadata-keys."""
+METADATA_HOST = "http://169.254.169.254"
+METADATA_TIMEOUT_S = 2.0
 
 
 class Refused(Exception):  # noqa: N818 (an answer, not a mistake of the program)
@@ -106,15 +153,88 @@ def look(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
 
 
 def facts(root: str) -> dict[str, str]:
-    """The text of each of `FILES` that is there, at most 16 kB of each."""
-    found = {}
-    for name in FILES:
+    """The text of each of `FILES` and of what fits `PATTERNS`, at most 64 kB of each and 256,000 characters in all."""
+    found: dict[str, str] = {}
+    left = MAX_FACTS_CHARS
+    for name in [*FILES, *(name for pattern in PATTERNS for name in _fitting(root, pattern))]:
         try:
             with open(os.path.join(root, name), "rb") as file:
-                found[name] = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
-        except OSError:
+                text = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
+        except OSError:  # not there, not ours to read, or a sensor that is powered down
             continue
+        left -= len(name) + len(text)
+        if left < 0:
+            break
+        found[name] = text
     return found
+
+
+def _fitting(root: str, pattern: str) -> list[str]:
+    """Files that fit a pattern, shortest names first, so that cpu9 comes before cpu10."""
+    names = (os.path.relpath(path, root) for path in glob.glob(os.path.join(glob.escape(root), pattern)))
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def probe(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """What programs of the device tell, and, only if `metadata` names clouds, what their metadata services tell."""
+    del home, body
+    answers = {name: _output(words) for name, words in QUESTIONS.items()}
+    clouds = [cloud for cloud in asked.get("metadata", ()) if cloud in METADATA]
+    return {
+        "commands": {name: text for name, text in answers.items() if text is not None},
+        "metadata": {cloud: metadata(cloud) for cloud in clouds},
+    }
+
+
+def metadata(cloud: str, host: str = METADATA_HOST) -> dict[str, str]:
+    """`type` and `place` as this cloud's metadata service tells them, or `error`. Nothing else is asked or kept."""
+    import http.client
+    import urllib.request
+
+    class NoRedirect(urllib.request.HTTPRedirectHandler):
+        """A metadata service never sends anyone elsewhere: the answer is an error then."""
+
+        def redirect_request(self, *_: Any) -> None:
+            return
+
+    # No proxy: the address means something only on this machine, and what it answers is nobody else's business.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect())
+
+    def ask(path: str, headers: Mapping[str, str], method: str = "GET") -> str:
+        request = urllib.request.Request(host + path, headers=dict(headers), method=method)  # noqa: S310 (http only)
+        with opener.open(request, timeout=METADATA_TIMEOUT_S) as reply:
+            if cloud == "gcp" and reply.headers.get("Metadata-Flavor") != "Google":
+                raise OSError("the answer is not Google's")
+            return str(reply.read(4096).decode("utf-8", "replace")).strip()
+
+    kind, place, headers = METADATA[cloud]
+    try:
+        if cloud == "aws":
+            headers = {
+                "X-aws-ec2-metadata-token": ask(
+                    "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT"
+                )
+            }
+        # Google's answers begin with the project's number, which is not asked for.
+        return {key: ask(path, headers).rpartition("/")[2] for key, path in (("type", kind), ("place", place))}
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return {"error": str(error)[:200] or type(error).__name__}
+
+
+def _output(words: Sequence[str]) -> str | None:
+    """What a program printed within 10 s; None when it is not there or failed."""
+    try:
+        done = subprocess.run(
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout[:MAX_FILE_BYTES].decode("utf-8", "replace")
 
 
 def offer(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
@@ -200,7 +320,7 @@ def remove(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[[str, Mapping[str, Any], bytes], dict[str, Any]]] = {
-    "look": look, "offer": offer, "put": put, "install": install, "keep": keep, "remove": remove,
+    "look": look, "probe": probe, "offer": offer, "put": put, "install": install, "keep": keep, "remove": remove,
 }  # fmt: skip
 
 
