@@ -21,7 +21,9 @@ from profiler.progress import Progress
 from profiler.records import ArtifactRecord, FailureRecord
 from profiler.store import Store
 from profiler.study import Case, Study
+from profiler.targets import launch
 from profiler.targets.base import get as get_target
+from profiler.targets.modes import Modes
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 _SHORTEST_S = 0.5
@@ -44,6 +46,8 @@ class Job:
     budget: Budget = field(default_factory=Budget)
     resume: str = "edgeprof run --resume latest"
     """The command that goes on where this run stops."""
+    modes: Modes = field(default_factory=Modes)
+    """Power modes that are set now. Whoever makes the job closes them."""
 
     @property
     def limit_s(self) -> float:
@@ -61,19 +65,16 @@ class Job:
             )
 
     def open(self, case: Case, environment: Mapping[str, str] | None = None) -> WorkerProcess:
-        """A fresh worker on the case's target, not loaded yet; `environment` is added to its own, on this machine only."""
+        """A fresh worker on the case's target and under its conditions, not loaded yet.
+
+        `environment` is added to its own, on this machine only. Raises WorkerFailure for conditions that cannot be had.
+        """
         target = get_target(case.target)
         if environment:
             target = replace(target, environment={**target.environment, **environment})
+        self.modes.ensure(target)
         cache = self.artifact_store.folder / "received" if target.shares_files else None
-        worker = WorkerProcess(target, cache=cache, memory_limit_bytes=self.study.memory_limit_bytes)
-        if not target.shares_files:
-            try:
-                worker.greet()
-            except BaseException:
-                worker.close()
-                raise
-        return worker
+        return launch.start(target, cache=cache, memory_limit_bytes=self.study.memory_limit_bytes)
 
     def load(
         self, worker: WorkerProcess, case: Case, *, streams: int = 1, varying_batch: bool = False

@@ -141,6 +141,7 @@ class Study(_Frozen):
     """Empty means the registry's default set."""
     backends: tuple[str, ...] = ("ort", "ov")
     targets: tuple[str, ...] = ("local",)
+    """`NAME` or `NAME{option=value,…}`: machines, and under which conditions (docs/envelopes.md, docs/power-modes.md)."""
     batches: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = (1,)
     metric: str | None = None
@@ -202,7 +203,7 @@ class Study(_Frozen):
                 raise ValueError(f"shape {shape} of '{name}' is not possible: sizes from 1, at most 2^28 numbers a row")
         return value
 
-    @field_validator("variants", "backends")
+    @field_validator("variants", "backends", "targets")
     @classmethod
     def _canonical(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(map(spec.canonical, value)))

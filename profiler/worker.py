@@ -26,7 +26,19 @@ from numpy.typing import NDArray
 
 from backends import base, registry
 from profiler import wire
-from profiler.measure import gpu_memory, host, lanes, loadgen, loop, memory, realised, sensors, threads
+from profiler.measure import (
+    conditions,
+    gpu_memory,
+    host,
+    lanes,
+    loadgen,
+    loop,
+    memory,
+    power_mode,
+    realised,
+    sensors,
+    threads,
+)
 from profiler.measure.canary import Canary
 from profiler.measure.energy import serve as energy_meters
 
@@ -55,6 +67,7 @@ class State:
     slow_sensors: bool | None = None
     """Whether firmware or a driver tells something here; None before it was asked."""
     lanes: lanes.Lanes = field(default_factory=lanes.Lanes)
+    power: power_mode.PowerModes = field(default_factory=power_mode.PowerModes)
 
 
 def main(*, remote: bool = False) -> None:
@@ -180,13 +193,19 @@ def _failure(kind: str, message: str) -> dict[str, Any]:
 
 
 def _hello(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
-    del state, arrays
+    """Who this worker is. `conditions` (see `conditions.apply`) are put on it before any runtime is imported, and named."""
+    del arrays
     _apply_memory_limit(header.get("memory_limit_bytes"))
+    told = conditions.apply(header.get("conditions") or {}, state.power)
+    if told:
+        # They belong to every figure of this process, so they travel with its notes.
+        state.meter = memory.Meter(_notes={f"{key}: {means}": None for key, means in told.items()})
     return {
         "protocol": wire.PROTOCOL,
         "pid": os.getpid(),
         "python": sys.version.split()[0],
         "platform": sys.platform,
+        "conditions": told,
     }, {}
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from profiler.errors import TargetError
 from profiler.targets import bundle, config
+from profiler.targets.conditions import Conditions, canonical, parse
 
 # Not `-m profiler.worker`: that puts the working directory first on the path, where a user's own `backends/` would
 # shadow ours. `python -P` does the same from 3.11 on; this also holds on 3.10 (JetPack 6).
@@ -39,6 +40,15 @@ class Target:
     """Timings on it are of an emulator."""
     device: str | None = None
     """Its device profile, where it is known."""
+    conditions: Conditions = field(default_factory=Conditions)
+    """How much of it is used, and in which power mode."""
+    text: str = ""
+    """Its whole text in a study: the name with its conditions."""
+
+    def __post_init__(self) -> None:
+        """A target without conditions is called by its name."""
+        if not self.text:
+            object.__setattr__(self, "text", self.name)
 
 
 def local(python: str = sys.executable) -> Target:
@@ -50,9 +60,14 @@ def local(python: str = sys.executable) -> Target:
     )
 
 
-def get(name: str) -> Target:
-    """The target of that name. Raises StudyError with the known ones, TargetError for one that was not set up."""
-    return local() if name == config.LOCAL else remote(config.get(name))
+def get(text: str) -> Target:
+    """The target of that text, `NAME` or `NAME{option=value,…}`.
+
+    Raises StudyError with the known names and options, TargetError for a target that was not set up.
+    """
+    name, conditions = parse(text)
+    target = local() if name == config.LOCAL else remote(config.get(name))
+    return replace(target, conditions=conditions, text=canonical(text))
 
 
 def remote(spec: config.TargetSpec) -> Target:

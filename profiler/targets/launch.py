@@ -1,0 +1,108 @@
+"""Starting a worker under its target's conditions, and telling its failures apart by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from profiler import wire
+from profiler.errors import StudyError
+from profiler.targets.base import Target
+from profiler.targets.process import WorkerFailure, WorkerProcess
+from profiler.targets.remote import clean
+from profiler.units import size
+
+_APPLY_S = 60.0
+"""Power modes take a second or two, a waiting lock up to half a minute."""
+_MAX_WORDS = 300
+
+
+class ConditionedWorker(WorkerProcess):
+    """A worker under conditions; `notes` say what each was done with."""
+
+    def __init__(self, target: Target, **options: Any) -> None:
+        """As WorkerProcess; `apply` puts the conditions on it."""
+        super().__init__(target, **options)
+        self._conditions = target.conditions
+        self._text = target.text
+        self.notes: tuple[str, ...] = ()
+
+    def __enter__(self) -> ConditionedWorker:  # noqa: PYI034 (typing.Self is 3.11)
+        """The worker itself."""
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process, or the client that leads to it, still runs."""
+        return self._process.poll() is None
+
+    def becomes(self, target: Target) -> None:
+        """From now on `apply` takes the conditions of this target, which is the same machine."""
+        self._conditions, self._text = target.conditions, target.text
+
+    def apply(self, step: str = "verify") -> Mapping[str, str]:
+        """Put the conditions on the worker, with `step` for its power mode (see `profiler.measure.conditions.apply`).
+
+        Returns what each was done with. Raises WorkerFailure of the kind `unavailable` when the machine cannot do it.
+        """
+        fields = self._conditions.fields()
+        if "power" in fields:
+            fields["power_step"] = step
+        if not fields:
+            return {}
+        try:
+            reply, _ = self.request("hello", timeout_s=_APPLY_S, conditions=fields)
+        except WorkerFailure as failure:
+            raise WorkerFailure(failure.kind, f"{self._text}: {failure}", failure.log_tail) from failure
+        told = reply.get("conditions")
+        if not isinstance(told, dict) or set(self._conditions.options()) - set(told):
+            raise WorkerFailure("error", f"{self._text}: the worker does not say that it took the conditions.")
+        means = {key: clean(str(told[key]))[:_MAX_WORDS] for key in self._conditions.options()}
+        self.notes = tuple(f"{key}: {words}" for key, words in means.items())
+        return means
+
+    def request(self, command: str, *arguments: Any, **fields: Any) -> tuple[dict[str, Any], wire.Arrays]:
+        """As WorkerProcess; a lack of memory in an envelope names its limit."""
+        try:
+            return super().request(command, *arguments, **fields)
+        except WorkerFailure as failure:
+            limit = self._conditions.memory_bytes
+            if failure.kind != "out_of_memory" or limit is None or "GPU" in str(failure):
+                raise
+            means = next((note for note in self.notes if note.startswith("memory: ")), "memory: not told how")
+            raise WorkerFailure(
+                "out_of_memory",
+                f"does not fit into the {size(limit)} of the envelope {self._text} ({means.removeprefix('memory: ')}): {failure}",
+                failure.log_tail,
+                needs_more_than_bytes=limit,
+            ) from failure
+
+
+def start(
+    target: Target, *, cache: Path | None = None, memory_limit_bytes: int | None = None, step: str = "verify"
+) -> ConditionedWorker:
+    """A worker of the target that greeted where it has to, and is under the target's conditions.
+
+    Raises TargetError, and WorkerFailure for conditions that cannot be had.
+    """
+    worker = ConditionedWorker(target, cache=cache, memory_limit_bytes=memory_limit_bytes)
+    try:
+        if not target.shares_files:
+            worker.greet()
+        worker.apply(step)
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
+def check(target: Target) -> Mapping[str, str]:
+    """What each condition of the target would be done with, asked of a worker there. Raises StudyError when one cannot be had."""
+    with ConditionedWorker(target) as worker:
+        if not target.shares_files:
+            worker.greet()
+        try:
+            return worker.apply("check")
+        except WorkerFailure as failure:
+            raise StudyError(f"{failure}") from failure
