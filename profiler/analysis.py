@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,13 @@ from profiler.disturbance import Judged, dirty_share
 from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.grade import Grade, dedicated, grade
 from profiler.latency import LEVEL, judged_ratio, latency, time_to_steady
+from profiler.machines import EMULATED, EMULATED_MEMORY, Machine, machine
 from profiler.pricing import Pricing
 from profiler.quality import compare, verdict
 from profiler.quality.metrics import Metric, stored_metric
 from profiler.records import (
     BESIDE_TIMING,
+    RACE,
     REFERENCE_VARIANT,
     ArtifactRecord,
     Estimate,
@@ -70,6 +72,8 @@ class CaseResult:
     number: int
     """Counts from 1 in the order of the plan; `edgeprof show RUN NUMBER`."""
     case: Case
+    machine: Machine
+    """Where it ran."""
     status: Status
     failure: FailureRecord | None
     latency_p50_s: Figure
@@ -87,7 +91,7 @@ class CaseResult:
     stopping: Stopping
     """Why the measurement of this case ended."""
     time_ratio: Figure
-    """p50 time of this case / of the reference case at the same batch and threads; below 1 is faster."""
+    """p50 time of this case / of the reference case on the same target at the same batch and threads; below 1 is faster."""
     time_ratio_verdict: str
     """`differs`, `equivalent` (within ±2 %) or `inconclusive`; corrected for the number of cases (Holm)."""
     time_ratio_own: Figure
@@ -112,6 +116,8 @@ class CaseResult:
     verdict: Verdict
     blocks: int
     samples: int
+    raced: bool
+    """Whether these are the short blocks of a search's race, and no final measurement."""
     process: ProcessRecord | None
     """The last process of this case: realised provider, versions, precision."""
     warmup_labels: tuple[str, ...]
@@ -158,15 +164,42 @@ class Analysis:
     run: RunData
     metric: Metric | None
     reference: str | None
-    """Key of the case that the others are compared with, at the first batch and thread count."""
+    """Key of the case that the others are compared with, on the first target, at the first batch and thread count."""
+    references: Mapping[str, str]
+    """The same of each target that has one."""
     cases: tuple[CaseResult, ...]
     judged: Mapping[str, Sequence[Judged]]
     """The blocks of each case, with what disturbed them."""
     grade: Grade
-    """How far the numbers can be trusted."""
+    """How far the numbers can be trusted; of several machines, the lowest of theirs."""
+    grades: Mapping[str, Grade]
+    """The grade of each machine, by its `group`."""
+    machines: tuple[Machine, ...]
+    """In the order of the plan."""
     machine: str | None
-    """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected."""
+    """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected, or when there are several."""
     notes: tuple[str, ...]
+
+    def on(self, group: str) -> Analysis:
+        """What belongs to one machine, by its `group`."""
+        machines = tuple(item for item in self.machines if item.group == group)
+        references = {item.target: self.references[item.target] for item in machines if item.target in self.references}
+        return replace(
+            self, cases=tuple(case for case in self.cases if case.machine.group == group), machines=machines,
+            reference=next(iter(references.values()), None), references=references, grade=self.grades[group],
+            grades={group: self.grades[group]}, machine=_priced_as(machines),
+        )  # fmt: skip
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Machines whose timings may be compared among each other, by `group`: devices first, then envelopes, no emulators."""
+        shown = sorted((item for item in self.machines if not item.emulated), key=lambda item: not item.real)
+        return tuple(dict.fromkeys(item.group for item in shown))
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those that one can have."""
+        return tuple(dict.fromkeys(item.group for item in self.machines if item.real))
 
     def case(self, text: str) -> CaseResult:
         """A case by number, key or unique prefix. Raises StudyError."""
@@ -225,30 +258,78 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     metric, missing = _metric(run)
     evidence = replace(evidence, metric_missing=missing)
     pricing = Pricing.of(run, today)
-    graded = _grade(evidence)
+    grades = _grades(evidence, pricing.machines)
     references = {(case.target, case.batch, case.threads): _reference(evidence, cases, case) for case in cases}
     results = [
-        _result(number, case, evidence, references[case.target, case.batch, case.threads], metric, pricing, graded)
+        _result(number, case, evidence, references[case.target, case.batch, case.threads], metric, pricing, grades)
         for number, case in enumerate(cases, start=1)
     ]
     results = _holm_corrected(results, evidence, references)
-    first = next((reference.key for reference in references.values() if reference is not None), None)
+    first: dict[str, str] = {}
+    for (target, _, _), reference in references.items():
+        if reference is not None:
+            first.setdefault(target, reference.key)
     skipped = [
-        _unplanned(number, failure) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
+        _unplanned(number, failure, run) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
     ]
+    machines = tuple(pricing.machines.values())
     return Analysis(
-        run, metric, first, (*results, *skipped), evidence.judged, graded, pricing.machine, (*run.notes, *pricing.notes)
+        run, metric, next(iter(first.values()), None), first, (*results, *skipped), evidence.judged,
+        _lowest(grades, machines), grades, machines, _priced_as(machines), (*run.notes, *pricing.notes),
+    )  # fmt: skip
+
+
+def _priced_as(machines: Sequence[Machine]) -> str | None:
+    """What all of them are priced as; None when they differ."""
+    found = {item.priced_as for item in machines if item.real}
+    return found.pop() if len(found) == 1 else None
+
+
+def _grades(evidence: _Evidence, machines: Mapping[str, Machine]) -> dict[str, Grade]:
+    """The grade of each machine, from its own blocks. What the run knows beside them it knows of the host that ran it."""
+    plan = evidence.run.plan
+    by_group: dict[str, dict[str, Sequence[Judged]]] = {item.group: {} for item in machines.values()}
+    for key, judged in evidence.judged.items():
+        found = machines.get(_case_of(key).target)
+        if found is not None:
+            by_group[found.group][key] = judged
+    kinds = {item.group: item for item in machines.values()}
+    return {group: _grade(plan, kinds[group], blocks) for group, blocks in by_group.items()}
+
+
+def _grade(plan: Mapping[str, Any], where: Machine, judged: Mapping[str, Sequence[Judged]]) -> Grade:
+    if where.emulated:
+        return Grade("D", (EMULATED,), False)
+    counts = [len({item.block.replicate for item in found}) for found in judged.values()]
+    here = where.here
+    found = grade(
+        # Of another machine only what its blocks tell; the first reason below says what that leaves open.
+        dirty=dirty_share(judged), processes=min(counts, default=0),
+        selftest=plan.get("selftest") if here else {"passed": True},
+        dedicated=dedicated(
+            plan.get("dedicated") if here else None, [item.block.labels for found in judged.values() for item in found]
+        ),
+        fixed_clocks=plan.get("fixed_clocks") if here else None,
+    )  # fmt: skip
+    if here:
+        return found
+    return Grade(
+        "D",
+        (f"no self-test ran on {where.name}: what measuring adds there is not known", *found.reasons),
+        found.absolute,
     )
 
 
-def _grade(evidence: _Evidence) -> Grade:
-    plan = evidence.run.plan
-    counts = [len({item.block.replicate for item in judged}) for judged in evidence.judged.values()]
-    return grade(
-        dirty=dirty_share(evidence.judged), processes=min(counts, default=0), selftest=plan.get("selftest"),
-        dedicated=dedicated(plan.get("dedicated"), [item.block.labels for found in evidence.judged.values() for item in found]),
-        fixed_clocks=plan.get("fixed_clocks"),
-    )  # fmt: skip
+def _lowest(grades: Mapping[str, Grade], machines: Sequence[Machine]) -> Grade:
+    """What can be said of all devices together; of emulators and envelopes only where nothing else is."""
+    groups = list(dict.fromkeys(item.group for item in machines if item.real)) or list(grades)
+    if len(groups) == 1:
+        return grades[groups[0]]
+    letter = max(grades[group].letter for group in groups)
+    reasons = [
+        f"{group}: {reason}" for group in groups if grades[group].letter == letter for reason in grades[group].reasons
+    ]
+    return Grade(letter, tuple(reasons), all(grades[group].absolute for group in groups))
 
 
 def _metric(run: RunData) -> tuple[Metric | None, str | None]:
@@ -290,8 +371,9 @@ def _result(
     reference: Case | None,
     metric: Metric | None,
     pricing: Pricing,
-    graded: Grade,
+    grades: Mapping[str, Grade],
 ) -> CaseResult:
+    where = pricing.machines[case.target]
     judged = evidence.judged.get(case.key, ())
     processes = evidence.processes.get(case.key, ())
     artifact = evidence.artifacts.get(case.variant)
@@ -299,11 +381,12 @@ def _result(
     status = _status(judged, failure, evidence.run)
     why = _why_not(status, failure, evidence.run)
     own = own_reference(case)
+    raced = bool(judged) and all(RACE in item.block.labels for item in judged)
     timed = latency(judged, case.batch, why)
     base = _reference_quality(evidence)
     accuracy, change, agreement = _quality(case, evidence, metric, base)
     result = CaseResult(
-        number=number, case=case, status=status, failure=failure,
+        number=number, case=case, machine=where, status=status, failure=failure,
         **timed.clean, observed=timed.observed, excluded_share=timed.excluded_share, dirty_share=timed.dirty_share,
         stopping=_stopping(case, evidence),
         time_ratio=_ratio_figure(evidence, case, reference, why), time_ratio_verdict="inconclusive",
@@ -318,13 +401,38 @@ def _result(
         energy_j=energy_figure(evidence.run.energies, case.key, failures=evidence.run.failures, level=LEVEL),
         accuracy=accuracy, accuracy_change=change, agreement=agreement,
         reference_quality=base,
-        usd_per_million=pricing.price(timed.clean["throughput_per_s"], processes),
+        usd_per_million=pricing.price(where, timed.clean["throughput_per_s"], processes),
         checks=(), verdict="NOT_MEASURED", blocks=len(judged), samples=sum(len(item.observed) for item in judged),
-        process=processes[-1] if processes else None,
+        raced=raced, process=processes[-1] if processes else None,
         warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
-        notes=(*(artifact.notes if artifact is not None else ()), *timed.notes),
+        notes=(*(artifact.notes if artifact is not None else ()), *timed.notes, *([_raced(len(judged))] if raced else [])),
     )  # fmt: skip
-    return _checked(result, evidence, metric, graded)
+    return _checked(_sourced(result), evidence, metric, grades[where.group])
+
+
+def _raced(blocks: int) -> str:
+    return f"raced only: {blocks} short blocks of the search, not the final measurement"
+
+
+_TIMED = (
+    "latency_p50_s", "latency_p90_s", "latency_p99_s", "throughput_per_s", "time_ratio", "time_ratio_own", "import_s", "load_s",
+    "first_inference_s", "time_to_steady_s", "energy_j",
+)  # fmt: skip
+
+
+def _sourced(result: CaseResult) -> CaseResult:
+    """The result with the word emulated or envelope beside every figure that is not a device's own."""
+    source = result.machine.source
+
+    def told(figure: Figure) -> Figure:
+        return replace(figure, source=source) if isinstance(figure, Estimate) else figure
+
+    if result.machine.real:
+        return result
+    # What a process needs inside an envelope is what it needs; an emulator's process holds the emulator too.
+    names = [*_TIMED, *(["peak_rss_bytes"] if result.machine.emulated else [])]
+    fields: dict[str, Any] = {name: told(getattr(result, name)) for name in names}
+    return replace(result, observed={name: told(figure) for name, figure in result.observed.items()}, **fields)
 
 
 def _status(judged: Sequence[Judged], failure: FailureRecord | None, run: RunData) -> Status:
@@ -428,8 +536,7 @@ def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None, gra
         ("USD per million", result.usd_per_million, limits.max_usd_per_million),
     ):
         if limit is not None:
-            check = _check_limit(name, figure, float(limit))
-            checks.append(_cautious(check, result, float(limit), graded) if name == "p99" else check)
+            checks.append(_check_figure(name, figure, float(limit), result, graded))
     return replace(result, checks=tuple(checks), verdict=_overall(result, checks))
 
 
@@ -457,6 +564,15 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     return Check(name, decided.verdict, decided.reason)
 
 
+def _check_figure(name: str, figure: Figure, limit: float, result: CaseResult, graded: Grade) -> Check:
+    """A limit on a figure of the machine: only decided by a machine that one can have."""
+    if isinstance(figure, Estimate) and figure.source in ("emulated", "envelope"):
+        why = EMULATED_MEMORY if name == "peak RSS" else result.machine.why_not_real or figure.source
+        return Check(name, "NOT_MEASURED", f"not decided: {why}")
+    check = _check_limit(name, figure, limit)
+    return _cautious(check, result, limit, graded) if name == "p99" else check
+
+
 def _cautious(check: Check, result: CaseResult, limit: float, graded: Grade) -> Check:
     """A latency limit is only met or missed when the machine was quiet enough to say, and both views of the samples agree."""
     observed = result.observed.get("latency_p99_s")
@@ -468,7 +584,11 @@ def _cautious(check: Check, result: CaseResult, limit: float, graded: Grade) -> 
     seen = _check_limit(check.name, observed, limit)
     if seen.verdict in (check.verdict, "NOT_MEASURED"):
         return check
-    return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded; as observed {seen.text}")
+    why = (
+        "the two views of the same samples disagree, so what disturbed this machine decides it: measure when it is quiet "
+        "(edgeprof doctor)"
+    )
+    return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded; as observed {seen.text}: {why}")
 
 
 def _check_limit(name: str, figure: Figure, limit: float) -> Check:
@@ -513,9 +633,11 @@ def _holm_corrected(
         ratio = judged_ratio(evidence.judged[case.key], evidence.judged[reference.key])
         if ratio is not None and ratio.p_value is not None:
             ratios[result.number] = ratio
-    adjusted = (
-        dict(zip(ratios, holm([ratio.p_value or 0.0 for ratio in ratios.values()]), strict=True)) if ratios else {}
-    )
+    emulated = {result.number for result in results if result.machine.emulated}
+    adjusted: dict[int, float] = {}
+    # What an emulator says must not make it harder to tell real cases apart.
+    for family in ([n for n in ratios if n not in emulated], [n for n in ratios if n in emulated]):
+        adjusted |= zip(family, holm([ratios[number].p_value or 0.0 for number in family]), strict=True)
     corrected = []
     for result in results:
         ratio = ratios.get(result.number)
@@ -531,19 +653,20 @@ def _outside_plan(run: RunData, cases: Sequence[Case]) -> list[FailureRecord]:
     return [failure for failure in run.failures if failure.case not in known and failure.stage not in BESIDE_TIMING]
 
 
-def _unplanned(number: int, failure: FailureRecord) -> CaseResult:
+def _unplanned(number: int, failure: FailureRecord, run: RunData) -> CaseResult:
     """A variant that could not be made, or a case that was left out: shown with its reason, like any other result."""
     absent = NotMeasured(failure.message.splitlines()[0][:200])
     case = _case_of(failure.case)
     return CaseResult(
-        number=number, case=case, status="skipped" if failure.kind == "skipped" else "failed", failure=failure,
+        number=number, case=case, machine=machine(run, case.target),
+        status="skipped" if failure.kind == "skipped" else "failed", failure=failure,
         latency_p50_s=absent, latency_p90_s=absent, latency_p99_s=absent, throughput_per_s=absent, observed={},
         excluded_share=None, dirty_share=None, stopping=Stopping("fixed", "nothing was measured"), time_to_steady_s=absent,
         time_ratio=absent,
         time_ratio_verdict="inconclusive", time_ratio_own=absent, import_s=absent, load_s=absent, first_inference_s=absent,
         peak_rss_bytes=absent, size_bytes=absent, compressed_bytes=absent, energy_j=absent, accuracy=absent,
         accuracy_change=absent, agreement=absent, reference_quality=None, usd_per_million=absent, checks=(),
-        verdict="NOT_MEASURED", blocks=0, samples=0, process=None, warmup_labels=(), notes=(),
+        verdict="NOT_MEASURED", blocks=0, samples=0, raced=False, process=None, warmup_labels=(), notes=(),
     )  # fmt: skip
 
 

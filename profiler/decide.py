@@ -1,35 +1,62 @@
-"""The decision: which cases are on the frontier, which one to ship, and why not the others. Pure functions of an Analysis."""
+"""The decision: which cases are on the frontier, which one to ship, and why not the others. Pure functions of an Analysis.
+
+Over several machines: a latency is compared inside one machine, unless pooling is asked for; money is compared over all of them.
+Times of different machines are never paired. What an emulator timed is on no frontier and is never recommended; an envelope has
+a frontier of its own, and is recommended only where nothing else was measured.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiler import units
+from profiler import places, units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.errors import StudyError, unknown
 from profiler.frontier import Frontier, frontier
 from profiler.latency import judged_ratio
+from profiler.machines import EMULATED, ENVELOPE
+from profiler.places import Place
 from profiler.records import Estimate, NotMeasured
+from profiler.targets.config import LOCAL
 
 
 @dataclass(frozen=True)
 class FrontierView:
-    """The frontier over two axes. Every measured case stands in exactly one of the lists."""
+    """The frontier over two axes. Every measured case stands in exactly one of the lists.
+
+    Of several machines these are the frontiers of each, one after the other, unless they were pooled.
+    """
 
     x: str
     y: str
     members: tuple[CaseResult, ...]
-    """On the frontier, best x first."""
+    """On the frontier, by machine, best x first."""
     tied: tuple[CaseResult, ...]
     """Dominated by point estimates only: more measurement may change that."""
     dominated: tuple[tuple[CaseResult, str], ...]
     """The case and the key of a case that is better."""
     unplaced: tuple[tuple[CaseResult, str], ...]
-    """Cases that lack one of the two figures, and why."""
+    """Cases that lack one of the two figures, or whose timings are no device's; and why."""
+    pooled: bool = False
+    """Whether the cases of all machines were compared with each other."""
+
+    def within(self, group: str) -> FrontierView:
+        """The part of one machine, by its `group`."""
+
+        def own(cases: tuple[CaseResult, ...]) -> tuple[CaseResult, ...]:
+            return tuple(case for case in cases if case.machine.group == group)
+
+        def reasoned(cases: tuple[tuple[CaseResult, str], ...]) -> tuple[tuple[CaseResult, str], ...]:
+            return tuple((case, why) for case, why in cases if case.machine.group == group)
+
+        return replace(
+            self, members=own(self.members), tied=own(self.tied), dominated=reasoned(self.dominated),
+            unplaced=reasoned(self.unplaced),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,12 +67,19 @@ class Recommendation:
     headline: str
     sentences: tuple[str, ...]
     ruled_out: tuple[tuple[CaseResult, str], ...]
+    places: tuple[Place, ...] = ()
+    """Of several machines, the best case of each; empty with one."""
 
 
-def view(analysis: Analysis, x: str = "latency_p50", y: str = "accuracy") -> FrontierView:
+POOLED = frozenset({"usd_per_million"})
+"""Axes on which machines are compared with each other unless told otherwise: money is the same everywhere."""
+
+
+def view(analysis: Analysis, x: str = "latency_p50", y: str = "accuracy", *, pool: bool | None = None) -> FrontierView:
     """The frontier of the measured cases. Falls back to agreement where the data has no labels.
 
-    Raises StudyError for unknown axes.
+    Several machines have a frontier each, or with `pool` one together: absolute figures of the same request, unpaired. None:
+    one together over money. Raises StudyError for unknown axes.
     """
     for axis in (x, y):
         if axis not in AXES:
@@ -54,8 +88,32 @@ def view(analysis: Analysis, x: str = "latency_p50", y: str = "accuracy") -> Fro
         raise StudyError(f"the frontier needs two different axes, got {x} twice.")
     if y == "accuracy" and not any(isinstance(case.accuracy, Estimate) for case in analysis.measured):
         y = "agreement"
+    pooled = (x in POOLED or y in POOLED) if pool is None else pool
+    parts = [_view(analysis, part, x, y) for part in _parts(analysis, pooled=pooled)]
+    shown = {case.key for part in parts for case in (*part.members, *part.tied)}
+    shown |= {case.key for part in parts for case, _ in (*part.dominated, *part.unplaced)}
+    left = tuple((case, f"{case.machine.why_not_real}") for case in analysis.measured if case.key not in shown)
+    return FrontierView(
+        x, y, tuple(case for part in parts for case in part.members), tuple(case for part in parts for case in part.tied),
+        tuple(item for part in parts for item in part.dominated),
+        (*(item for part in parts for item in part.unplaced), *left), pooled and len(analysis.devices) > 1,
+    )  # fmt: skip
+
+
+def _parts(analysis: Analysis, *, pooled: bool) -> list[list[CaseResult]]:
+    """The cases that are compared with each other. Envelopes are never compared with a device."""
+    if pooled and len(analysis.devices) > 1:
+        return [[case for case in analysis.measured if case.machine.real]]
+    return [
+        [case for case in analysis.measured if case.machine.group == group and not case.machine.emulated]
+        for group in analysis.groups
+    ]
+
+
+def _view(analysis: Analysis, cases: Sequence[CaseResult], x: str, y: str) -> FrontierView:
+    """The frontier of some cases among each other."""
     placed, unplaced = [], []
-    for case in analysis.measured:
+    for case in cases:
         missing = [figure for figure in (case.figure(x), case.figure(y)) if isinstance(figure, NotMeasured)]
         if missing:
             unplaced.append((case, missing[0].reason))
@@ -83,15 +141,70 @@ def view(analysis: Analysis, x: str = "latency_p50", y: str = "accuracy") -> Fro
 
 def recommend(analysis: Analysis, frontier_view: FrontierView) -> Recommendation:
     """The fastest (or cheapest, ...) case whose every constraint is met; without one, what comes nearest and what is missing."""
-    fitting = [case for case in analysis.measured if case.verdict == "PASS"]
-    if analysis.run.study.constraints.max_drop is None:
-        # Without a limit on the loss the fastest wrecked model would win: nothing that may be worse by over a point.
-        fitting = [case for case in fitting if _loses_little(analysis, case)]
+    groups = analysis.devices or analysis.groups
+    others = [case for case in analysis.measured if case.machine.emulated or case.machine.group not in groups]
+    left = tuple((case, f"{case.machine.why_not_real}") for case in others)
+    if not groups:
+        return Recommendation(
+            None, f"Nothing to ship from here: {EMULATED}. Accuracy, size and failures count.", (), left
+        )
+    asked = frontier_view.x
+    if len(groups) == 1:
+        found = _of_one(analysis.on(groups[0]), frontier_view.within(groups[0]), asked)
+        return replace(found, ruled_out=(*found.ruled_out, *left))
+    return _of_several(analysis, groups, frontier_view, left)
+
+
+def _of_several(
+    analysis: Analysis, groups: Sequence[str], frontier_view: FrontierView, left: tuple[tuple[CaseResult, str], ...]
+) -> Recommendation:
+    """The best case of each machine, and the machine to take: the cheapest, where each has a price."""
+    parts = {group: analysis.on(group) for group in groups}
+    asked = frontier_view.x
+    limited = analysis.run.study.constraints.slo_p99_s is not None
+    if limited and all(any(_fits(part, case) and _priced(case) for case in part.measured) for part in parts.values()):
+        # Within a latency limit nobody pays for being faster still.
+        asked = places.MONEY
+    found = {group: _of_one(part, frontier_view.within(group), asked) for group, part in parts.items()}
+    use = analysis.run.study.cost.utilisation
+    offered = tuple(
+        places.place(group, parts[group].machines, item.case, item.headline, use) for group, item in found.items()
+    )
+    ruled_out = (*(item for one in found.values() for item in one.ruled_out), *left)
+    choice = places.choose(offered, asked)
+    # Envelopes are no offers: each has its best case, none is to be taken.
+    if choice is None or choice.place.case is None or not analysis.devices:
+        told = tuple(f"On {item.machine.target}: {item.headline}" for item in offered)
+        why = _nothing_fits(analysis) if choice is None else f"Nothing to ship from here: {ENVELOPE}."
+        return Recommendation(None, why, told, ruled_out, offered)
+    ship = _ship(choice.place.case)
+    own = found[choice.place.group].sentences
+    return Recommendation(
+        choice.place.case, places.headline(choice, offered, ship), (*places.sentences(choice, offered), *own), ruled_out,
+        offered,
+    )  # fmt: skip
+
+
+def _of_one(analysis: Analysis, frontier_view: FrontierView, asked: str) -> Recommendation:
+    """The decision of one machine."""
+    fitting = [case for case in analysis.measured if _fits(analysis, case)]
     ruled_out = tuple((case, _why_out(case)) for case in analysis.measured if case not in fitting)
     if not fitting:
         return Recommendation(None, _nothing_fits(analysis), (), ruled_out)
-    chosen = min(_candidates(analysis, fitting, frontier_view.x), key=lambda case: _preference(case, frontier_view.x))
-    return Recommendation(chosen, _headline(chosen), tuple(_sentences(analysis, chosen, frontier_view)), ruled_out)
+    chosen = min(_candidates(analysis, fitting, asked), key=lambda case: _preference(case, asked))
+    return Recommendation(chosen, f"{_ship(chosen)}.", tuple(_sentences(analysis, chosen, frontier_view)), ruled_out)
+
+
+def _fits(analysis: Analysis, case: CaseResult) -> bool:
+    """Whether it meets every limit. Without a limit on the loss the fastest wrecked model would win: nothing that may be worse by
+    over a point then.
+    """
+    limited = analysis.run.study.constraints.max_drop is not None
+    return case.verdict == "PASS" and (limited or _loses_little(analysis, case))
+
+
+def _priced(case: CaseResult) -> bool:
+    return isinstance(case.usd_per_million, Estimate)
 
 
 DEFAULT_DROP = 0.01
@@ -116,7 +229,7 @@ def _maximise(analysis: Analysis, axis: str) -> bool:
 
 def _separated(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str, y: str) -> bool:
     """Whether the measurement can tell the two apart on one axis. Times are compared pair by pair, not by overlap."""
-    if x == "latency_p50":
+    if x == "latency_p50" and better.case.target == worse.case.target:
         ratio = judged_ratio(analysis.judged[better.key], analysis.judged[worse.key])
         if ratio is not None and ratio.high is not None and better.case.batch == worse.case.batch:
             if ratio.high < 1:
@@ -213,10 +326,13 @@ def _nothing_fits(analysis: Analysis) -> str:
     return f"No case is shown to meet the constraints: some are undecided. {more}"
 
 
-def _headline(chosen: CaseResult) -> str:
+def _ship(chosen: CaseResult) -> str:
     case = chosen.case
     threads = "" if case.threads == 1 else f", {case.threads} threads"
-    return f"Ship {case.variant} on {case.backend}, batch {case.batch}{threads}."
+    what = f"{case.variant} on {case.backend}, batch {case.batch}{threads}"
+    if chosen.machine.envelope is not None:
+        return f"Inside the envelope {case.target}, {what} is the one to take; its latency is not that device's"
+    return f"Ship {what}" + ("" if case.target == LOCAL else f", on {case.target}")
 
 
 def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierView) -> list[str]:

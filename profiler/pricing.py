@@ -1,16 +1,18 @@
-"""How a measured throughput becomes money in one run: the machine it is priced as, the price book, the options. Pure."""
+"""How a measured throughput becomes money in one run: what each machine is priced as, the price book, the options. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 from profiler.cost import detect, prices
 from profiler.cost import model as cost_model
 from profiler.errors import EdgeprofError
-from profiler.records import Figure, NotMeasured, ProcessRecord
+from profiler.machines import Machine
+from profiler.machines import machines as machines_of
+from profiler.records import Estimate, Figure, NotMeasured, ProcessRecord
 from profiler.store import RunData
 
 
@@ -18,24 +20,43 @@ from profiler.store import RunData
 class Pricing:
     """How throughput becomes money in this run."""
 
-    run: RunData
-    machine: str | None
+    machines: Mapping[str, Machine]
+    """By the target of the cases, with what each is priced as."""
+    declared: bool
+    """Whether the study's own declaration says it; then nothing else is looked at."""
     book: prices.PriceBook
     options: cost_model.CostOptions
     today: date
     detected: detect.DetectedMachine | None
+    """What this machine was detected to be; no other."""
     notes: tuple[str, ...]
 
     @classmethod
     def of(cls, run: RunData, today: date) -> Pricing:
-        """What the study declared, else what was detected."""
+        """What the study declared where it measured on one device, else each machine as what it was detected to be."""
         asked = run.study.cost
         stored = run.plan.get("detected")
         detected = None if stored is None else detect.DetectedMachine(stored["target"], stored["evidence"])
-        machine = asked.machine or (detected.target if detected is not None else None)
-        notes: tuple[str, ...] = ()
-        if machine is not None and asked.machine is None and detected is not None:
-            notes = (f"priced as {machine}: {detected.evidence}",)
+        machines = machines_of(run)
+        devices = list(dict.fromkeys(machine.name for machine in machines.values() if machine.real))
+        declared = asked.machine if len(devices) < 2 else None
+        notes: list[str] = []
+        if asked.machine is not None and declared is None:
+            notes.append(
+                f"--as {asked.machine} names one machine, and {len(devices)} were measured ({', '.join(devices)}): each is "
+                "priced as its own"
+            )
+        priced = {
+            target: replace(machine, priced_as=declared or _own(machine, detected)) if machine.real else machine
+            for target, machine in machines.items()
+        }
+        if declared is None:
+            notes += dict.fromkeys(
+                f"{'' if len(devices) < 2 else f'{machine.name} is '}priced as {machine.priced_as}: "
+                + (detected.evidence if machine.here and detected is not None else "the target's device profile")
+                for machine in priced.values()
+                if machine.priced_as is not None
+            )
         options = cost_model.CostOptions(
             utilisation=asked.utilisation,
             lifetime_years=asked.lifetime_years,
@@ -45,17 +66,39 @@ class Pricing:
             book = prices.load_prices(None if asked.prices is None else Path(asked.prices))
         except EdgeprofError as error:
             # The file may be gone, or on another machine: what was measured can still be told.
-            book, notes = prices.load_prices(), (*notes, f"your own prices are left out: {error}")
-        return cls(run, machine, book, options, today, detected, notes)
+            book = prices.load_prices()
+            notes.append(f"your own prices are left out: {error}")
+        return cls(priced, declared is not None, book, options, today, detected, tuple(notes))
 
-    def price(self, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
-        """USD per million inferences, or why not."""
+    def price(self, machine: Machine, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
+        """USD per million inferences on that machine, or why not."""
+        if machine.why_not_real is not None:
+            return NotMeasured(f"not priced: {machine.why_not_real}")
         if not processes:
             return NotMeasured("nothing was measured")
+        if machine.priced_as is None and not machine.here:
+            return NotMeasured(
+                f"target '{machine.name}' has no device profile, so there is no price for it: `edgeprof target probe "
+                f"{machine.name}` looks for one, and --as prices a run on one machine"
+            )
+        if machine.environment is None:
+            return NotMeasured(f"the run does not tell what machine '{machine.target}' is")
         try:
-            return cost_model.price_case(
-                throughput, self.machine, environment=self.run.environment, facts=processes[-1].facts, today=self.today,
-                options=self.options, book=self.book, detected=self.detected,
+            found = cost_model.price_case(
+                throughput, machine.priced_as, environment=machine.environment, facts=processes[-1].facts, today=self.today,
+                options=self.options, book=self.book, detected=self.detected if machine.here else None,
             )  # fmt: skip
         except EdgeprofError as error:
             return NotMeasured(str(error))
+        if isinstance(found, Estimate) and "power=" in machine.conditions:
+            # A profile has the power of a device in its default mode only.
+            note = f"measured with {machine.conditions}, power as in the profile's default mode"
+            return replace(found, note=f"{found.note}; {note}" if found.note else note)
+        return found
+
+
+def _own(machine: Machine, detected: detect.DetectedMachine | None) -> str | None:
+    """What a machine is by itself: by its firmware for this one, by its device profile for others."""
+    if machine.profile is not None:
+        return machine.profile if ":" in machine.profile else f"device:{machine.profile}"
+    return detected.target if machine.here and detected is not None else None

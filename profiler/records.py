@@ -19,8 +19,9 @@ from backends.base import SessionFacts
 # Read by the store, which checks records with pydantic; the worker, which lacks pydantic, never looks at it.
 _ARRAYS = {"arbitrary_types_allowed": True}
 
-Source = Literal["measured here", "published", "predicted", "declared"]
-"""Where a figure comes from; it travels with the figure into every table and picture."""
+Source = Literal["measured here", "emulated", "envelope", "published", "predicted", "declared"]
+"""Where a figure comes from; it travels with the figure into every table and picture. `emulated` and `envelope` were measured
+too, but on no device that one can have: an emulator, and a machine held to less than it has."""
 
 REFERENCE_VARIANT = "fp32"
 """The unmodified model that every variant is paired against."""
