@@ -177,7 +177,7 @@ def _of_several(
         told = tuple(f"On {item.machine.target}: {item.headline}" for item in offered)
         why = _nothing_fits(analysis) if choice is None else f"Nothing to ship from here: {ENVELOPE}."
         return Recommendation(None, why, told, ruled_out, offered)
-    ship = _ship(choice.place.case)
+    ship = _ship(choice.place.case, place=True)
     own = found[choice.place.group].sentences
     return Recommendation(
         choice.place.case, places.headline(choice, offered, ship), (*places.sentences(choice, offered), *own), ruled_out,
@@ -326,13 +326,14 @@ def _nothing_fits(analysis: Analysis) -> str:
     return f"No case is shown to meet the constraints: some are undecided. {more}"
 
 
-def _ship(chosen: CaseResult) -> str:
+def _ship(chosen: CaseResult, *, place: bool = False) -> str:
+    """`place`: whether to name this machine too."""
     case = chosen.case
     threads = "" if case.threads == 1 else f", {case.threads} threads"
     what = f"{case.variant} on {case.backend}, batch {case.batch}{threads}"
     if chosen.machine.envelope is not None:
         return f"Inside the envelope {case.target}, {what} is the one to take; its latency is not that device's"
-    return f"Ship {what}" + ("" if case.target == LOCAL else f", on {case.target}")
+    return f"Ship {what}" + ("" if case.target == LOCAL and not place else f", on {case.target}")
 
 
 def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierView) -> list[str]:

@@ -13,17 +13,16 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from backends import spec
+from profiler.errors import EdgeprofError
 from profiler.records import Environment, Source
 from profiler.store import RunData
 from profiler.study import Case
+from profiler.targets import conditions
 from profiler.targets.config import LOCAL
 
 EMULATED = "timings of an emulator say nothing about the device"
 EMULATED_MEMORY = "the memory of an emulated process holds the emulator's own"
 ENVELOPE = "timings inside an envelope are not that device's"
-_LIMITS = ("cpus", "memory")
-"""Options of a target that make an envelope of it; the others (power mode, kind of core) are the device's own states."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,20 @@ class Machine:
         return self.name == LOCAL
 
     @property
-    def conditions(self) -> str:
-        """`power=15W`; empty without."""
-        return self.target[len(self.name) :].strip("{}")
+    def power(self) -> str | None:
+        """The power mode that was asked for; None for the one it was found in."""
+        try:
+            return conditions.parse(self.target)[1].power
+        except EdgeprofError:
+            return None
+
+    @property
+    def told(self) -> str:
+        """In words: `jetson, power mode 15W`."""
+        try:
+            return conditions.describe(self.target)
+        except EdgeprofError:
+            return self.target
 
     @property
     def real(self) -> bool:
@@ -104,17 +114,11 @@ def device_of(target: str) -> str:
 
 
 def envelope(target: str) -> str | None:
-    """What an envelope is and is not, in words; None for a target without limits of its own."""
+    """What an envelope is and is not, in words; None for a machine that is used whole, in whatever power mode."""
     try:
-        parsed = spec.parse(target)
-    except spec.SpecError:
-        return None
-    if not set(_LIMITS) & set(parsed.options):
-        return None
-    cpus, memory = (parsed.options.get(name) for name in _LIMITS)
-    limits = [f"{cpus} cpu{'' if cpus == '1' else 's'}" if cpus else "", memory or ""]
-    place = "this machine" if parsed.name == LOCAL else parsed.name
-    return f"envelope: {', '.join(filter(None, limits))} on {place}, not that device's latency"
+        return conditions.label(target)
+    except EdgeprofError:
+        return f"under conditions that this edgeprof does not know: {target}"
 
 
 @cache

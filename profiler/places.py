@@ -1,7 +1,7 @@
 """What to deploy where, at what cost: the best case of each machine side by side, and which machine to take. Pure.
 
-Latencies of different machines are absolute figures side by side, never paired: a factor between two of them has the interval that
-the ends of both give, which is wider than either needs. No figure holds the way to a machine: network, queue, operation.
+Latencies of different machines are absolute figures side by side, never paired: a factor between two of them has the interval
+that the ends of both give, which is wider than either needs. No figure holds the way to a machine: network, queue, operation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from profiler.machines import Machine
 from profiler.records import Estimate, Figure, NotMeasured
 
 MONEY = "usd_per_million"
-NOT_PAIRED = "latencies of different machines stand side by side and are never paired; the way to a machine (network, queue) is in none"
+NOT_PAIRED = (
+    "latencies of different machines stand side by side, unpaired, and none holds the way to its machine (network)"
+)
 _SHOWN = {"s": units.seconds, "B": units.size, "USD/1M": units.usd}
 
 

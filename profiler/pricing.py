@@ -90,9 +90,9 @@ class Pricing:
             )  # fmt: skip
         except EdgeprofError as error:
             return NotMeasured(str(error))
-        if isinstance(found, Estimate) and "power=" in machine.conditions:
+        if isinstance(found, Estimate) and machine.power is not None:
             # A profile has the power of a device in its default mode only.
-            note = f"measured with {machine.conditions}, power as in the profile's default mode"
+            note = f"measured in power mode {machine.power}, power as in the profile's default mode"
             return replace(found, note=f"{found.note}; {note}" if found.note else note)
         return found
 
