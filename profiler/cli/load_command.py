@@ -58,6 +58,12 @@ def command(
     data: o.Data = None,
     variants: o.Variants = "fp32",
     backends: o.Backends = "ort,ov",
+    target: o.Target = "local",
+    cores: o.Cores = None,
+    power_mode: o.PowerMode = None,
+    limit_memory: o.LimitMemory = None,
+    limit_cpus: o.LimitCpus = None,
+    yes: o.Yes = False,
     scenario: Scenario = None,
     rate: Rate = None,
     trace: Trace = None,
@@ -125,6 +131,7 @@ def command(
     study = make_study(
         model=model, data=data, calibration=calibration, variants=tuple(split_list(variants or "")),
         backends=tuple(split_list(backends)), batches=(batch,), threads=o.numbers(threads, "--threads"), limit=limit,
+        targets=o.targets(target, limit_memory=limit_memory, limit_cpus=limit_cpus, cores=cores, power_mode=power_mode),
         input_shapes=o.shapes(shape), seed=seed, time_limit_s=parse_seconds(time_limit),
         memory_limit_bytes=None if memory_limit is None else parse_bytes(memory_limit),
         load={
@@ -133,6 +140,7 @@ def command(
             "repeats": repeats, "budget_queries": budget_queries, "only": True,
         },
     )  # fmt: skip
+    o.confirm_changes(study.targets, yes=yes)
     with console.bars() as progress:
         run_id = execute(study, out=out, progress=progress, database=database)
     raise typer.Exit(console.show_load(api.open_run(run_id, out=out, database=database), json=json))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,32 @@ TimeLimit = Annotated[str, typer.Option("--time-limit", help="Longest that one s
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="Memory a case may use before it counts as failed, e.g. 4GB.")
 ]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="Machines to measure on: local, names from `edgeprof target list`; conditions in braces, e.g. pi{cores=big}.",
+    ),
+]
+LimitMemory = Annotated[
+    str | None,
+    typer.Option("--limit-memory", help="Measure inside so much memory, e.g. 512MB: would it fit? (docs/envelopes.md)"),
+]
+LimitCpus = Annotated[
+    str | None, typer.Option("--limit-cpus", help="Measure on so many processors, e.g. 1 or 0.5 (docs/envelopes.md).")
+]
+Cores = Annotated[
+    str | None,
+    typer.Option("--cores", help="Classes of cores, each measured: big,little, or processors such as 0-3."),
+]
+PowerMode = Annotated[
+    str | None,
+    typer.Option(
+        "--power-mode",
+        help="Power modes of a Jetson, each measured: 15W,30W. Changes the machine; restored afterwards.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Change power modes without asking.")]
 CalibrationSamples = Annotated[int, typer.Option("--calibration-samples", help="Rows cut from --data for calibration.")]
 
 
@@ -103,11 +130,64 @@ def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def targets(
+    target: str, *, limit_memory: str | None, limit_cpus: str | None, cores: str | None, power_mode: str | None
+) -> tuple[str, ...]:
+    """Target texts of a study. Raises EdgeprofError for what cannot be."""
+    from profiler.targets.conditions import combine
+
+    names = split_list(target)
+    if not names:
+        raise StudyError("--target is empty: give local, or names from `edgeprof target list`.")
+    return combine(names, memory=limit_memory, cpus=limit_cpus, cores=cores, power=power_mode)
+
+
+def confirm_changes(texts: Sequence[str], *, yes: bool) -> None:
+    """Ask before power modes of machines are changed. Raises StudyError when nobody can be asked, Abort for a no."""
+    import sys
+
+    from profiler.targets.conditions import parse
+
+    asked: dict[str, list[str]] = {}
+    for text in texts:
+        name, conditions = parse(text)
+        if conditions.power is not None:
+            asked.setdefault(name, []).append(conditions.power)
+    if not asked or yes:
+        return
+    what = "; ".join(f"{name}: {', '.join(dict.fromkeys(modes))}" for name, modes in asked.items())
+    if not sys.stdin.isatty():
+        raise StudyError(f"this sets power modes ({what}), for everything that runs there: agree with --yes.")
+    typer.confirm(
+        f"This sets power modes ({what}), for everything that runs there, and restores them afterwards. Go on?",
+        abort=True,
+        err=True,
+    )
+
+
+def stored_targets(run: str, *, out: Path, database: str | None, search: bool) -> tuple[str, ...]:
+    """The targets of a run that is to be resumed; none where it cannot be read, which resuming tells."""
+    from profiler.errors import StoreError
+    from profiler.store import open_store
+
+    try:
+        store = open_store(database or out, create=False)
+    except StoreError:
+        return ()
+    try:
+        return store.run(store.resolve(run, search=search)).study.targets
+    except StoreError:
+        return ()
+    finally:
+        store.close()
+
+
 def study_settings(
     *, variants: str | None, backends: str, batch: str, threads: str, max_drop: str | None, slo_p99: str | None,
     max_memory: str | None, max_cost: float | None, machine: str | None, utilisation: float, prices: str | None, quick: bool,
     thorough: bool, time_budget: str | None, precision: str | None, time_limit: str,
     memory_limit: str | None, shape: list[str] | None, energy: bool, energy_csv: str | None, energy_command: str | None,
+    target: str, limit_memory: str | None, limit_cpus: str | None, cores: str | None, power_mode: str | None,
     **others: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The options of `profile` as the fields of a study. Raises EdgeprofError for texts that cannot be read."""
@@ -117,6 +197,9 @@ def study_settings(
         **others,
         "variants": tuple(split_list(variants or "")),
         "backends": tuple(split_list(backends)),
+        "targets": targets(
+            target, limit_memory=limit_memory, limit_cpus=limit_cpus, cores=cores, power_mode=power_mode
+        ),
         "batches": numbers(batch, "--batch"),
         "threads": numbers(threads, "--threads"),
         "input_shapes": shapes(shape),

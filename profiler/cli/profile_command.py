@@ -13,6 +13,12 @@ def command(
     calibration: o.Calibration = None,
     variants: o.Variants = None,
     backends: o.Backends = "ort,ov",
+    target: o.Target = "local",
+    cores: o.Cores = None,
+    power_mode: o.PowerMode = None,
+    limit_memory: o.LimitMemory = None,
+    limit_cpus: o.LimitCpus = None,
+    yes: o.Yes = False,
     batch: o.Batch = "1",
     threads: o.Threads = "1",
     metric: o.MetricOption = None,
@@ -47,6 +53,7 @@ def command(
         thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
         precision=precision, time_budget=time_budget, energy=energy, energy_csv=energy_csv, energy_command=energy_command,
         calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
+        target=target, cores=cores, power_mode=power_mode, limit_memory=limit_memory, limit_cpus=limit_cpus,
     )  # fmt: skip
     from profiler import api
     from profiler.cli.console import bars, show_result
@@ -54,6 +61,7 @@ def command(
     from profiler.study import make_study
 
     study = make_study(**settings)
+    o.confirm_changes(study.targets, yes=yes)
     with bars() as progress:
         run_id = execute(study, out=out, progress=progress, database=database)
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

@@ -16,6 +16,7 @@ def command(
     resume: Annotated[
         str | None, typer.Option("--resume", help="Go on with an interrupted run: its id, or latest.")
     ] = None,
+    yes: o.Yes = False,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
     json: o.Json = False,
@@ -29,6 +30,10 @@ def command(
     from profiler.study import read_study
 
     asked = None if study is None else read_study(study)
+    o.confirm_changes(
+        asked.targets if asked is not None else o.stored_targets(str(resume), out=out, database=database, search=False),
+        yes=yes,
+    )
     with bars() as progress:
         run_id = execute(asked, out=out, resume=resume, progress=progress, database=database)
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

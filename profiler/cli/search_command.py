@@ -32,6 +32,12 @@ def command(
         typer.Option("--variants", help="Candidates, e.g. fp16,graph+int8-dynamic; default: the whole ladder."),
     ] = None,
     backends: o.Backends = "ort,ov",
+    target: o.Target = "local",
+    cores: o.Cores = None,
+    power_mode: o.PowerMode = None,
+    limit_memory: o.LimitMemory = None,
+    limit_cpus: o.LimitCpus = None,
+    yes: o.Yes = False,
     batches: Annotated[str, typer.Option("--batch", "--batches", help="Batch sizes, e.g. 1,8,32.")] = "1",
     threads: o.Threads = "1",
     calibration: o.Calibration = None,
@@ -88,8 +94,18 @@ def command(
             thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
             precision=precision, time_budget=time_budget, energy=False, energy_csv=None, energy_command=None,
             calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
+            target=target, cores=cores, power_mode=power_mode, limit_memory=limit_memory, limit_cpus=limit_cpus,
         )  # fmt: skip
         study = make_study(**{**settings, "variants": tuple(split_list(variants or ""))})
+        if len(study.targets) > 1:
+            raise StudyError(
+                f"a search races on one machine under one set of conditions, got {len(study.targets)}: "
+                f"{', '.join(study.targets)}."
+            )
+    o.confirm_changes(
+        study.targets if study is not None else o.stored_targets(str(resume), out=out, database=database, search=True),
+        yes=yes,
+    )
     # Who names the candidates gets those.
     asked = Asked(objective, alpha, seeds, enough=_share(enough), mixed=variants is None)  # type: ignore[arg-type]  # checked there, with the known ones
     with bars() as progress:

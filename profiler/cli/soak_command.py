@@ -28,6 +28,12 @@ def command(
     shape: o.Shapes = None,
     variants: o.Variants = "fp32",
     backends: o.Backends = "ort,ov",
+    target: o.Target = "local",
+    cores: o.Cores = None,
+    power_mode: o.PowerMode = None,
+    limit_memory: o.LimitMemory = None,
+    limit_cpus: o.LimitCpus = None,
+    yes: o.Yes = False,
     batch: o.Batch = "1",
     threads: o.Threads = "1",
     longest: Annotated[
@@ -74,12 +80,16 @@ def command(
             "burst_s": parse_seconds(burst), "sustained_s": parse_seconds(sustained), "each": each,
         }  # fmt: skip
         study = make_study(
+            targets=o.targets(
+                target, limit_memory=limit_memory, limit_cpus=limit_cpus, cores=cores, power_mode=power_mode
+            ),
             model=model, data=data, input_shapes=o.shapes(shape), variants=tuple(split_list(variants or "")),
             backends=tuple(split_list(backends)), batches=o.numbers(batch, "--batch"),
             threads=o.numbers(threads, "--threads"), effort=effort, soak=plan, limit=limit, seed=seed,
             time_limit_s=parse_seconds(time_limit),
             memory_limit_bytes=None if memory_limit is None else parse_bytes(memory_limit),
         )  # fmt: skip
+        o.confirm_changes(study.targets, yes=yes)
         with bars() as progress:
             run_id = execute(study, out=out, progress=progress, database=database)
     assert run_id is not None

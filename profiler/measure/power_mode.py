@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +50,13 @@ def run(command: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def which(name: str) -> str | None:
+    """The path of a command."""
+    import shutil  # brings compression libraries along: not into every worker
+
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), _MORE_PLACES]))
+
+
 def catalogue(text: str) -> dict[int, str]:
     """Names of the modes in the text of an nvpmodel.conf, by number; empty for anything else."""
     return {int(number): name for number, name in _MODEL.findall(text)}
@@ -85,9 +91,7 @@ class PowerModes:
 
     root: Path = Path("/")
     run: Run = run
-    which: Callable[[str], str | None] = lambda name: shutil.which(
-        name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), _MORE_PLACES])
-    )
+    which: Callable[[str], str | None] = which
     is_root: Callable[[], bool] = lambda: os.geteuid() == 0
     marker: Path = field(default_factory=lambda: Path(os.path.expanduser("~/.cache/edgeprof-power-mode")))  # noqa: PTH111 (raises nothing)
     """Holds the mode to go back to while another one is set; locked by whoever set it."""

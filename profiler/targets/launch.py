@@ -19,7 +19,7 @@ _MAX_WORDS = 300
 
 
 class ConditionedWorker(WorkerProcess):
-    """A worker under conditions; `notes` say what each was done with."""
+    """A worker under conditions; `told` says by its name what each was done with, `notes` the same as sentences."""
 
     def __init__(self, target: Target, **options: Any) -> None:
         """As WorkerProcess; `apply` puts the conditions on it."""
@@ -27,6 +27,7 @@ class ConditionedWorker(WorkerProcess):
         self._conditions = target.conditions
         self._text = target.text
         self.notes: tuple[str, ...] = ()
+        self.told: Mapping[str, str] = {}
 
     def __enter__(self) -> ConditionedWorker:  # noqa: PYI034 (typing.Self is 3.11)
         """The worker itself."""
@@ -58,9 +59,9 @@ class ConditionedWorker(WorkerProcess):
         told = reply.get("conditions")
         if not isinstance(told, dict) or set(self._conditions.options()) - set(told):
             raise WorkerFailure("error", f"{self._text}: the worker does not say that it took the conditions.")
-        means = {key: clean(str(told[key]))[:_MAX_WORDS] for key in self._conditions.options()}
-        self.notes = tuple(f"{key}: {words}" for key, words in means.items())
-        return means
+        self.told = {key: clean(str(told[key]))[:_MAX_WORDS] for key in self._conditions.options()}
+        self.notes = tuple(f"{key}: {words}" for key, words in self.told.items())
+        return self.told
 
     def request(self, command: str, *arguments: Any, **fields: Any) -> tuple[dict[str, Any], wire.Arrays]:
         """As WorkerProcess; a lack of memory in an envelope names its limit."""
@@ -70,10 +71,9 @@ class ConditionedWorker(WorkerProcess):
             limit = self._conditions.memory_bytes
             if failure.kind != "out_of_memory" or limit is None or "GPU" in str(failure):
                 raise
-            means = next((note for note in self.notes if note.startswith("memory: ")), "memory: not told how")
             raise WorkerFailure(
                 "out_of_memory",
-                f"does not fit into the {size(limit)} of the envelope {self._text} ({means.removeprefix('memory: ')}): {failure}",
+                f"does not fit into the {size(limit)} of the envelope {self._text} ({self.told.get('memory', 'it did not say how')}): {failure}",
                 failure.log_tail,
                 needs_more_than_bytes=limit,
             ) from failure
@@ -97,12 +97,12 @@ def start(
     return worker
 
 
-def check(target: Target) -> Mapping[str, str]:
-    """What each condition of the target would be done with, asked of a worker there. Raises StudyError when one cannot be had."""
-    with ConditionedWorker(target) as worker:
-        if not target.shares_files:
-            worker.greet()
-        try:
-            return worker.apply("check")
-        except WorkerFailure as failure:
-            raise StudyError(f"{failure}") from failure
+def probe(target: Target) -> ConditionedWorker:
+    """A worker that tells of a target before a run: under its conditions, with its power mode looked for and not set.
+
+    Raises StudyError when a condition cannot be had there, and TargetError.
+    """
+    try:
+        return start(target, step="check")
+    except WorkerFailure as failure:
+        raise StudyError(str(failure)) from failure
