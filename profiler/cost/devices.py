@@ -53,6 +53,8 @@ class Memory(_Frozen):
 
     gb: _Positive | None = None
     bandwidth_gbs: _Positive | None = None
+    cache_mb: _Positive | None = None
+    """All caches of the compute unit together: what may stay there from one inference to the next needs no bandwidth."""
 
 
 class Cpu(_Frozen):
@@ -130,6 +132,11 @@ class DeviceProfile(_Frozen):
     def needs_host(self) -> bool:
         """Whether this is a card or chip, not a machine."""
         return self.device_class in ACCELERATOR_CLASSES
+
+    @property
+    def peak_is_of_cpu(self) -> bool:
+        """Whether `peak` is what the processor cores do together; else it is an accelerator's, and theirs is not known."""
+        return self.compute_unit.casefold().startswith("cpu")
 
     @model_validator(mode="after")
     def _unverified_figures_exist(self) -> DeviceProfile:
