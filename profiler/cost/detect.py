@@ -1,16 +1,20 @@
 """Which machine is this, as far as its own files tell: EC2 by DMI, Jetson and Raspberry Pi by device tree. No network.
 
+The files come as texts by path (as a target's agent sends them) or lie below a root.
+
 Firmware tables are read as untrusted text. What they don't tell is not guessed: the answer is None with the reason and
 what to declare instead.
 
 Sources: EC2 Nitro puts the instance type in DMI `product_name` (docs.aws.amazon.com/AWSEC2 "Detect whether a host is an
 EC2 instance"); Azure's chassis asset tag is a constant (cloud-init, `ChassisAssetTag.AZURE_CLOUD`); Jetson part numbers
-are NVIDIA's (L4T developer guide, "Supported modules"); Raspberry Pi models are the kernel's device-tree names.
+are NVIDIA's (L4T developer guide, "Supported modules"), as the device tree or, on carriers of other makers, the flash record
+`nv_boot_control.conf` (L4T developer guide, "Bootloader": TNSPEC) names them; Raspberry Pi models are the kernel's names.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,14 @@ from profiler.cost.devices import load_profiles
 AZURE_CHASSIS_TAG = "7783-7084-3265-9085-8269-3286-77"
 _EC2_TYPE = re.compile(r"[a-z][a-z0-9-]*\.(?:\d*x?large|metal(?:-\d+xl)?|nano|micro|small|medium)")
 _MAX_READ = 4096
+_DMI = "sys/devices/virtual/dmi/id"
+_DMI_NAMES = ("sys_vendor", "board_vendor", "product_name", "board_asset_tag", "chassis_asset_tag")
+MODEL = "proc/device-tree/model"
+COMPATIBLE = "proc/device-tree/compatible"
+FLASHED = "etc/nv_boot_control.conf"
+MEMORY = "proc/meminfo"
+FILES = (MODEL, COMPATIBLE, FLASHED, MEMORY, *(f"{_DMI}/{name}" for name in _DMI_NAMES))
+"""What is looked at."""
 
 _DECLARE = "declare it with --as"
 
@@ -36,6 +48,8 @@ JETSON_MODULES = {
     "p3448-0002": "jetson-nano-4gb",
 }
 """NVIDIA module part number → device profile."""
+_MODULE_FAMILIES = ("p2180", "p2888", "p3310", "p3448", "p3489", "p3636", "p3668", "p3701", "p3767", "p3834")
+"""Part numbers of modules, TX1 to Thor; the others in a device tree are those of carrier boards."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +62,49 @@ class DetectedMachine:
 
 def detect_machine(root: Path = Path("/")) -> DetectedMachine:
     """Recognise the machine whose `/sys` and `/proc` lie under `root`. Never raises for what those files hold."""
-    tree = root / "proc" / "device-tree"
-    model = _read(tree / "model").replace("\0", "").strip()
-    compatible = [part for part in _read(tree / "compatible").split("\0") if part]
+    return detect({name: text for name in FILES if (text := _read(root / name))})
+
+
+def detect(files: Mapping[str, str]) -> DetectedMachine:
+    """The same from the texts of `FILES` by path; what is missing was not readable. Never raises for what they hold."""
+    model = files.get(MODEL, "")[:_MAX_READ].replace("\0", "").strip()
+    compatible = compatibles(files)
     if model or compatible:
-        found = _board(root, model, compatible)
+        found = _board(files, model, compatible)
         if found is not None:
             return found
-    return _cloud(root / "sys" / "devices" / "virtual" / "dmi" / "id", model)
+    return _cloud(_dmi(files), model)
 
 
-def _cloud(dmi: Path, model: str) -> DetectedMachine:
-    names = ("sys_vendor", "board_vendor", "product_name", "board_asset_tag", "chassis_asset_tag")
-    facts = {name: _read(dmi / name).strip() for name in names}
+def compatibles(files: Mapping[str, str]) -> list[str]:
+    """The device tree's names for the machine, the most exact one first."""
+    return [part for part in files.get(COMPATIBLE, "")[:_MAX_READ].split("\0") if part.strip()]
+
+
+def jetson_module(files: Mapping[str, str]) -> str | None:
+    """Part number of a Jetson's module, e.g. `p3767-0005`, by its device tree or by what it was flashed as."""
+    parts = [number for part in compatibles(files) for number in re.findall(r"p\d{4}-\d{4}", part)]
+    # TNSPEC 3767-300-0005-K.2-1-1-jetson-orin-nano-devkit-: board, version, SKU.
+    flashed = re.search(r"^TNSPEC (\d{4})-[0-9A-Z]{0,4}-(\d{4})-", files.get(FLASHED, "")[:_MAX_READ], re.MULTILINE)
+    parts += [f"p{flashed[1]}-{flashed[2]}"] if flashed else []
+    return next((part for part in parts if part[:5] in _MODULE_FAMILIES), None)
+
+
+def cloud(files: Mapping[str, str]) -> str | None:
+    """The cloud whose firmware tables these are, `aws`, `azure` or `gcp`; None when they name none."""
+    facts = _dmi(files)
+    if "Amazon EC2" in (facts["sys_vendor"], facts["board_vendor"]):
+        return "aws"
+    if facts["sys_vendor"] == "Google" or facts["product_name"] == "Google Compute Engine":
+        return "gcp"
+    return "azure" if facts["chassis_asset_tag"] == AZURE_CHASSIS_TAG else None
+
+
+def _dmi(files: Mapping[str, str]) -> dict[str, str]:
+    return {name: files.get(f"{_DMI}/{name}", "")[:_MAX_READ].strip() for name in _DMI_NAMES}
+
+
+def _cloud(facts: Mapping[str, str], model: str) -> DetectedMachine:
     vendor, product = facts["sys_vendor"], facts["product_name"]
     shown = ", ".join(f"{name} '{_clip(value)}'" for name, value in facts.items() if value)
     if "Amazon EC2" in (vendor, facts["board_vendor"]):
@@ -90,33 +134,42 @@ def _cloud(dmi: Path, model: str) -> DetectedMachine:
     return DetectedMachine(None, f"neither DMI nor a device tree is readable here: {hint}")
 
 
-def _board(root: Path, model: str, compatible: list[str]) -> DetectedMachine | None:
+def _board(files: Mapping[str, str], model: str, compatible: list[str]) -> DetectedMachine | None:
     evidence = f"device tree: model '{_clip(model)}', compatible '{_clip(', '.join(compatible))}'"
     if any(part.startswith("raspberrypi,") for part in compatible) or model.startswith("Raspberry Pi"):
-        return _raspberry(root, model, evidence)
+        return _raspberry(files, model, evidence)
     if "Jetson" in model or any(part.startswith("nvidia,p") or "tegra" in part for part in compatible):
-        return _jetson(model, compatible, evidence)
+        return _jetson(files, model, evidence)
+    if "rockchip,rk3588s" in compatible and any(part.startswith("firefly,") for part in compatible):
+        return _profile("firefly-rk3588s", evidence)
     return None
 
 
-def _raspberry(root: Path, model: str, evidence: str) -> DetectedMachine:
+def _raspberry(files: Mapping[str, str], model: str, evidence: str) -> DetectedMachine:
     generation = re.match(r"Raspberry Pi (\d+)\b", model)
-    memory = re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc" / "meminfo"), re.MULTILINE)
-    if generation is None or memory is None:
+    total = memory_bytes(files)
+    if generation is None or total is None:
         missing = "its generation" if generation is None else "its memory size"
         return _undeclared(f"a Raspberry Pi; the files don't tell {missing} ({evidence})")
     # Boards come with 2, 4, 8 or 16 GiB; firmware and GPU keep some of it back from MemTotal.
-    gib = int(memory[1]) / 2**20
+    gib = total / 2**30
     size = min((1, 2, 4, 8, 16), key=lambda option: abs(option - gib * 1.03))
     return _profile(f"raspberry-pi-{generation[1]}-{size}gb", f"{evidence}, MemTotal {gib:.1f} GiB")
 
 
-def _jetson(model: str, compatible: list[str], evidence: str) -> DetectedMachine:
-    parts = [number for part in compatible for number in re.findall(r"p\d{4}-\d{4}", part)]
-    profile = next((JETSON_MODULES[number] for number in parts if number in JETSON_MODULES), None)
+def memory_bytes(files: Mapping[str, str]) -> int | None:
+    """Main memory that the kernel has, `MemTotal`; None when the file does not tell."""
+    found = re.search(r"^MemTotal: {1,20}(\d{1,12}) kB", files.get(MEMORY, "")[:_MAX_READ], re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _jetson(files: Mapping[str, str], model: str, evidence: str) -> DetectedMachine:
+    module = jetson_module(files)
+    profile = JETSON_MODULES.get(module or "")
     if profile is None:
-        named = f"module {', '.join(dict.fromkeys(parts))}" if parts else "its module"
-        return _undeclared(f"an NVIDIA Jetson; no profile is known for {named} ({evidence})")
+        return _undeclared(
+            f"an NVIDIA Jetson; no profile is known for {f'module {module}' if module else 'its module'} ({evidence})"
+        )
     if profile == "jetson-orin-nano-8gb" and "Super" in model:
         # The same module with other clocks: the device tree of the Super configuration says so in its model name.
         profile = "jetson-orin-nano-super-8gb"
