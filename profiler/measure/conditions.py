@@ -178,7 +178,8 @@ def _of_class(text: str, allowed: Sequence[int], root: Path) -> tuple[int, ...]:
 
 def _memory(limit: int, root: Path, groups: Groups) -> str:
     """What this process holds already stays with the group it was taken from, so the new group gets the rest."""
-    held = memory.read(root).rss_anon_bytes or 0
+    now = memory.read(root)
+    held = (now.rss_bytes if now.rss_anon_bytes is None else now.rss_anon_bytes) or 0
     if limit - held < _ROOM_BYTES:
         raise NotPossible(
             f"memory={limit / 1e6:g}MB is not possible: the worker alone, Python and numpy without a runtime, "

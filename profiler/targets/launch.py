@@ -71,9 +71,10 @@ class ConditionedWorker(WorkerProcess):
             limit = self._conditions.memory_bytes
             if failure.kind != "out_of_memory" or limit is None or "GPU" in str(failure):
                 raise
+            means = self.told.get("memory", "it did not say how")
             raise WorkerFailure(
                 "out_of_memory",
-                f"does not fit into the {size(limit)} of the envelope {self._text} ({self.told.get('memory', 'it did not say how')}): {failure}",
+                f"does not fit into the {size(limit)} of the envelope {self._text} ({means}): {failure}",
                 failure.log_tail,
                 needs_more_than_bytes=limit,
             ) from failure
