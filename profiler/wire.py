@@ -10,21 +10,26 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import struct
 import zlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import EdgeprofError
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Changes whenever an older worker would misunderstand a parent or be misunderstood."""
 MAX_HEADER_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 4 << 30
+MAX_ARRAYS = 4096
+_MAX_AXES = 64
+_MAX_DIGITS = 40
 _KINDS = "biuf"
+_DTYPE = re.compile(r"[<>|=]?[biuf](?:1|2|4|8|16)")
 _LENGTH = struct.Struct(">I")
 
 
@@ -75,36 +80,73 @@ def write_frame(
     stream.flush()
 
 
-def read_frame(stream: Reader, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> tuple[dict[str, Any], Arrays] | None:
+def read_frame(
+    stream: Reader, *, max_payload_bytes: int = MAX_PAYLOAD_BYTES, max_header_bytes: int = MAX_HEADER_BYTES
+) -> tuple[dict[str, Any], Arrays] | None:
     """Read one frame; None at a clean end of the stream. Raises WireError on anything malformed or too large."""
     prefix = _read(stream, _LENGTH.size, at_start=True)
     if prefix is None:
         return None
     (length,) = _LENGTH.unpack(prefix)
-    if length > MAX_HEADER_BYTES:
-        raise WireError(f"frame header announces {length} bytes, at most {MAX_HEADER_BYTES} are accepted.")
+    if length > max_header_bytes:
+        raise WireError(f"frame header announces {length} bytes, at most {max_header_bytes} are accepted.")
     try:
-        header = json.loads(_must_read(stream, length))
+        text = _must_read(stream, length).decode()
+        header = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_no_number)
         listed = header.pop("arrays")
-        specs = [(str(a["name"]), np.dtype(a["dtype"]), tuple(int(size) for size in a["shape"])) for a in listed]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        # RecursionError: JSON of a hundred thousand opening brackets; OverflowError: an infinite size.
-        raise WireError(f"frame header is not what a worker or its parent writes: {error}.") from error
+        if not isinstance(listed, list) or len(listed) > MAX_ARRAYS:
+            raise ValueError(f"its arrays are no list of at most {MAX_ARRAYS}")
+        specs = [_spec(fields) for fields in listed]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # RecursionError: JSON of a hundred thousand opening brackets.
+        raise WireError(f"frame header is not what a worker or its parent writes: {str(error)[:200]}.") from error
     arrays: Arrays = {}
     total = 0
     for name, dtype, shape in specs:
         size = dtype.itemsize * math.prod(shape)
         total += size
-        if dtype.kind not in _KINDS or min(shape, default=1) < 0 or total > max_payload_bytes:
+        if total > max_payload_bytes:
             raise WireError(
-                f"array '{name}' of {dtype} {shape} is not accepted (numeric, at most {max_payload_bytes} bytes)."
+                f"array '{name[:100]}' of {dtype} {shape} is not accepted, at most {max_payload_bytes} bytes are."
             )
+        if name in arrays:
+            raise WireError(f"array '{name[:100]}' comes twice.")
         data = _must_read(stream, size)
         try:
             arrays[name] = np.frombuffer(data, dtype=dtype).reshape(shape)
         except ValueError as error:
-            raise WireError(f"array '{name}' of {dtype} cannot have the shape {shape}: {error}.") from error
+            raise WireError(f"array '{name[:100]}' of {dtype} cannot have the shape {shape}: {error}.") from error
     return header, arrays
+
+
+def _spec(fields: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+    """Name, dtype and shape as a header lists them. Raises ValueError, KeyError or TypeError for any other form."""
+    name, dtype, shape = fields["name"], fields["dtype"], fields["shape"]
+    if not isinstance(name, str) or not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"an array of {str(dtype)[:40]!r} is not accepted, only numbers and booleans are")
+    if not isinstance(shape, list) or len(shape) > _MAX_AXES:
+        raise ValueError(f"the shape of '{name[:100]}' is no list of at most {_MAX_AXES} sizes")
+    if not all(type(size) is int and 0 <= size <= MAX_PAYLOAD_BYTES for size in shape):
+        raise ValueError(f"the shape of '{name[:100]}' holds what is no size")
+    return name, np.dtype(dtype), tuple(shape)
+
+
+def _whole(text: str) -> int:
+    # Reading a number of a million digits takes minutes.
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text[: 2 * _MAX_DIGITS])
+    if len(text) > 2 * _MAX_DIGITS or not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]}")
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
 
 
 def pack(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
@@ -125,22 +167,21 @@ def unpack(data: bytes) -> Arrays:
     return frame[1]
 
 
-def _must_read(stream: Reader, size: int) -> bytes:
+def _must_read(stream: Reader, size: int) -> bytearray:
     data = _read(stream, size, at_start=False)
     assert data is not None
     return data
 
 
-def _read(stream: Reader, size: int, *, at_start: bool) -> bytes | None:
+def _read(stream: Reader, size: int, *, at_start: bool) -> bytearray | None:
     """Exactly `size` bytes. None only when the stream ends cleanly before the first byte of a frame."""
-    parts: list[bytes] = []
-    left = size
-    while left:
-        part = stream.read(min(left, 1 << 24))
+    # It grows with what comes: an announced size costs nothing before its bytes are here.
+    data = bytearray()
+    while len(data) < size:
+        part = stream.read(min(size - len(data), 1 << 22))
         if not part:
-            if at_start and left == size:
+            if at_start and not data:
                 return None
-            raise WireError(f"the pipe closed in the middle of a message: {size - left} of {size} bytes came.")
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
+            raise WireError(f"the pipe closed in the middle of a message: {len(data)} of {size} bytes came.")
+        data += part
+    return data

@@ -12,7 +12,9 @@ import faulthandler
 import gc
 import hashlib
 import importlib
+import math
 import os
+import re
 import signal
 import sys
 import time
@@ -46,6 +48,10 @@ _PR_SET_PDEATHSIG = 1
 _QUIET_SHARE = 0.1
 _QUIET_SLICE_S = 0.005
 _QUIET_LIMIT_S = 0.5
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FORGOTTEN_S = 3600.0
+_LONGEST_COMMAND_S = 86_400.0
+"""On a device, where whoever asks may be gone without a word: nothing is waited for, or worked at, for ever."""
 
 Reply = tuple[dict[str, Any], wire.Arrays]
 
@@ -76,6 +82,8 @@ def main(*, remote: bool = False) -> None:
     commands, replies = _take_over_pipes()
     _apply_memory_limit(os.environ.get("EDGEPROF_WORKER_MEMORY_BYTES"))
     state = State(Path(os.environ.get("EDGEPROF_WORKER_CACHE") or "edgeprof-worker-cache"), remote)
+    if remote:
+        _end_when_forgotten(_FORGOTTEN_S)
     while (frame := wire.read_frame(commands)) is not None:
         header, arrays = frame
         if remote:
@@ -91,7 +99,7 @@ def main(*, remote: bool = False) -> None:
         if header.get("command") == "stop":
             break
         if remote:
-            _end_when_forgotten(float(header.get("idle_s") or 0))
+            _end_when_forgotten(_seconds(header, "idle_s") or _FORGOTTEN_S)
     state.lanes.close()
     if state.session is not None:
         state.session.close()
@@ -127,6 +135,13 @@ def _end_when_forgotten(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, max(0.0, seconds))
 
 
+def _seconds(header: Mapping[str, Any], key: str) -> float:
+    """A time that the parent gives, 0 where it gives none or nonsense."""
+    value = header.get(key)
+    good = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+    return min(float(value), _LONGEST_COMMAND_S) if good and value is not None else 0.0
+
+
 def _apply_memory_limit(limit: object) -> None:
     """Limit the data segment, so that a case too large fails here and not the machine."""
     if not limit:
@@ -142,7 +157,7 @@ def _answer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Rep
     command = _COMMANDS.get(name)
     if command is None:
         return _failure("error", f"unknown command '{name}'; this worker knows {', '.join(sorted(_COMMANDS))}."), {}
-    deadline_s = float(header.get("deadline_s") or 0)
+    deadline_s = _seconds(header, "deadline_s") or (_LONGEST_COMMAND_S if state.remote else 0.0)
     if deadline_s > 0:
         # Works in a C thread: it ends the process even when native code hangs and holds the interpreter's lock.
         faulthandler.dump_traceback_later(deadline_s, exit=True)
@@ -210,48 +225,66 @@ def _hello(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Repl
 
 
 def _put(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
-    """Receive one chunk of one file of an artifact into `<cache>/<sha256>/<name>`."""
+    """Receive one chunk of one file of an artifact, which appears as `<cache>/<sha256>/<name>` when it is whole and right.
+
+    Until then it lies beside it under another name, so that a transfer which broke goes on where it stopped.
+    """
     path = _cached(state, str(header["sha256"]), str(header["name"]))
+    part, offset, size = _part(path), int(header["offset"]), int(header["size"])
+    chunk = np.ascontiguousarray(arrays["chunk"]).reshape(-1).view(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = "r+b" if header["offset"] else "wb"
-    with path.open(mode) as file:
-        file.seek(int(header["offset"]))
-        file.write(np.ascontiguousarray(arrays["chunk"]).data if arrays["chunk"].size else b"")
-    return {}, {}
+    with part.open("ab" if offset else "wb") as file:
+        if file.tell() != offset or offset + chunk.size > size:
+            raise wire.WireError(
+                f"{file.tell()} bytes of '{path.name}' are here, {chunk.size} more came for {offset} of {size}."
+            )
+        file.write(chunk.data if chunk.size else b"")
+    if offset + chunk.size == size:
+        if _digest(part) != header["file_sha256"]:
+            part.unlink()
+            raise wire.WireError(f"'{path.name}' arrived damaged: send it again.")
+        part.replace(path)
+    return {"offset": offset + int(chunk.size)}, {}
 
 
 def _have(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
-    """Whether a file of an artifact is here, whole: compared by size and SHA-256."""
+    """Whether a file of an artifact is here, whole: compared by size and SHA-256; otherwise how many bytes of it are."""
     del arrays
     path = _cached(state, str(header["sha256"]), str(header["name"]))
-    if not path.is_file() or path.stat().st_size != int(header["size"]):
-        return {"have": False}, {}
+    size, part = int(header["size"]), _part(path)
+    if path.is_file() and path.stat().st_size == size and _digest(path) == header["file_sha256"]:
+        return {"have": True, "offset": size}, {}
+    there = part.stat().st_size if part.is_file() else 0
+    return {"have": False, "offset": there if there < size else 0}, {}
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
-    return {"have": digest.hexdigest() == header["file_sha256"]}, {}
+    return digest.hexdigest()
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
 
 
 def _cached(state: State, sha256: str, name: str) -> Path:
-    """The place of a received file; names that would leave the cache are refused."""
+    """The place of a received file; names that would leave the cache are refused, links that lead out of it too."""
     parts = Path(name).parts
-    if (
-        len(sha256) != 64
-        or not sha256.isalnum()
-        or Path(name).is_absolute()
-        or ".." in parts
-        or not parts
-        or "\0" in name
-    ):
+    plain = parts and not Path(name).is_absolute() and ".." not in parts and "\0" not in name
+    path = state.cache / sha256 / name
+    if not _SHA256.fullmatch(sha256) or not plain or not path.resolve().is_relative_to(state.cache.resolve() / sha256):
         raise wire.WireError(f"artifact file '{name}' of '{sha256[:80]}' is not a plain relative path.")
-    return state.cache / sha256 / name
+    return path
 
 
 def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     """Import the runtime, then load the artifact; the two are timed apart because people can only shorten one of them."""
     del arrays
-    backend = registry.get(str(header["backend"]))
+    backend = _backend(state, header)
+    path = _model_path(state, header)
     state.meter.begin()
     begin = time.perf_counter()
     for module in getattr(backend, "modules", ()):
@@ -263,7 +296,6 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     state.meter.end("import")
     state.meter.watch_gpu(str(header["backend"]), header.get("device"))
     state.on_gpu = gpu_memory.kind_of(str(header["backend"]), header.get("device")) == "nvidia"
-    path = _model_path(state, header)
     options = base.LoadOptions(
         device=header.get("device"),
         threads=int(header["threads"]),
@@ -289,12 +321,38 @@ def _load(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     }, {}
 
 
-def _model_path(state: State, header: Mapping[str, Any]) -> Path:
-    if not header.get("path"):
-        return _cached(state, str(header["sha256"]), str(header["name"]))
+def _backend(state: State, header: Mapping[str, Any]) -> base.Backend:
+    """The adapter that is named. A parent elsewhere may name those of edgeprof and those that the device's owner allows.
+
+    Others are code of whoever wrote them, which takes options that nobody here has read. The owner's word is the environment
+    variable `EDGEPROF_WORKER_BACKENDS`, which no command can set.
+    """
+    name, device = str(header["backend"]), str(header.get("device") or "")
     if state.remote:
+        allowed = {*registry.BUILT_IN, *filter(None, os.environ.get("EDGEPROF_WORKER_BACKENDS", "").split(","))}
+        # `injected:NAME` runs the backend NAME.
+        for one in (name, device) if name == "injected" and device else (name,):
+            if one not in allowed:
+                raise base.BackendUnavailable(
+                    f"a worker on a device runs edgeprof's own backends, '{one}' is none: allow it there with "
+                    f"EDGEPROF_WORKER_BACKENDS={one[:40]}."
+                )
+    return registry.get(name)
+
+
+def _model_path(state: State, header: Mapping[str, Any]) -> Path:
+    """The file to load; on a device only what was sent to it, and no model that names files elsewhere."""
+    if header.get("path") and not state.remote:
+        return Path(str(header["path"]))
+    if header.get("path"):
         raise wire.WireError("a worker on a device loads only what was sent to it, not files of the device.")
-    return Path(str(header["path"]))
+    path = _cached(state, str(header["sha256"]), str(header["name"]))
+    if state.remote and path.is_file() and header["backend"] != "fake":
+        from backends.trt_cache import external_files
+
+        # Runtimes would read external data from wherever the model says, and the model's answers would tell what stands there.
+        external_files(path)
+    return path
 
 
 def _engines(state: State, header: Mapping[str, Any]) -> Path | None:
@@ -490,8 +548,8 @@ def _energy(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Rep
 
 
 def _availability(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
-    del state, arrays
-    return asdict(registry.get(str(header["backend"])).availability(header.get("device"))), {}
+    del arrays
+    return asdict(_backend(state, header).availability(header.get("device"))), {}
 
 
 def _environment(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:

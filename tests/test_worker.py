@@ -119,35 +119,83 @@ def test_received_arrays_can_be_written_to(state, artifact):
     assert state.feeds[0]["x"].flags.writeable
 
 
-def test_an_artifact_travels_in_chunks_and_is_known_by_its_hash(state):
-    """`have` is false before, false for half of it, false for other bytes, and true for the whole."""
+def sent(content: bytes, sha: str = "a" * 64, name: str = "folder/model.onnx") -> dict:
+    """What `have` and `put` say of a file."""
+    return {"sha256": sha, "name": name, "size": len(content), "file_sha256": hashlib.sha256(content).hexdigest()}
+
+
+def put(state, content: bytes, begin: int = 0, end: int | None = None, **fields):
+    chunk = np.frombuffer(content[begin:end], np.uint8)
+    return ask(state, "put", {"chunk": chunk}, offset=begin, **{**sent(content), **fields})[0]
+
+
+def test_an_artifact_travels_in_chunks_and_appears_when_it_is_whole(state):
+    """`have` tells how much is here; half of it is no file yet, other bytes are not it, the whole is."""
     content = os.urandom(1000)
-    sha = "a" * 64
-    fields = {
-        "sha256": sha,
-        "name": "folder/model.onnx",
-        "size": 1000,
-        "file_sha256": hashlib.sha256(content).hexdigest(),
-    }
-    answers = [ask(state, "have", **fields)[0]["have"]]
-    for offset in (0, 400):
-        chunk = np.frombuffer(content[offset : offset + 600][: 400 if offset == 0 else 600], np.uint8)
-        assert ask(state, "put", {"chunk": chunk}, sha256=sha, name="folder/model.onnx", offset=offset)[0]["ok"]
-        answers.append(ask(state, "have", **fields)[0]["have"])
-    path = state.cache / sha / "folder" / "model.onnx"
+    path = state.cache / ("a" * 64) / "folder" / "model.onnx"
+    answers = [ask(state, "have", **sent(content))[0]]
+    assert put(state, content, 0, 400)["offset"] == 400
+    answers.append(ask(state, "have", **sent(content))[0])
+    assert not path.exists()
+    assert put(state, content, 400)["ok"]
+    answers.append(ask(state, "have", **sent(content))[0])
     assert content == path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    answers.append(ask(state, "have", **fields)[0]["have"])
+    answers.append(ask(state, "have", **sent(content))[0])
 
-    assert answers == [False, False, True, False]
+    assert [(answer["have"], answer["offset"]) for answer in answers] == [
+        (False, 0), (False, 400), (True, 1000), (False, 0)
+    ]  # fmt: skip
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_arrived_damaged_is_not_kept(state):
+    """Neither under its name nor as something to go on with."""
+    content = os.urandom(100)
+    put(state, content, 0, 50)
+    wrong = ask(state, "put", {"chunk": np.zeros(50, np.uint8)}, offset=50, **sent(content))[0]
+
+    assert "arrived damaged" in wrong["message"]
+    assert ask(state, "have", **sent(content))[0] == {"ok": True, "have": False, "offset": 0}
+    assert [path for path in state.cache.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("begin", "end"), [(60, 100), (-1, 10), (0, 101), (10**15, None)])
+def test_chunks_that_do_not_follow_each_other_are_refused(state, begin, end):
+    """A gap, a place before the beginning, more than was announced, a place far outside: no byte of it is written."""
+    content = bytes(200)
+    put(state, content[:100], 0, 50)
+    chunk = np.zeros(len(content[max(begin, 0) : end]), np.uint8)
+    reply = ask(state, "put", {"chunk": chunk}, offset=begin, **sent(content[:100]))[0]
+
+    assert not reply["ok"]
+    assert sum(path.stat().st_size for path in state.cache.rglob("*.part")) in (0, 50)
 
 
 def test_a_shorter_file_replaces_a_longer_one(state):
     """What an interrupted transfer left does not stay at the end."""
-    for content in (b"x" * 100, b"y" * 10):
-        ask(state, "put", {"chunk": np.frombuffer(content, np.uint8)}, sha256="b" * 64, name="m", offset=0)
+    put(state, b"x" * 100, 0, 90)
+    put(state, b"y" * 10)
 
-    assert (state.cache / ("b" * 64) / "m").read_bytes() == b"y" * 10
+    assert (state.cache / ("a" * 64) / "folder" / "model.onnx").read_bytes() == b"y" * 10
+
+
+def test_a_link_that_leads_out_of_the_cache_is_not_followed(state, tmp_path):
+    """Whoever made it: neither by put nor by load."""
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"mine")
+    place = state.cache / ("a" * 64)
+    place.mkdir(parents=True)
+    (place / "model.onnx").symlink_to(outside)
+    (place / "folder").symlink_to(tmp_path)
+    replies = [
+        put(state, b"theirs", name="model.onnx"), put(state, b"theirs", name="folder/outside"),
+        ask(state, "load", backend="fake", threads=1, batch=1, sha256="a" * 64, name="model.onnx")[0],
+    ]  # fmt: skip
+
+    assert ["not a plain relative path" in reply["message"] for reply in replies] == [True] * 3
+    assert outside.read_bytes() == b"mine"
+    assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +203,7 @@ def test_a_shorter_file_replaces_a_longer_one(state):
     [
         ("a" * 64, "../escape"), ("a" * 64, "/etc/passwd"), ("a" * 64, "x/../../y"), ("a" * 64, ""), ("a" * 64, "."),
         ("a" * 64, "nul\0byte"), ("../" * 21 + "x", "m"), ("a" * 63, "m"), ("", "m"), ("a" * 63 + "/", "m"),
+        ("A" * 64, "m"), ("\u0661" * 64, "m"), ("a" * 64 + "\n", "m"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["put", "have", "load"])
@@ -402,3 +451,169 @@ def test_the_worker_runs_on_python_310_with_numpy_psutil_and_one_runtime(tmp_pat
     assert memory["peak_rss_bytes"]
     assert facts["facts"]["provider"] == "CPUExecutionProvider"
     np.testing.assert_allclose(expected, outputs["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def device(tmp_path):
+    """A worker whose parent is another machine, with one model sent to it."""
+    return worker.State(tmp_path / "cache", remote=True)
+
+
+def given(state, content: bytes) -> dict:
+    """Send `content` as the model; what `load` needs to name it."""
+    assert put(state, content, name="model.onnx")["ok"]
+    return {"sha256": "a" * 64, "name": "model.onnx", "threads": 1, "batch": 1}
+
+
+def external(location: str) -> bytes:
+    """An ONNX model whose weights lie in another file."""
+    from onnx import TensorProto, helper
+
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        weights.external_data.add(key=key, value=value)
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", 1, [4])],
+        [helper.make_tensor_value_info("y", 1, [4])], [weights],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def test_a_device_loads_no_file_of_its_own(device, artifact):
+    """A host may name what it sent, not what else lies there."""
+    reply = ask(device, "load", backend="fake", path=str(artifact), threads=1, batch=1)[0]
+
+    assert "loads only what was sent to it" in reply["message"]
+
+
+@pytest.mark.parametrize(
+    "location", ["../../secret", "/etc/passwd", "missing", "*/_ORT_MEM_ADDR_/*", "model.onnx/../../../x"]
+)
+@pytest.mark.parametrize("backend", ["ort", "ov", "trt", "injected"])
+def test_a_device_loads_no_model_that_names_other_files(device, location, backend):
+    """Its weights would be bytes of the device's files, and its answers would tell them: refused before any runtime reads it."""
+    reply = ask(device, "load", backend=backend, **given(device, external(location)))[0]
+
+    assert not reply["ok"]
+    assert "external data" in reply["message"]
+
+
+@pytest.mark.runtime
+def test_a_device_loads_a_model_with_the_files_that_came_with_it(device):
+    """External data beside the model are the usual case for large ones."""
+    weights = np.arange(4, dtype=np.float32)
+    assert put(device, weights.tobytes(), name="weights")["ok"]
+    reply = ask(device, "load", backend="ort", **given(device, external("weights")))[0]
+    outputs = ask(device, "infer", {"x": np.ones(4, np.float32)})[1]
+
+    assert reply["ok"]
+    np.testing.assert_array_equal(weights + 1, outputs["y"])
+
+
+@pytest.mark.parametrize("content", [b"<net/>", b"", b"\x08", b"\x7fELF", b"not a model"])
+def test_a_device_loads_nothing_that_is_no_onnx_model(device, content):
+    """Other formats name files too, in ways that nobody here has read."""
+    reply = ask(device, "load", backend="ov", **given(device, content))[0]
+
+    assert "ONNX model" in reply["message"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"custom_ops": "/tmp/evil.so"}, {"plugin": "/tmp/evil.so"}, {"plugins": "evil.xml"}, {"cache_dir": "/tmp"},
+        {"profile": "/tmp/x"}, {"session.save_external_prepacked_constant_initializers": "1"}, {"config": "/etc/passwd"},
+        {"trt_engine_cache_path": "/tmp"}, {"provider": "/tmp/libx.so"}, {"optimized_model_filepath": "/tmp/x"},
+    ],
+    ids=lambda option: next(iter(option)),
+)  # fmt: skip
+@pytest.mark.parametrize("backend", ["ort", "ov", "trt", "fake"])
+def test_no_option_loads_libraries_or_names_files(device, small_model, backend, option):
+    """The adapters know all of their options by name, none of them is a path."""
+    reply = ask(device, "load", backend=backend, options=option, **given(device, small_model.read_bytes()))[0]
+
+    assert not reply["ok"]
+    assert f"backend '{backend}' has no option '{next(iter(option))}'" in reply["message"]
+
+
+@pytest.mark.parametrize(
+    "chosen", [
+        ("ort", "/tmp/libevil.so"), ("ort", "openvino"), ("ov", "AUTO:/x"), ("ov", "../CPU"), ("trt", "gpu.0;id"),
+        ("trt", "/dev/x"),
+    ]
+)  # fmt: skip
+def test_no_device_name_is_more_than_a_name(device, small_model, chosen):
+    """What a host writes there is compared, not run or opened."""
+    backend, name = chosen
+    reply = ask(device, "load", backend=backend, device=name, **given(device, small_model.read_bytes()))[0]
+
+    assert "has no device" in reply["message"]
+
+
+def test_a_device_keeps_engines_in_its_own_cache(device, tmp_path):
+    """Whatever folder the host names."""
+    assert worker._engines(device, {"cache_dir": str(tmp_path / "elsewhere")}) == device.cache / "engines"
+
+
+@pytest.mark.parametrize(("backend", "inner"), [("theirs", None), ("injected", "theirs")])
+@pytest.mark.parametrize("command", ["load", "availability"])
+def test_backends_of_others_run_on_a_device_when_its_owner_says_so(
+    device, artifact, monkeypatch, command, backend, inner
+):
+    """Not when the host does: nothing of them is imported. On this machine they run as ever."""
+    from backends import registry
+
+    asked = []
+    monkeypatch.setattr(registry, "get", lambda name: asked.append(name) or FakeBackend())
+    fields = {"backend": backend, "device": inner, **given(device, b"x")}
+    refused = ask(device, command, **fields)[0]
+    before = list(asked)
+    monkeypatch.setenv("EDGEPROF_WORKER_BACKENDS", "other,theirs")
+    ask(device, command, **fields)
+    monkeypatch.delenv("EDGEPROF_WORKER_BACKENDS")
+    ask(worker.State(device.cache), command, **{**fields, "path": str(artifact)})
+
+    assert (refused["kind"], before, asked) == ("unavailable", [], [backend] * 2)
+    assert "EDGEPROF_WORKER_BACKENDS=theirs" in refused["message"]
+
+
+@pytest.mark.parametrize("value", ["soon", float("inf"), float("nan"), -5, [], {}, None, True])
+def test_times_that_are_none_are_not_believed(device, value):
+    """A deadline or a wait that cannot be is none: the command is answered."""
+    assert worker._seconds({"idle_s": value}, "idle_s") == (1.0 if value is True else 0.0)
+    assert ask(device, "memory", deadline_s=value)[0]["ok"]
+
+
+FAR = Target(
+    "far", (sys.executable, "-c", "from profiler.worker import main; main(remote=True)"), False, local().environment
+)
+
+
+@pytest.mark.process
+def test_a_device_forgets_a_host_that_says_nothing_more(tmp_path):
+    """A link that died without a word leaves the pipe open: the worker ends by itself, at the time it was given."""
+    import signal
+
+    with WorkerProcess(FAR, cache=tmp_path / "cache") as process:
+        process.greet(idle_s=0.2)
+        process.request("memory", timeout_s=20)
+        code = process._process.wait(30)
+
+    assert code == -signal.SIGALRM
+
+
+@pytest.mark.process
+def test_a_device_does_not_forget_a_host_while_it_works(tmp_path):
+    """Between commands only: an inference may take longer than the wait."""
+    code = """
+        import signal
+        from profiler import worker
+        worker._COMMANDS["timer"] = lambda *_: ({"left_s": signal.getitimer(signal.ITIMER_REAL)[0]}, {})
+        worker.main(remote=True)
+    """
+    target = Target("far", (sys.executable, "-c", textwrap.dedent(code)), False, local().environment)
+    with WorkerProcess(target, cache=tmp_path / "cache") as process:
+        process.greet(idle_s=100)
+        left, _ = process.request("timer", timeout_s=20)
+
+    assert left["left_s"] == 0

@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,9 @@ from numpy.typing import NDArray
 from profiler import wire
 from profiler.errors import TargetError
 from profiler.records import FailureKind
+from profiler.targets import answers
 from profiler.targets.base import Target
+from profiler.targets.log import FileLog, Log, TailLog, clean
 from profiler.targets.out_of_memory import Finding, Witness, peak_of, speaks_of_memory
 from profiler.targets.pipe import Pipe
 from profiler.targets.remote import LinkLost
@@ -30,7 +31,6 @@ _GREETING_S = 60.0
 _IDLE_S = 3600.0
 """Parked workers wait while others are measured; one that hears nothing for so long has lost us."""
 _LOG_TAIL_LINES = 15
-_LOG_BYTES = 64_000
 _KILLED_EXIT_CODE = 128 + signal.SIGKILL
 """What shells, containers and ssh make of a SIGKILL on the other side."""
 
@@ -69,7 +69,8 @@ class WorkerProcess:
         self._target = target
         self._memory_limit_bytes = memory_limit_bytes
         self._idle_limit_s: float | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process, closed with it)
+        self._outputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] | None = None
+        self._log: Log = FileLog() if target.shares_files else TailLog()
         environment = {**os.environ, **target.environment}
         if cache is not None:
             environment["EDGEPROF_WORKER_CACHE"] = str(cache)
@@ -81,7 +82,7 @@ class WorkerProcess:
         try:
             # A process group of its own: Ctrl-C in the terminal reaches us, and we end the workers in order.
             self._process = subprocess.Popen(
-                target.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+                target.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.handle,
                 bufsize=0, env=environment, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -89,6 +90,7 @@ class WorkerProcess:
             raise TargetError(
                 f"cannot start a worker on '{target.name}': {target.command[0]}: {error.strerror or error}."
             ) from error
+        self._log.started()
         self._witness.pid = self._process.pid
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -112,10 +114,10 @@ class WorkerProcess:
         Raises TargetError when it is not of the edgeprof that was put there, or that runs here.
         """
         reply, _ = self.request("hello", timeout_s=_GREETING_S, memory_limit_bytes=self._memory_limit_bytes)
-        if reply.get("protocol") != wire.PROTOCOL:
+        if reply["protocol"] != wire.PROTOCOL:
             raise TargetError(
-                f"the worker on '{self._target.name}' speaks protocol {_clean(repr(reply.get('protocol')))[:40]}, this edgeprof "
-                f"{wire.PROTOCOL}: `edgeprof target setup {self._target.name}` puts the same there."
+                f"the worker on '{self._target.name}' speaks protocol {reply['protocol']}, this edgeprof {wire.PROTOCOL}: "
+                f"`edgeprof target setup {self._target.name}` puts the same there."
             )
         self._idle_limit_s = idle_s
         return reply
@@ -128,15 +130,42 @@ class WorkerProcess:
     def request(
         self, command: str, arrays: Mapping[str, NDArray[np.generic]] | None = None, *, timeout_s: float, **fields: Any
     ) -> tuple[dict[str, Any], wire.Arrays]:
-        """Send one command and wait for its answer, at most `timeout_s`. Raises WorkerFailure."""
+        """Send one command and wait for its answer, at most `timeout_s`. Raises WorkerFailure, LinkLost.
+
+        The answer was checked: what is read of this command's answers is there, of its type, finite, and clean to print.
+        """
         if self._idle_limit_s is not None:
             fields = {"idle_s": self._idle_limit_s, **fields}
+        reply, reply_arrays = self._exchange(command, arrays or {}, timeout_s, fields)
+        try:
+            reply = answers.tame(reply)
+            if reply.get("ok") is True:
+                reply_arrays = answers.tame_names(reply_arrays)
+                answers.check(command, fields, arrays or {}, reply, reply_arrays)
+                self._check_outputs(command, reply_arrays)
+        except answers.Nonsense as error:
+            text = f"the worker on '{self._target.name}' answered '{command}' with what cannot be: {error}."
+            raise WorkerFailure("error", text, self.log_tail()) from None
+        if reply.get("ok") is not True:
+            kind = str(reply.get("kind", "error"))
+            known = cast("FailureKind", kind) if kind in get_args(FailureKind) else "error"
+            message = str(reply.get("message", "the worker gave no reason."))
+            if known == "out_of_memory":
+                found = self._witness.of_allocation(message, alive=True)
+                raise _failure(known, found, self.log_tail())
+            raise WorkerFailure(known, message, self.log_tail())
+        self._witness.heard(reply)
+        return reply, reply_arrays
+
+    def _exchange(
+        self, command: str, arrays: Mapping[str, NDArray[np.generic]], timeout_s: float, fields: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], wire.Arrays]:
         self._witness.look()
         self._pipe.until = time.monotonic() + timeout_s + _GRACE_S
         try:
             header = {"command": command, "deadline_s": timeout_s, **fields}
             wire.write_frame(self._writer, header, arrays)
-            frame = wire.read_frame(self._reader)
+            frame = wire.read_frame(self._reader, **answers.limits(command))
         except TimeoutError:
             self.kill()
             if self._target.link_codes:
@@ -149,35 +178,43 @@ class WorkerProcess:
             raise self._death(command, timeout_s, error) from error
         if frame is None:
             raise self._death(command, timeout_s, None)
-        reply, reply_arrays = frame
-        if not reply.get("ok"):
-            kind = str(reply.get("kind", "error"))
-            known = cast("FailureKind", kind) if kind in get_args(FailureKind) else "error"
-            message = _clean(str(reply.get("message", "the worker gave no reason.")))
-            if known == "out_of_memory":
-                found = self._witness.of_allocation(message, alive=True)
-                raise _failure(known, found, self.log_tail())
-            raise WorkerFailure(known, message, self.log_tail())
-        self._witness.heard(reply)
-        return reply, reply_arrays
+        return frame
+
+    def _check_outputs(self, command: str, arrays: wire.Arrays) -> None:
+        """All batches of one loaded model have the same outputs. Raises Nonsense, because they are put together later."""
+        if command == "load":
+            self._outputs = None
+        if command != "infer":
+            return
+        found = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
+        if not found:
+            raise answers.Nonsense("there are no outputs")
+        before, self._outputs = self._outputs or found, found
+        if found != before:
+            name = next(name for name in (*found, *before) if found.get(name) != before.get(name))
+            raise answers.Nonsense(
+                f"output '{name[:100]}' was {_kind(before.get(name))} in the batch before and is {_kind(found.get(name))} now"
+            )
 
     def send_artifact(
         self, sha256: str, files: Mapping[str, Path], file_sha256: Mapping[str, str], *, timeout_s: float
     ) -> None:
-        """Bring an artifact's files into the worker's cache, leaving out those it has."""
+        """Bring an artifact's files into the worker's cache: not those it has, and of one that broke off only the rest."""
         for name, path in files.items():
             size = path.stat().st_size
-            reply, _ = self.request(
-                "have", sha256=sha256, name=name, size=size, file_sha256=file_sha256[name], timeout_s=timeout_s
-            )
+            about: dict[str, Any] = {"sha256": sha256, "name": name, "size": size, "file_sha256": file_sha256[name]}
+            reply, _ = self.request("have", timeout_s=timeout_s, **about)
             if reply["have"]:
                 continue
+            offset = min(reply["offset"], size)
             with path.open("rb") as file:
-                offset = 0
-                while (chunk := file.read(_CHUNK_BYTES)) or offset == 0:
-                    array = np.frombuffer(chunk, dtype=np.uint8)
-                    self.request("put", {"chunk": array}, sha256=sha256, name=name, offset=offset, timeout_s=timeout_s)
-                    offset += max(len(chunk), 1)
+                file.seek(offset)
+                while True:
+                    chunk = np.frombuffer(file.read(_CHUNK_BYTES), dtype=np.uint8)
+                    self.request("put", {"chunk": chunk}, offset=offset, timeout_s=timeout_s, **about)
+                    offset += len(chunk)
+                    if offset >= size or not len(chunk):
+                        break
 
     def close(self) -> None:
         """End the process: its stdin ends, and after a moment of grace it is killed."""
@@ -192,11 +229,9 @@ class WorkerProcess:
             self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             self.kill()
-        for stream in (self._process.stdout, self._log):
-            try:
-                stream.close()  # type: ignore[union-attr]
-            except (OSError, ValueError):
-                continue
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._log.close()
 
     def kill(self) -> None:
         """End the process and its children at once."""
@@ -208,15 +243,8 @@ class WorkerProcess:
 
     def log_tail(self) -> str | None:
         """The last lines that the process and its native libraries wrote, or None."""
-        text = self._log_text()
-        return None if text is None else _clean("\n".join(text.splitlines()[-_LOG_TAIL_LINES:])) or None
-
-    def _log_text(self) -> str | None:
-        try:
-            end = os.lseek(self._log.fileno(), 0, os.SEEK_END)
-            return os.pread(self._log.fileno(), _LOG_BYTES, max(0, end - _LOG_BYTES)).decode(errors="replace")
-        except (OSError, ValueError):
-            return None
+        text = self._log.text()
+        return None if text is None else clean("\n".join(text.splitlines()[-_LOG_TAIL_LINES:]), lines=True) or None
 
     def _death(self, command: str, timeout_s: float, error: Exception | None) -> TargetError:
         """What the end of the process says about its cause."""
@@ -233,7 +261,7 @@ class WorkerProcess:
                 f"the connection to '{self._target.name}' was lost during '{command}'{f' ({said[-1][:200]})' if said else ''}."
             )
         # faulthandler's first line; the stack below it may be longer than the tail.
-        if code == 1 and "Timeout (" in (self._log_text() or ""):
+        if code == 1 and "Timeout (" in (self._log.text() or ""):
             return WorkerFailure("timeout", _timeout_text(command, timeout_s), tail)
         if code in (-signal.SIGKILL, _KILLED_EXIT_CODE):
             # Of a remote worker, what was reaped here is its client.
@@ -274,9 +302,8 @@ def _failure(kind: FailureKind, found: Finding, log_tail: str | None) -> WorkerF
     return WorkerFailure(kind, found.message, log_tail, needs_more_than_bytes=found.needs_more_than_bytes)
 
 
-def _clean(text: str) -> str:
-    """Words of a worker for a terminal: a device may send escapes that move cursors and set colours."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+def _kind(output: tuple[np.dtype[Any], tuple[int, ...]] | None) -> str:
+    return "missing" if output is None else f"{output[0]} [batch, {', '.join(map(str, output[1]))}]"
 
 
 def _timeout_text(command: str, timeout_s: float) -> str:

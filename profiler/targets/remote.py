@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -18,11 +17,13 @@ from typing import Any
 
 from profiler.errors import TargetError
 from profiler.targets import config
+from profiler.targets.log import TailLog, clean
 from profiler.targets.pipe import Pipe
+
+__all__ = ["Agent", "LinkLost", "clean"]
 
 _MAX_REPLY_BYTES = 2 << 20
 _CHUNK_BYTES = 4 << 20
-_LOG_BYTES = 4000
 # Reads the agent's own text from the pipe. The argument is the folder; there is no quote in it but ".
 _LOADER = (
     'import sys;i=sys.stdin.buffer;t=i.read(int(i.readline()));n={};exec(compile(t,"edgeprof-agent","exec"),n);'
@@ -40,20 +41,21 @@ class Agent:
     def __init__(self, spec: config.TargetSpec, *, timeout_s: float = 60.0) -> None:
         """Start it. Raises TargetError when the command cannot be started."""
         self._spec, self._timeout_s = spec, timeout_s
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process, closed with it)
+        self._log = TailLog()
         command = config.words(spec, "-c", _LOADER, spec.folder)
         try:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._log,
+                stderr=self._log.handle,
                 bufsize=0,
                 start_new_session=True,
             )
         except OSError as error:
             self._log.close()
             raise TargetError(f"cannot reach '{spec.name}': {command[0]}: {error.strerror or error}.") from error
+        self._log.started()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._pipe = Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
@@ -163,8 +165,7 @@ class Agent:
 
     def _words(self) -> str:
         """What ssh or the device's Python said last."""
-        self._log.seek(max(0, self._log.seek(0, io.SEEK_END) - _LOG_BYTES))
-        lines = [clean(line) for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [clean(line) for line in (self._log.text() or "").splitlines() if line.strip()]
         return f" It said: {' / '.join(lines[-3:])[:600]}" if lines else ""
 
     def _end(self) -> None:
@@ -178,11 +179,6 @@ class Agent:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def clean(text: str) -> str:
-    """Text of a device for a terminal: whatever moves cursors or colours screens becomes a question mark."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _whole(reply: dict[str, Any], key: str, largest: int) -> int:

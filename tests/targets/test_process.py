@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
+from profiler import wire
 from profiler.errors import TargetError
 from profiler.targets import process
 from profiler.targets.base import Target, local
@@ -67,7 +68,7 @@ def test_a_worker_does_a_case_from_load_to_outputs(artifact):
         facts, _ = worker.request("facts", timeout_s=5)
         _, outputs = worker.request("infer", {"x": ROWS["0/x"]}, timeout_s=5)
 
-    assert (1, worker.pid) == (hello["protocol"], hello["pid"])
+    assert (wire.PROTOCOL, worker.pid) == (hello["protocol"], hello["pid"])
     assert [info["name"] for info in answer["inputs"]] == ["x"]
     assert fed["turns"] == 2
     assert first["first_inference_s"] >= 200e-6
@@ -281,7 +282,7 @@ def test_many_open_files_do_not_matter():
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         with WorkerProcess(local()) as worker:
-            assert worker.request("hello", timeout_s=20)[0]["protocol"] == 1
+            assert worker.request("hello", timeout_s=20)[0]["protocol"] == wire.PROTOCOL
     finally:
         for handle in held:
             os.close(handle)
