@@ -174,8 +174,8 @@ def _of_several(
     choice = places.choose(offered, asked)
     # Envelopes are no offers: each has its best case, none is to be taken.
     if choice is None or choice.place.case is None or not analysis.devices:
-        told = tuple(f"On {item.machine.target}: {item.headline}" for item in offered)
         why = _nothing_fits(analysis) if choice is None else f"Nothing to ship from here: {ENVELOPE}."
+        told = tuple(f"On {item.machine.target}: {item.headline}" for item in offered if item.headline != why)
         return Recommendation(None, why, told, ruled_out, offered)
     ship = _ship(choice.place.case, place=True)
     own = found[choice.place.group].sentences
@@ -297,7 +297,7 @@ def _candidates(analysis: Analysis, fitting: Sequence[CaseResult], x: str) -> Se
         case for case, ratio in ratios if isinstance(ratio, Estimate) and ratio.high is not None and ratio.high < 1
     ]
     proven = [case for case in faster if case.time_ratio_verdict == "differs"]
-    reference = [case for case in fitting if case.key == analysis.reference]
+    reference = [case for case in fitting if case.key in analysis.references.values()]
     return proven or faster or reference or fitting
 
 
@@ -350,7 +350,7 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
 
 def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     ratio = chosen.time_ratio
-    if chosen.key == analysis.reference:
+    if chosen.key in analysis.references.values():
         return f"It is the reference itself: no variant that meets the constraints is faster.{_faster_but(analysis)}"
     if isinstance(ratio, NotMeasured):
         return f"Not compared with the reference: {ratio.reason}."

@@ -19,6 +19,8 @@ MONEY = "usd_per_million"
 NOT_PAIRED = (
     "latencies of different machines stand side by side, unpaired, and none holds the way to its machine (network)"
 )
+_DOUBTFUL = ("left out", "unverified", "without the machine", "days ago", "default mode")
+"""What in the note of a price a person who compares two of them has to know."""
 _SHOWN = {"s": units.seconds, "B": units.size, "USD/1M": units.usd}
 
 
@@ -116,7 +118,13 @@ def sentences(choice: Choice, places: Sequence[Place]) -> list[str]:
         why = "; ".join(f"{item.machine.target}: {_reason(_figure(item, MONEY))}" for item in unpriced)
         told.append(f"Which machine is cheapest is not known, without a price of each ({why}).")
     yearly = _yearly([best, *others])
-    return [*told, *([yearly] if yearly else []), *(_without(item) for item in places if item.case is None), _said()]
+    return [
+        *told,
+        *([yearly] if yearly else []),
+        *_doubts([best, *others]),
+        *(_without(item) for item in places if item.case is None),
+        _said(),
+    ]
 
 
 def _said() -> str:
@@ -147,6 +155,18 @@ def _yearly(places: Sequence[Place]) -> str | None:
         for name in sorted(known, key=lambda name: known[name].value)
     )
     return f"Where one machine is enough, a year of it counts: {told}."
+
+
+def _doubts(places: Sequence[Place]) -> list[str]:
+    """What the prices leave out or rest on, where that is not the same for all."""
+    told = []
+    for item in places:
+        figure = _figure(item, MONEY)
+        notes = (figure.note or "").split("; ") if isinstance(figure, Estimate) else []
+        doubts = [note for note in notes if any(word in note for word in _DOUBTFUL)]
+        if doubts:
+            told.append(f"Price of {item.machine.target}: {'; '.join(doubts)}.")
+    return told
 
 
 def _rate(figure: Figure) -> str:

@@ -22,8 +22,8 @@ class Pricing:
 
     machines: Mapping[str, Machine]
     """By the target of the cases, with what each is priced as."""
-    declared: bool
-    """Whether the study's own declaration says it; then nothing else is looked at."""
+    several: bool
+    """Whether there is more than one device, so that no declaration can mean all of them."""
     book: prices.PriceBook
     options: cost_model.CostOptions
     today: date
@@ -68,7 +68,7 @@ class Pricing:
             # The file may be gone, or on another machine: what was measured can still be told.
             book = prices.load_prices()
             notes.append(f"your own prices are left out: {error}")
-        return cls(priced, declared is not None, book, options, today, detected, tuple(notes))
+        return cls(priced, len(devices) > 1, book, options, today, detected, tuple(notes))
 
     def price(self, machine: Machine, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
         """USD per million inferences on that machine, or why not."""
@@ -80,6 +80,10 @@ class Pricing:
             return NotMeasured(
                 f"target '{machine.name}' has no device profile, so there is no price for it: `edgeprof target probe "
                 f"{machine.name}` looks for one, and --as prices a run on one machine"
+            )
+        if machine.priced_as is None and self.several:
+            return NotMeasured(
+                "what this machine is sold as was not recognised, so there is no price for it; --as prices a run on one machine"
             )
         if machine.environment is None:
             return NotMeasured(f"the run does not tell what machine '{machine.target}' is")

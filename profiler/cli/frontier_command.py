@@ -17,6 +17,14 @@ def command(
         typer.Option("--x", help="latency_p50, latency_p99, throughput, usd_per_million, energy, peak_rss or size."),
     ] = "latency_p50",
     y: Annotated[str, typer.Option("--y", help="accuracy or agreement.")] = "accuracy",
+    pool: Annotated[
+        bool | None,
+        typer.Option(
+            "--pool/--per-machine",
+            help="Several machines: one frontier over all, or one for each (usual, but for usd_per_million).",
+            show_default=False,
+        ),
+    ] = None,
     json: o.Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="CSV instead of a table.")] = False,
     out: o.Out = o.OUT_DEFAULT,
@@ -32,7 +40,7 @@ def command(
     result = api.open_run(run, out=out, database=database)
     console.refuse_load(result)
     analysis = result.analysis
-    view = decide.view(analysis, x, y)
+    view = decide.view(analysis, x, y, pool=pool)
     if json or csv:
         console.print_raw(export.frontier_json(analysis, view) if json else export.frontier_csv(analysis, view))
     else:

@@ -15,6 +15,7 @@ from profiler.report.layout import Column, Page
 from profiler.report.words import Cell, Story
 
 _LOG_LINES = 40
+RACED = " of the search's race: short ones, to choose by, not the final measurement"
 
 
 def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None:
@@ -24,6 +25,8 @@ def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None
     page.line(f"{case.number} · {story.name(case)}", style="bold", hanging=2)
     tags = ", ".join(dict.fromkeys(filter(None, (story.standing(case), *story.tags(case).split(", ")))))
     page.line(f"{tags}; key {words.one_line(case.key)}", indent=2, hanging=2)
+    if story.several or not case.machine.here:
+        page.line(f"on {words.one_line(case.machine.told)}: {words.machine_told(case.machine)}", indent=2, hanging=2)
     _failure(page, case)
     if case.status == "measured" or case.blocks:
         _figures(page, case)
@@ -146,18 +149,20 @@ def _told(cell: Cell) -> str:
 
 
 def _figures(page: Page, case: CaseResult) -> None:
-    page.heading("figures")
+    page.heading("figures of the search's race" if case.raced else "figures")
     page.facts(
         [
             *[(title, _told(cell)) for title, cell in figures(case)],
             ("against the reference", words.comparison(case)),
             *trust.case_rows(case),
-            ("timings", f"{case.samples:,} in {case.blocks} blocks"),
+            ("timings", f"{case.samples:,} in {case.blocks} blocks{RACED if case.raced else ''}"),
         ]
     )
+    open_sides = words.unbounded([case])
     page.line(
-        f"[ ] are 95 % intervals unless a range is named; {words.UNBOUNDED_MEANING}", style="dim", indent=2, hanging=2
-    )
+        "; ".join(["[ ] are 95 % intervals unless a range is named", *([open_sides] if open_sides else [])]),
+        style="dim", indent=2, hanging=2,
+    )  # fmt: skip
 
 
 def _failure(page: Page, case: CaseResult) -> None:

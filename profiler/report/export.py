@@ -12,6 +12,8 @@ from typing import Any
 
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
+from profiler.machines import Machine
+from profiler.places import Place
 from profiler.records import ArtifactRecord, Estimate, Figure, ProcessRecord
 from profiler.report import load, words
 from profiler.report.words import Story
@@ -58,6 +60,7 @@ def to_json(analysis: Analysis) -> str:
             },
             "reference": analysis.reference,
             "priced_as": analysis.machine,
+            "machines": [_machine(analysis, item) for item in analysis.machines],
             "grade": {"letter": analysis.grade.letter, "reasons": list(analysis.grade.reasons)},
             "selftest": run.plan.get("selftest"),
             "recommendation": {
@@ -65,6 +68,7 @@ def to_json(analysis: Analysis) -> str:
                 "headline": chosen.headline,
                 "sentences": list(chosen.sentences),
                 "ruled_out": [{"case": case.key, "reason": why} for case, why in chosen.ruled_out],
+                "by_machine": [_place(item) for item in chosen.places],
             },
             "frontier": _frontier(story),
             "cases": [_case(story, case) for case in analysis.cases],
@@ -127,6 +131,7 @@ def _frontier(story: Story) -> dict[str, Any]:
     return {
         "x": view.x,
         "y": view.y,
+        "pooled": view.pooled,
         "members": [case.key for case in view.members],
         "tied": [case.key for case in view.tied],
         "dominated": [{"case": case.key, "by": by} for case, by in view.dominated],
@@ -147,6 +152,34 @@ def _identity(story: Story, case: CaseResult) -> dict[str, Any]:
         "status": case.status,
         "standing": story.standing(case),
         "reference": story.is_reference(case),
+        "emulated": case.machine.emulated,
+        "envelope": case.machine.envelope,
+        "priced_as": case.machine.priced_as,
+    }
+
+
+def _machine(analysis: Analysis, machine: Machine) -> dict[str, Any]:
+    graded = analysis.grades[machine.group]
+    return {
+        "target": machine.target,
+        "device": machine.name,
+        "environment": None if machine.environment is None else asdict(machine.environment),
+        "emulated": machine.emulated,
+        "envelope": machine.envelope,
+        "profile": machine.profile,
+        "priced_as": machine.priced_as,
+        "reference": analysis.references.get(machine.target),
+        "grade": {"letter": graded.letter, "reasons": list(graded.reasons)},
+    }
+
+
+def _place(item: Place) -> dict[str, Any]:
+    return {
+        "target": item.machine.target,
+        "case": None if item.case is None else item.case.key,
+        "headline": item.headline,
+        "serves": _figure(item.rate_per_s),
+        "usd_per_year": _figure(item.usd_per_year),
     }
 
 
@@ -164,6 +197,7 @@ def _case(story: Story, case: CaseResult) -> dict[str, Any]:
         "reference_quality": case.reference_quality,
         "blocks": case.blocks,
         "samples": case.samples,
+        "raced": case.raced,
         "warmup": list(case.warmup_labels),
         "ran_with": None if case.process is None else asdict(case.process.facts),
         "failure": None if case.failure is None else asdict(case.failure),
@@ -234,12 +268,15 @@ def _finite(value: Any) -> Any:
 _IDENTITY = ("number", "case", "variant", "backend", "target", "batch", "threads", "status", "standing", "reference")
 
 
+_MACHINE = ("emulated", "envelope", "priced_as")
+
+
 def _header(figures: Sequence[tuple[str, str, str]]) -> list[str]:
     columns = [*_IDENTITY, "verdict", "comparison"]
     for name, _, unit in figures:
         title = f"{name}_{unit}" if unit else name
         columns += [title, f"{title}_low", f"{title}_high"]
-    return [*columns, "accuracy_unit", "not_from_here", "not_measured"]
+    return [*columns, "accuracy_unit", "not_from_here", "not_measured", *_MACHINE]
 
 
 def _row(story: Story, case: CaseResult, figures: Sequence[tuple[str, str, str]]) -> list[str]:
@@ -257,7 +294,8 @@ def _row(story: Story, case: CaseResult, figures: Sequence[tuple[str, str, str]]
         if name in ("accuracy", "agreement") and not unit:
             unit = shown.get("unit", "")
     why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-    return [*cells, _text(unit), _text("; ".join(sources)), _text(why)]
+    machine = [_text("" if identity[name] is None else identity[name]) for name in _MACHINE]
+    return [*cells, _text(unit), _text("; ".join(sources)), _text(why), *machine]
 
 
 def _number(value: float | None) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from profiler.analysis import AXES, Analysis, CaseResult
+from profiler.decide import view
+from profiler.places import MONEY
 from profiler.records import Estimate
 from profiler.report import words
 from profiler.report.words import Story
@@ -57,7 +59,13 @@ class Figure:
 
 def page_figures(story: Story) -> list[Figure]:
     """All figures that the run has data for, in the order of the report; the stability panels come last."""
-    drawn = [frontier_figure(story), forest_figure(story), latency_figure(story), *stability_figures(story)]
+    drawn = [
+        cost_figure(story),
+        frontier_figure(story),
+        forest_figure(story),
+        latency_figure(story),
+        *stability_figures(story),
+    ]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -117,16 +125,32 @@ def bundle() -> str:
     return script
 
 
+def cost_figure(story: Story) -> Figure | None:
+    """Money against accuracy of every priced case of several machines on one axis. None with fewer than two priced machines."""
+    priced = {c.machine.group for c in story.analysis.measured if isinstance(c.usd_per_million, Estimate)}
+    if len(priced) < 2 or story.view.x == MONEY:
+        return None
+    over = Story(story.analysis, view(story.analysis, MONEY, story.view.y), story.recommendation)
+    found = frontier_figure(over)
+    if found is None:
+        return None
+    use = f"{story.analysis.run.study.cost.utilisation:.0%}"
+    return replace(
+        found, name="cost", title="What does a million inferences cost on each machine, and how good are they?",
+        caption=f"{found.caption} Each machine at its own price and {use} use; all machines are on one frontier here.",
+    )  # fmt: skip
+
+
 def frontier_figure(story: Story) -> Figure | None:
     """Both axes of the view with their intervals; members joined by steps. None without points."""
     import altair as alt
 
-    view = story.view
-    placed = [*view.members, *view.tied, *(case for case, _ in view.dominated)]
+    placed = [*story.view.members, *story.view.tied, *(case for case, _ in story.view.dominated)]
     if not placed:
         return None
-    x_scale, x_title = _axis(story, view.x)
-    y_scale, y_title = _axis(story, view.y)
+    axis = story.view.x
+    x_scale, x_title = _axis(story, axis)
+    y_scale, y_title = _axis(story, story.view.y)
     points = [_point(story, case, x_scale, y_scale) for case in placed]
     points, left_out = _near(points)
     rest = max(0, len(points) - MAX_POINTS)
@@ -146,12 +170,13 @@ def frontier_figure(story: Story) -> Figure | None:
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y, y2="yh:Q", color=colour).transform_calculate(y="datum.yl"),
         base.mark_point(size=110, filled=True, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=_tooltip("x", "y")),
     ]  # fmt: skip
-    if len(members) > 1:
-        steps = alt.Chart(alt.Data(values=[{"x": point["x"], "y": point["y"]} for point in members]))
-        layers.insert(
-            0,
-            steps.mark_line(interpolate="step-after", color="#2a9d55", strokeDash=[5, 3], opacity=0.8).encode(x=x, y=y),
-        )
+    for part in dict.fromkeys(point["part"] for point in members):
+        own = [{"x": point["x"], "y": point["y"]} for point in members if point["part"] == part]
+        if len(own) > 1:
+            steps = alt.Chart(alt.Data(values=own)).mark_line(
+                interpolate="step-after", color="#2a9d55", strokeDash=[5, 3], opacity=0.8
+            )
+            layers.insert(0, steps.encode(x=x, y=y))
     for place in sorted({point["place"] for point in labelled if point["place"] >= 0}):
         dx, dy, align = _PLACES[place]
         text = base.transform_filter(f"datum.place == {place}").mark_text(
@@ -161,7 +186,12 @@ def frontier_figure(story: Story) -> Figure | None:
     caption = (
         "Bars are 95 % intervals; one that ends at its point is unbounded on that side. Numbers are those of the table."
     )
-    if view.y == "accuracy":
+    if story.several and not story.view.pooled:
+        caption += " Each machine has a frontier of its own; figures of different machines are absolute and not paired."
+    left = sum(not case.machine.real for case, _ in story.view.unplaced)
+    if left:
+        caption += f" Not drawn: {left} cases whose timings are an emulator's or an envelope's."
+    if story.view.y == "accuracy":
         caption += (
             " All cases saw the same samples, so the table's accuracy changes tell them apart better than these bars."
         )
@@ -170,8 +200,8 @@ def frontier_figure(story: Story) -> Figure | None:
     if left_out:
         caption += f" Not drawn, far below the others: {', '.join(left_out)}."
     chart = alt.layer(*layers).properties(width="container", height=360)
-    question = f"Which variants are worth their {AXES[view.x].title}?"
-    named = ", ".join(story.name(case) for case in view.members)
+    question = f"Which variants are worth their {AXES[axis].title}?"
+    named = ", ".join(story.name(case) for case in story.view.members)
     return Figure(
         "frontier", question, caption, chart.to_dict(), f"{y_title} over {x_title}. On the frontier: {named}."
     )
@@ -182,7 +212,7 @@ def forest_figure(story: Story) -> Figure | None:
     import altair as alt
 
     rows: list[dict[str, Any]] = []
-    for case in story.analysis.measured:
+    for case in _drawn(story):
         ratio = case.time_ratio
         if isinstance(ratio, Estimate) and words.comparison(case) != "reference":
             row = {"value": ratio.value, "low": ratio.low or ratio.value, "high": ratio.high or ratio.value}
@@ -206,7 +236,8 @@ def forest_figure(story: Story) -> Figure | None:
     layered = alt.layer(line, *chart).properties(width="container", height=_ROW_PX * len({row["row"] for row in rows}))
     caption = (
         "Median over process pairs at p50, same batch and threads, with 95 % intervals; the words are corrected for "
-        f"the number of comparisons (Holm). The line at 1 is the reference.{note}"
+        f"the number of comparisons (Holm). The line at 1 is the reference{' on the same machine' if story.several else ''}."
+        f"{note}{_undrawn(story)}"
     )
     alt_text = "; ".join(f"{row['name']}: {row['figure']}" for row in rows)
     return Figure("forest", "Is each case faster than the unmodified model?", caption, layered.to_dict(), alt_text)
@@ -216,9 +247,9 @@ def latency_figure(story: Story) -> Figure | None:
     """p50, p90 and p99 of each case on one axis, with their intervals."""
     import altair as alt
 
-    unit = words.time_unit(story.analysis.measured) or (1e-3, "ms")
+    unit = words.time_unit(_drawn(story)) or (1e-3, "ms")
     rows: list[dict[str, Any]] = []
-    for case in story.analysis.measured:
+    for case in _drawn(story):
         found = {"p50": case.latency_p50_s, "p90": case.latency_p90_s, "p99": case.latency_p99_s}
         told = f"p50 {words.seconds(case.latency_p50_s, unit)}, p99 {words.seconds(case.latency_p99_s, unit)}"
         for name, figure in found.items():
@@ -238,7 +269,8 @@ def latency_figure(story: Story) -> Figure | None:
     x = alt.X("value:Q", title=f"latency of a batch, {unit[1]}", scale=_x_scale(log, padding=12))
     chart = _rows_chart(rows, x, "percentile", list(_PERCENTILES), _PERCENTILES)
     layered = alt.layer(*chart).properties(width="container", height=_ROW_PX * len({row["row"] for row in rows}))
-    caption = f"Service time, back to back, no queue; bars are 95 % intervals.{' The axis is logarithmic.' if log else ''}{note}"
+    caption = "Service time, back to back, no queue; bars are 95 % intervals."
+    caption += f"{' The axis is logarithmic.' if log else ''}{note}{_undrawn(story)}"
     alt_text = "; ".join(dict.fromkeys(f"{row['name']}: {row['figure']}" for row in rows))
     return Figure(
         "latency", "How long does an inference take, usually and at worst?", caption, layered.to_dict(), alt_text
@@ -251,8 +283,8 @@ def stability_figures(story: Story) -> list[Figure]:
 
     shown = [case for case in (*story.view.members, *story.view.tied) if case.status == "measured"]
     reference = story.reference
-    shown += [reference] if reference is not None and reference.status == "measured" and reference not in shown else []
-    shown += [case for case in story.analysis.measured if case not in shown]
+    shown += [reference] if reference in _drawn(story) and reference not in shown else []
+    shown += [case for case in _drawn(story) if case not in shown]
     unit = words.time_unit(story.analysis.measured) or (1e-3, "ms")
     figures = []
     for case in shown[:MAX_PANELS]:
@@ -293,6 +325,16 @@ def stability_figures(story: Story) -> list[Figure]:
             )
         )
     return figures
+
+
+def _drawn(story: Story) -> list[CaseResult]:
+    """Measured cases but those of an emulator, whose timings stand in tables with the word beside them and in no picture."""
+    return [case for case in story.analysis.measured if not case.machine.emulated]
+
+
+def _undrawn(story: Story) -> str:
+    left = len(story.analysis.measured) - len(_drawn(story))
+    return f" Not drawn: {left} emulated case{'s' * (left > 1)}." if left else ""
 
 
 _LABEL = "width >= 480 ? datum.label : indexof(datum.kind, 'dominated') == 0 ? '' : datum.tag"
@@ -346,6 +388,7 @@ def _point(story: Story, case: CaseResult, x_scale: float, y_scale: float) -> di
     source = "" if x.source == y.source == "measured here" else f" ({x.source}; {y.source})"
     return {
         "x": value, "xl": low, "xh": high, "y": y_value, "yl": y_low, "yh": y_high, "standing": standing, "kind": kind,
+        "part": story.part(case),
         "name": f"#{case.number} {story.name(case)}{source}", "tag": f"#{case.number}",
         "x_told": str(words.figure_cell(case, story.view.x)), "y_told": str(words.figure_cell(case, story.view.y)),
     }  # fmt: skip
@@ -443,7 +486,7 @@ def _tooltip(x: str, y: str) -> list[Any]:
 
 
 def _row_words(story: Story, case: CaseResult, figure: str) -> dict[str, str]:
-    name = f"#{case.number} {story.name(case)}"
+    name = f"#{case.number} {story.name(case)}{' (envelope)' if case.machine.envelope else ''}"
     return {"row": case.key, "name": name, "figure": figure, "long": f"{name}: {figure}"}
 
 

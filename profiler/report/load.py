@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from profiler import machines
 from profiler.load import decision, figures
 from profiler.load.figures import LoadFigures, MaxRate
 from profiler.load.scenario import parse_setting
@@ -17,6 +18,7 @@ from profiler.records import Estimate, Figure
 from profiler.report import words
 from profiler.report.layout import Column, Page
 from profiler.store import RunData
+from profiler.study import Case
 from profiler.units import seconds, significant
 
 FORMAT = 1
@@ -78,10 +80,19 @@ def render(result: LoadResult, console: Console) -> None:
     _doubts(page, result)
     page.blank()
     page.line(
-        f"All latencies are as observed, interference included. Machine: {words.processor_of(result.run.environment)}. "
+        f"All latencies are as observed, interference included. {_machines(result)}. "
         f"Run {result.run.id}; again with: edgeprof load --show {result.run.id}",
         style="dim", hanging=2,
     )  # fmt: skip
+
+
+def _machines(result: LoadResult) -> str:
+    """The machines that served, in words."""
+    known = machines.machines(result.run)
+    cases = {case.key: case.target for case in (Case(**fields) for fields in result.run.plan.get("cases", []))}
+    served = dict.fromkeys(cases[record.case] for record in result.run.loads if record.case in cases)
+    lines = words.machine_lines([known[target] for target in served] or [next(iter(known.values()))])
+    return "; ".join(f"{line[0].upper()}{line[1:]}" for line in lines)
 
 
 def to_json(result: LoadResult) -> str:
@@ -128,10 +139,22 @@ def _max_rates(page: Page, rates: Sequence[MaxRate]) -> None:
         Column(
             "service p99" if rates[0].p == 0.99 else f"service p{100 * rates[0].p:g}", [_time(r.service) for r in rates]
         ),
-        Column("runs", [(str(len(r.estimate.runs)) if r.estimate else "0", "") for r in rates], right=True),
+        Column("runs used", [(_used(rate), _remark(rate)) for rate in rates], right=True),
         Column("confirmation", [(_confirmation(rate), "") for rate in rates]),
     ]
     page.grid(columns, lines=1 if page.fits(columns, lines=1) else 2)
+
+
+def _used(rate: MaxRate) -> str:
+    """How many of the runs the estimate rests on."""
+    if rate.estimate is None:
+        return "0"
+    total = len(rate.estimate.runs)
+    return f"{total - rate.estimate.invalid_runs} of {total}"
+
+
+def _remark(rate: MaxRate) -> str:
+    return "FEW" if rate.estimate is not None and 2 * rate.estimate.invalid_runs > len(rate.estimate.runs) else ""
 
 
 def _confirmation(rate: MaxRate) -> str:
@@ -208,9 +231,9 @@ def _doubts(page: Page, result: LoadResult) -> None:
     for rate in result.max_rates:
         if rate.estimate is not None and rate.estimate.invalid_runs:
             late = next(run.reason for run in rate.estimate.runs if not run.valid)
-            lines.append(
-                f"{rate.case} {rate.setting}: {rate.estimate.invalid_runs} of {len(rate.estimate.runs)} runs left out: {late}"
-            )
+            few = ": the interval holds only for the runs that are left, however narrow it is" if _remark(rate) else ""
+            left = f"{rate.estimate.invalid_runs} of {len(rate.estimate.runs)} runs left out"
+            lines.append(f"{rate.case} {rate.setting}: {left}{few} ({late})")
         if rate.inflated is not None:
             lines.append(f"{rate.case} {rate.setting}: {rate.inflated}: the rate is a lower bound")
         if rate.estimate is not None and rate.estimate.counted is not None:

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from profiler.analysis import AXES, CaseResult
+from profiler.machines import EMULATED, Machine
 from profiler.records import Environment, NotMeasured
 from profiler.report import details, figures, load, searched, trust, words
 from profiler.report.words import Story
@@ -38,7 +39,8 @@ def html(story: Story) -> str:
     ).get_template("report.html.j2")
     return template.render(
         **_content(story),
-        charts=[picture for picture in pictures if not picture.name.startswith("stability")],
+        lead=[picture for picture in pictures if picture.name in ("cost", "frontier")],
+        charts=[picture for picture in pictures if picture.name in ("forest", "latency")],
         panels=[picture for picture in pictures if picture.name.startswith("stability")],
         specs=script_json({picture.name: picture.spec for picture in pictures}),
         style=_source("report.css"), library=library, boot=boot,
@@ -81,9 +83,14 @@ def _content(story: Story) -> dict[str, Any]:
         "rows": [_row(story, case) for case in analysis.cases],
         "has_verdicts": any(case.checks for case in analysis.cases),
         "has_cost": any(not isinstance(case.usd_per_million, NotMeasured) for case in analysis.measured),
-        "unbounded": words.UNBOUNDED_MEANING,
+        "unbounded": words.unbounded(analysis.measured),
+        "places": _places(story),
+        "place_titles": words.PLACE_TITLES,
+        "places_note": words.places_note(story) if _places(story) else "",
+        "chosen_place": _chosen_place(story),
+        "pooling": words.pooling(story) if story.several else "",
         "corrected": words.CORRECTED_MEANING if any(words.corrected(case) for case in analysis.measured) else None,
-        "priced_as": analysis.machine,
+        "priced_as": analysis.machine or ("each machine's own price" if story.several else None),
         "utilisation": f"{run.study.cost.utilisation:.0%}",
         "ruled_out": [_out(story, case, why) for case, why in story.recommendation.ruled_out],
         "dominated": [_out(story, case, f"{words.one_line(by)} is better") for case, by in story.view.dominated],
@@ -99,7 +106,7 @@ def _content(story: Story) -> dict[str, Any]:
         "soaked": run.study.soak is not None,
         "trust": [line for line in (trust.stopping(analysis), *trust.lines(analysis)) if line],
         "observed_title": trust.OBSERVED_TITLE,
-        "machine": _machine(run.environment),
+        "machines": [_machine(story, group) for group in dict.fromkeys(item.group for item in analysis.machines)],
         "effort": run.study.effort,
         "effort_line": words.effort_line(analysis),
         "metric": words.metric_name(analysis),
@@ -108,9 +115,6 @@ def _content(story: Story) -> dict[str, Any]:
         "notes": [words.one_line(note) for note in analysis.notes],
         "limits": limits(run.study),
         "command": words.clean(command(run.study, search="search" in run.plan)),
-        "versions": {
-            words.one_line(name): words.one_line(version) for name, version in run.environment.versions.items()
-        },
         "data_sha256": run.plan.get("data_sha256"),
         "source_sha256": run.plan.get("source_sha256"),
     }
@@ -176,23 +180,54 @@ def _variants(story: Story) -> list[dict[str, Any]]:
     return rows
 
 
-def _machine(machine: Environment) -> list[tuple[str, str]]:
+def _places(story: Story) -> list[dict[str, words.Cell]]:
+    """The best case of each machine; empty where no machine has one."""
+    offered = story.recommendation.places
+    return [words.place_cells(story, item) for item in offered] if any(item.case for item in offered) else []
+
+
+def _chosen_place(story: Story) -> str | None:
+    """The target of the machine to take."""
+    chosen = story.recommendation.case
+    return None if chosen is None else words.one_line(chosen.machine.target)
+
+
+def _machine(story: Story, group: str) -> dict[str, Any]:
+    """One machine: its heading, what must be known of its figures, and its facts."""
+    same = [item for item in story.analysis.machines if item.group == group]
+    found = same[0].environment
+    remarks = [
+        words.one_line(same[0].envelope) if same[0].envelope else "",
+        f"emulated: {EMULATED}; accuracy, size and failures count" if same[0].emulated else "",
+        f"grade {story.analysis.grades[group]}" if story.several else "",
+        "" if found is not None else "The run does not tell what machine this is.",
+    ]
+    return {
+        "name": words.one_line(", ".join(item.target for item in same)) if story.several or not same[0].here else "",
+        "remarks": [text for text in remarks if text],
+        "facts": [] if found is None else _facts(found, same[0]),
+    }
+
+
+def _facts(found: Environment, machine: Machine) -> list[tuple[str, str]]:
     unknown = "not told by this system"
     rows = [
-        ("host", machine.hostname),
-        ("system", f"{machine.system}, {machine.machine}, Python {machine.python}"),
-        ("processor", machine.cpu_model or unknown),
-        ("instruction sets", " ".join(machine.cpu_isa) or unknown),
-        ("cores", f"{machine.usable_cores} usable of {machine.logical_cores} logical"),
-        ("memory", f"{machine.memory_bytes / 1e9:.1f} GB"),
-        ("hypervisor", machine.hypervisor or "none seen"),
-        ("GPUs", ", ".join(machine.gpus) or "none seen"),
-        ("frequency governor", machine.governor or unknown),
-        ("load before the run", unknown if machine.load_1min is None else f"{machine.load_1min:.2f} over a minute"),
+        ("host", found.hostname),
+        ("system", f"{found.system}, {found.machine}, Python {found.python}"),
+        ("processor", found.cpu_model or unknown),
+        ("instruction sets", " ".join(found.cpu_isa) or unknown),
+        ("cores", f"{found.usable_cores} usable of {found.logical_cores} logical"),
+        ("memory", f"{found.memory_bytes / 1e9:.1f} GB"),
+        ("hypervisor", found.hypervisor or "none seen"),
+        ("GPUs", ", ".join(found.gpus) or "none seen"),
+        ("frequency governor", found.governor or unknown),
+        ("load before the run", unknown if found.load_1min is None else f"{found.load_1min:.2f} over a minute"),
+        *([("device profile", machine.profile)] if machine.profile else []),
+        *([("priced as", machine.priced_as)] if machine.priced_as else []),
+        *found.versions.items(),
+        *(("note", note) for note in found.notes),
     ]
-    return [(name, words.one_line(value)) for name, value in rows] + [
-        ("note", words.one_line(note)) for note in machine.notes
-    ]
+    return [(words.one_line(name), words.one_line(value)) for name, value in rows]
 
 
 def limits(study: Study) -> list[str]:
@@ -221,6 +256,7 @@ def command(study: Study, *, search: bool = False) -> str:
         ("--backends", ",".join(study.backends), study.backends != usual.backends),
         ("--batches" if search else "--batch", ",".join(map(str, study.batches)), study.batches != usual.batches),
         ("--threads", ",".join(map(str, study.threads)), study.threads != usual.threads),
+        ("--target", ",".join(study.targets), study.targets != usual.targets),
         ("--metric", study.metric, study.metric is not None),
         ("--max-drop", asked.max_drop, asked.max_drop is not None),
         ("--slo-p99", f"{asked.slo_p99_s}s", asked.slo_p99_s is not None),
@@ -243,6 +279,6 @@ def command(study: Study, *, search: bool = False) -> str:
     effort = next((name for name, known in EFFORTS.items() if known == study.effort), None)
     parts += [f"--{effort}"] if effort in ("quick", "thorough") else []
     line = shlex.join(parts)
-    if effort is None or study.preprocessing is not None or study.targets != usual.targets:
-        line += "\n# and the effort, preprocessing or targets of the study in run.json: edgeprof run STUDY.toml"
+    if effort is None or study.preprocessing is not None:
+        line += "\n# and the effort or preprocessing of the study in run.json: edgeprof run STUDY.toml"
     return line

@@ -42,6 +42,7 @@ def render(analysis: Analysis, console: Console, *, x: str = "latency_p50", y: s
     story = Story.of(analysis, x, y)
     page = Page(console)
     _decision(page, story)
+    _places(page, story)
     _frontier(page, story)
     _not_done(page, story)
     _how(page, story)
@@ -54,6 +55,8 @@ def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> 
     story = Story(analysis, view, recommend(analysis, view))
     page = Page(console)
     page.line(f"Which cases are worth their {AXES[view.x].title}? By {AXES[view.y].title}:", style="bold")
+    if story.several:
+        page.line(words.pooling(story), hanging=2)
     _frontier(page, story)
     _not_done(page, story)
 
@@ -85,18 +88,41 @@ def _decision(page: Page, story: Story) -> None:
         page.line(warning, style="yellow", indent=2, hanging=2)
 
 
+def _places(page: Page, story: Story) -> None:
+    """The best case of each machine, edge and cloud side by side."""
+    offered = story.recommendation.places
+    if not any(item.case is not None for item in offered):
+        return
+    page.blank()
+    page.line("What to deploy where, at what cost:", style="bold")
+    chosen = story.recommendation.case
+    rows = [words.place_cells(story, item) for item in offered]
+    columns = [Column("", [("●" if item.case is not None and item.case is chosen else "○", "") for item in offered])]
+    columns += [
+        Column(title, [(row[title].value, row[title].interval) for row in rows])
+        for title in words.PLACE_TITLES
+        if any(not row[title].missing for row in rows)
+    ]
+    lines = next((lines for lines in (1, 2) if page.fits(columns, lines=lines)), 0)
+    if lines:
+        page.grid(columns, lines=lines)
+    else:
+        for row in rows:
+            told = [f"{title} {row[title].glued}" for title in words.PLACE_TITLES[1:] if not row[title].missing]
+            page.line(f"{row['machine'].value}: {'; '.join(told) or 'nothing to deploy'}", hanging=4)
+    page.line(words.places_note(story), style="dim", hanging=2)
+
+
 def _frontier(page: Page, story: Story) -> None:
     view = story.view
-    shown = [*view.members, *view.tied]
-    reference = story.reference
-    if reference is not None and reference.status == "measured" and reference not in shown:
-        shown.append(reference)
+    parts = [("", list(story.analysis.cases))]
+    if story.several and not view.pooled:
+        parts = [(group, list(story.analysis.on(group).cases)) for group in story.analysis.groups]
     page.blank()
-    if not shown:
-        why = view.unplaced[0][1] if view.unplaced else "nothing was measured"
-        page.line(f"no frontier: {words.one_line(why)}")
-    else:
-        _grid_or_cards(page, story, shown, _columns(story, shown))
+    for group, cases in parts:
+        _one_frontier(page, story, group, cases)
+    shown = [case for _, cases in parts for case in _shown(story, cases)]
+    if shown:
         _footnotes(page, story, shown, [case for case, _ in view.dominated])
     hidden = [(case, by) for case, by in view.dominated if case not in shown]
     for case, by in hidden[:MAX_DOMINATED]:
@@ -106,6 +132,29 @@ def _frontier(page: Page, story: Story) -> None:
         page.line(f"… and {rest} more dominated: edgeprof show {story.analysis.run.id}", style="dim", hanging=4)
     for case, why in view.unplaced:
         page.line(f"○ {_short(story, case)}; not placed: {words.one_line(why)}", hanging=4, style="dim")
+
+
+def _shown(story: Story, cases: Sequence[CaseResult]) -> list[CaseResult]:
+    """Of one machine's cases those on its frontier, tied with it, or compared with."""
+    view = story.view
+    shown = [case for case in (*view.members, *view.tied) if case in cases]
+    references = {*([story.analysis.reference] if not story.several else story.analysis.references.values())}
+    compared = [case for case in cases if case.key in references and case.status == "measured" and case not in shown]
+    return [*shown, *(case for case in compared if case.machine.real or not view.pooled)]
+
+
+def _one_frontier(page: Page, story: Story, group: str, cases: Sequence[CaseResult]) -> None:
+    shown = _shown(story, cases)
+    if group:
+        machine = next(item for item in story.analysis.machines if item.group == group)
+        page.line(f"on {words.one_line(machine.told if machine.envelope else group)}:", style="bold")
+    if not shown:
+        unplaced = [why for case, why in story.view.unplaced if case in cases]
+        page.line(f"no frontier: {words.one_line(unplaced[0] if unplaced else 'nothing was measured')}")
+        return
+    _grid_or_cards(page, story, shown, _columns(story, shown, under=group))
+    if group:
+        page.blank()
 
 
 def _short(story: Story, case: CaseResult) -> str:
@@ -136,7 +185,9 @@ def _verdict(case: CaseResult) -> str:
     return word if case.verdict == "PASS" or len(case.checks) == 1 else f"{word} ({', '.join(deciding)})"
 
 
-def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
+def _columns(story: Story, cases: Sequence[CaseResult], *, under: str = "") -> list[Column]:
+    """`under`: the machine that the heading above names, so that rows need not."""
+
     def column(title: str, cell: Callable[[CaseResult], Cell]) -> Column:
         cells = [cell(case) for case in cases]
         return Column(title, [(item.value, item.interval) for item in cells])
@@ -151,7 +202,7 @@ def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
     columns = [
         Column("", [(mark, "") for mark in marks]),
         Column(
-            "case", [(words.one_line(case.case.variant), _below(story, case)) for case in cases],
+            "case", [(words.one_line(case.case.variant), _below(story, case, under)) for case in cases],
             styles=["bold" if story.standing(case) == "frontier" else "" for case in cases],
         ),
         *[column(title, cell) for title, cell in _extra_axes(story)],
@@ -175,9 +226,9 @@ def _columns(story: Story, cases: Sequence[CaseResult]) -> list[Column]:
     return columns
 
 
-def _below(story: Story, case: CaseResult) -> str:
+def _below(story: Story, case: CaseResult, under: str) -> str:
     tags = story.tags(case)
-    return f"{story.place(case)}{f' · {tags}' if tags else ''}"
+    return f"{story.place(case, under=under)}{f' · {tags}' if tags else ''}"
 
 
 def _extra_axes(story: Story) -> list[tuple[str, Callable[[CaseResult], Cell]]]:
@@ -221,13 +272,10 @@ def _grid_or_cards(
 
 def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Sequence[CaseResult] = ()) -> None:
     """What the columns mean, and once for all why a column is empty."""
-    figures = [
-        figure for case in shown
-        for figure in (case.latency_p50_s, case.latency_p99_s, case.time_ratio, case.accuracy_change, case.usd_per_million)
-    ]  # fmt: skip
     notes = ["[ ] are 95 % intervals (memory: range over processes)"]
-    if any(not isinstance(figure, NotMeasured) and (figure.low is None or figure.high is None) for figure in figures):
-        notes.append(words.UNBOUNDED_MEANING)
+    open_sides = words.unbounded(shown)
+    if open_sides is not None:
+        notes.append(open_sides)
     if any(words.corrected(case) for case in (*shown, *below)):
         notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:
@@ -235,6 +283,9 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
     if not any(case.checks for case in shown):
         notes.append("no limits were set, so there are no verdicts (--max-drop, --slo-p99, --max-memory, --max-cost)")
     page.line("; ".join(notes), style="dim", hanging=2)
+    # Where nothing is recommended, each case's reason stands above.
+    for why in words.undecided(shown) if story.recommendation.case is not None else ():
+        page.line(why, style="dim", hanging=2)
     for title, why in words.not_measured(story.analysis):
         label = "$/1M" if title.startswith("USD") else title
         page.line(f"— {label} not measured: {why}", style="dim", hanging=2)
@@ -257,7 +308,8 @@ def _not_done(page: Page, story: Story) -> None:
 def _how(page: Page, story: Story) -> None:
     analysis = story.analysis
     page.blank()
-    page.line(f"machine: {words.processor(analysis)}", style="dim", hanging=2)
+    for line in words.machine_lines(analysis.machines):
+        page.line(line, style="dim", hanging=2)
     page.line(f"measured here: {words.effort_line(analysis)}", style="dim", hanging=2)
     ended = trust.stopping(analysis)
     for line in [*([ended] if ended else []), *searched.lines(analysis.run), *trust.lines(analysis)]:

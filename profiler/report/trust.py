@@ -30,7 +30,7 @@ def lines(analysis: Analysis) -> list[str]:
     """Sentences, most important first."""
     if not analysis.measured:
         return []
-    return [line for line in (_grade(analysis), _disturbed(analysis), _settled(analysis), _harness(analysis)) if line]
+    return [line for line in (*_grades(analysis), _disturbed(analysis), _settled(analysis), _harness(analysis)) if line]
 
 
 def stopping(analysis: Analysis) -> str | None:
@@ -82,8 +82,11 @@ def case_rows(case: CaseResult) -> list[tuple[str, str]]:
     ]
 
 
-def _grade(analysis: Analysis) -> str:
-    return f"grade {analysis.grade}"
+def _grades(analysis: Analysis) -> list[str]:
+    """The grade; of several machines, that of each whose timings are its own."""
+    if len(analysis.machines) == 1:
+        return [f"grade {analysis.grade}"]
+    return [f"grade of {words.one_line(group)} {analysis.grades[group]}" for group in analysis.groups]
 
 
 def _disturbed(analysis: Analysis) -> str | None:

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from profiler import units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
+from profiler.machines import EMULATED, Machine
+from profiler.places import NOT_PAIRED, Place
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
+from profiler.targets.config import LOCAL
 
 UNBOUNDED = "?"
-UNBOUNDED_MEANING = (
-    "? = the processes differ too much to bound that side: measure more (--thorough), or on a quieter machine"
-)
+DIFFERING = "the processes differ too much to bound it: measure more (--thorough), or on a quieter machine"
+"""Why a side has no bound where the figure itself does not say."""
+_MAX_REASONS = 4
+_NUMBERS = re.compile(r"\d[\d,.]*")
+"""Reasons that differ in nothing else are told once, with the numbers of the first."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
@@ -60,15 +65,24 @@ class Story:
     recommendation: Recommendation
 
     @classmethod
-    def of(cls, analysis: Analysis, x: str = "latency_p50", y: str = "accuracy") -> Story:
-        """Raises StudyError for unknown axes."""
-        found = view(analysis, x, y)
+    def of(cls, analysis: Analysis, x: str = "latency_p50", y: str = "accuracy", *, pool: bool | None = None) -> Story:
+        """`pool` as in `profiler.decide.view`. Raises StudyError for unknown axes."""
+        found = view(analysis, x, y, pool=pool)
         return cls(analysis, found, recommend(analysis, found))
 
     @property
     def reference(self) -> CaseResult | None:
         """The case that the others are compared with."""
         return self.analysis.reference_case
+
+    @property
+    def several(self) -> bool:
+        """Whether the run has more than one target."""
+        return len(self.analysis.machines) > 1
+
+    def part(self, case: CaseResult) -> str:
+        """Whose frontier the case is placed on; empty for that of all machines."""
+        return "" if self.view.pooled else case.machine.group
 
     @property
     def labelled(self) -> bool:
@@ -88,23 +102,26 @@ class Story:
 
     def is_reference(self, case: CaseResult) -> bool:
         """Whether other cases (of its batch and threads) are compared with this one."""
-        return case.key == self.analysis.reference or (
+        return case.key in self.analysis.references.values() or (
             case.case.variant == REFERENCE_VARIANT
             and isinstance(case.time_ratio, Estimate)
             and case.time_ratio.note == "the reference itself"
         )
 
     def tags(self, case: CaseResult) -> str:
-        """Words that belong to a case: reference, tied, pruned."""
+        """Words that belong to a case: reference, tied, emulated, envelope, raced."""
         words = ["reference"] if self.is_reference(case) else []
+        words += [case.machine.source] if not case.machine.real else []
+        words += ["raced only"] if case.raced else []
         words += ["tied"] if self.standing(case) == "tied" else []
         return ", ".join(words)
 
-    def place(self, case: CaseResult) -> str:
-        """Backend, batch, and what else differs between the cases of this run."""
+    def place(self, case: CaseResult, *, under: str = "") -> str:
+        """Backend, batch, and what else differs between the cases of this run; not the target where a heading names it."""
         asked = case.case
         parts = [one_line(asked.backend), f"b{asked.batch}", f"t{asked.threads}"]
-        return " ".join([*parts, *([f"@{one_line(asked.target)}"] if asked.target != "local" else [])])
+        here = asked.target == under or (asked.target == LOCAL and not self.several)
+        return " ".join([*parts, *([] if here else [f"@{one_line(asked.target)}"])])
 
     def name(self, case: CaseResult) -> str:
         """Variant and place on one line."""
@@ -332,13 +349,69 @@ def reason(case: CaseResult) -> str:
     return "the run was not finished"
 
 
-def processor(analysis: Analysis) -> str:
-    """The machine on one line: cores, processor, instruction sets, hypervisor, memory."""
-    return processor_of(analysis.run.environment)
+def unbounded(cases: Iterable[CaseResult]) -> str | None:
+    """What the question marks of these cases stand for, each reason with the columns that it holds for; None without any."""
+    named: tuple[tuple[str, Callable[[CaseResult], Figure | None]], ...] = (
+        ("p50", lambda case: case.latency_p50_s), ("p99", lambda case: case.latency_p99_s),
+        ("p99 as observed", _seen), ("vs reference", lambda case: case.time_ratio),
+        ("accuracy change", lambda case: case.accuracy_change), ("throughput", lambda case: case.throughput_per_s),
+        ("$/1M", lambda case: case.usd_per_million),
+    )  # fmt: skip
+    found: dict[str, tuple[str, dict[str, None]]] = {}
+    for case in cases:
+        for title, read in named:
+            figure = read(case)
+            if not isinstance(figure, Estimate) or (_bounded(figure.low) and _bounded(figure.high)):
+                continue
+            # The note of a price tells the price; what is open there is the throughput below it.
+            note = DIFFERING if figure.note is None or title == "$/1M" else one_line(figure.note)
+            _, titles = found.setdefault(_NUMBERS.sub("#", note), (note, {}))
+            titles[title] = None
+    if not found:
+        return None
+    told = [f"of {', '.join(titles)} because {note}" for note, titles in list(found.values())[:_MAX_REASONS]]
+    rest = len(found) - _MAX_REASONS
+    more = f"; and {rest} more reasons, with each case" if rest > 0 else ""
+    return f"{UNBOUNDED} = no bound on that side: {'; '.join(told)}{more}"
+
+
+def _seen(case: CaseResult) -> Figure | None:
+    """The p99 of all samples, where tables show it."""
+    return None if case.excluded_share is None else case.observed.get("latency_p99_s")
+
+
+def _bounded(end: float | None) -> bool:
+    return end is not None and math.isfinite(end)
+
+
+def machine_lines(machines: Sequence[Machine]) -> list[str]:
+    """The machines of a run, one on each line; what they are in words."""
+    if len(machines) == 1 and machines[0].target == LOCAL:
+        return [f"machine: {machine_told(machines[0])}"]
+    lines = []
+    for group in dict.fromkeys(machine.group for machine in machines):
+        same = [machine for machine in machines if machine.group == group]
+        lines.append(f"machine {one_line(', '.join(item.target for item in same))}: {machine_told(same[0])}")
+    return lines
+
+
+def machine_told(machine: Machine) -> str:
+    """What one machine is, what its figures stand for, and what it is priced as."""
+    what = (
+        "the run does not tell what machine this is"
+        if machine.environment is None
+        else processor_of(machine.environment)
+    )
+    if machine.emulated:
+        return f"emulated: {EMULATED}; accuracy, size and failures count · {what}"
+    if machine.envelope is not None:
+        return f"{one_line(machine.envelope)} · {what}"
+    price = "" if machine.priced_as is None or machine.here else f" · priced as {one_line(machine.priced_as)}"
+    return f"{what}{price}"
 
 
 def processor_of(machine: Environment) -> str:
-    """The same of an environment."""
+    """An environment on one line: cores, processor, instruction sets, hypervisor, memory."""
     cores = (
         f"{machine.usable_cores} of {machine.logical_cores} cores"
         if machine.usable_cores != machine.logical_cores
@@ -353,6 +426,69 @@ def processor_of(machine: Environment) -> str:
         *[one_line(gpu) for gpu in machine.gpus],
     ]
     return " · ".join(parts)
+
+
+def pooling(story: Story) -> str:
+    """Which cases of a run on several machines are compared with each other."""
+    axis = AXES[story.view.x].title
+    if story.view.pooled:
+        return f"All machines together; {NOT_PAIRED}."
+    return f"A frontier for each machine, over its own {axis} (frontier --pool compares all of them); {NOT_PAIRED}."
+
+
+PLACE_TITLES = ("machine", "case", "p50", "p99", "accuracy change", "serves", "$/1M", "a year of one", "verdict")
+
+
+def place_cells(story: Story, item: Place) -> dict[str, Cell]:
+    """The best case of a machine, by column (`PLACE_TITLES`)."""
+    nothing = Cell("—", missing=True, title=one_line(item.headline))
+    priced = one_line(item.machine.priced_as or "")
+    cells = dict.fromkeys(PLACE_TITLES, nothing)
+    cells["machine"] = Cell(one_line(item.machine.target), priced)
+    case = item.case
+    if case is None:
+        return {**cells, "case": Cell("none", title=one_line(item.headline))}
+    asked = case.case
+    threads = "" if asked.threads == 1 else f" t{asked.threads}"
+    unit = time_unit([place.case for place in story.recommendation.places if place.case is not None])
+    return {
+        **cells,
+        "case": Cell(one_line(asked.variant), f"{one_line(asked.backend)} b{asked.batch}{threads}"),
+        "p50": seconds(case.latency_p50_s, unit), "p99": seconds(case.latency_p99_s, unit),
+        "accuracy change": change(case.accuracy_change), "serves": scaled(item.rate_per_s, ((1.0, "/s"),)),
+        "$/1M": usd(case.usd_per_million), "a year of one": usd(item.usd_per_year),
+        "verdict": Cell(case.verdict.replace("_", " ")) if case.checks else nothing,
+    }  # fmt: skip
+
+
+def places_note(story: Story) -> str:
+    """What the table of places holds and what not."""
+    use = story.analysis.run.study.cost.utilisation
+    text = f"[ ] are 95 % intervals; {NOT_PAIRED}; serves: samples a second at {use:.0%} use"
+    places = story.recommendation.places
+    if any(isinstance(item.usd_per_year, Estimate) for item in places):
+        text += ", which $/1M assumes of every machine; a year of one: one such machine, however little it serves"
+    for item in places:
+        price = None if item.case is None else item.case.usd_per_million
+        if isinstance(price, NotMeasured):
+            text += f"; no price of {one_line(item.machine.target)}: {one_line(price.reason)}"
+    return text
+
+
+def undecided(cases: Iterable[CaseResult]) -> list[str]:
+    """Why limits are not decided although both sides of the figure are known; reasons that differ in numbers only stand once."""
+    told: dict[str, tuple[str, int]] = {}
+    for case in cases:
+        p99 = case.latency_p99_s
+        for check in case.checks:
+            if check.verdict != "INCONCLUSIVE" or (
+                check.name == "p99" and isinstance(p99, Estimate) and not _bounded(p99.high)
+            ):
+                continue
+            text = f"{one_line(case.key)}: {check.name} INCONCLUSIVE: {one_line(check.text)}"
+            first, more = told.get(_NUMBERS.sub("#", check.name + check.text), (text, -1))
+            told[_NUMBERS.sub("#", check.name + check.text)] = first, more + 1
+    return [f"{text}{f' (and {more} more alike)' if more else ''}" for text, more in told.values()]
 
 
 def effort_line(analysis: Analysis) -> str:
