@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sqlite3
 import threading
 import time
 import weakref
@@ -341,6 +342,17 @@ class Store:
         problem = f"'{text}' fits {len(found)} runs" if found else f"no run '{text}'"
         raise StoreError(f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `edgeprof runs` lists all.")
 
+    def study(self, run_id: str) -> Study:
+        """What the run was asked, without its records. Raises StoreError as `run` does."""
+        with self._transaction() as connection:
+            text = connection.execute(sa.select(_runs.c.study).where(_runs.c.id == run_id)).scalar()
+        if text is None:
+            raise StoreError(f"no run '{run_id}' in {self.place}. `edgeprof runs` lists them.")
+        try:
+            return make_study(**json.loads(text))
+        except (ValueError, TypeError, EdgeprofError) as error:
+            raise StoreError(f"run {run_id} in {self.place} is damaged: {error}.") from error
+
     def plan(self, run_id: str) -> dict[str, Any]:
         """What the run does, as stored; empty when that is not known yet, or damaged."""
         with self._transaction() as connection:
@@ -508,7 +520,10 @@ def open_store(place: str | Path, *, create: bool = True, clock: Callable[[], fl
         engine, shown = _engine(f"sqlite:///{path}"), str(path)
     try:
         with engine.begin() as connection:
-            _prepare(connection, shown)
+            ready = _is_ready(connection)
+        if not ready:
+            with engine.connect().execution_options(edgeprof_writes=True) as connection, connection.begin():
+                _prepare(connection, shown)
     except SQLAlchemyError as error:
         raise _storage_error(shown, error) from error
     return Store(engine, shown, clock=clock)
@@ -546,13 +561,25 @@ def _engine(url: str) -> sa.Engine:
     return engine
 
 
+_WAL_TRIES, _WAL_PAUSE_S = 100, 0.05
+
+
 def _sqlite_settings(connection: Any, _: object) -> None:
     """Write-ahead log with full synchronisation: a committed record survives the process and the power."""
     # The driver's own idea of a transaction leaves out CREATE TABLE: killed between two of them, half a schema stays.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+    for pragma in ("busy_timeout=10000", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    for last in (*[False] * _WAL_TRIES, True):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Two that meet a new file at the same moment: SQLite does not wait here, whatever its timeout says.
+            if last or "locked" not in str(error):
+                raise
+            time.sleep(_WAL_PAUSE_S)
     cursor.close()
 
 
@@ -560,6 +587,13 @@ def _sqlite_begin(connection: sa.Connection) -> None:
     # A transaction that reads first and writes later fails at once where another one wrote between; this one waits its turn.
     writes = connection.get_execution_options().get("edgeprof_writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _is_ready(connection: sa.Connection) -> bool:
+    """Whether there is nothing to prepare, so that whoever only reads need not wait for a writer."""
+    if not sa.inspect(connection).has_table(_schema.name):
+        return False
+    return connection.execute(sa.select(_schema.c.version)).scalar() == SCHEMA_VERSION
 
 
 def _prepare(connection: sa.Connection, place: str) -> None:

@@ -158,17 +158,18 @@ class Queues:
             # Whoever comes later in this lane, and this machine's after all lanes, gets as much time.
             budget = part_of(self._job.budget, len(lane) - place + waiting)
             try:
-                self.one(device, work, progress=part, budget=budget)
+                try:
+                    self.one(device, work, progress=part, budget=budget)
+                except (TargetError, BudgetError) as error:
+                    with self._lock:
+                        self._problems[device] = error
+                    part.note(f"{error} The other devices go on.")
+                part.finish()
             except Stopped:
                 return
-            except (TargetError, BudgetError) as error:
-                with self._lock:
-                    self._problems[device] = error
-                part.note(f"{error} The other devices go on.")
             except BaseException as error:  # noqa: BLE001 (raised again by whoever waits for this thread)
                 self._end_all(error)
                 return
-            part.finish()
 
     def _end_all(self, error: BaseException) -> None:
         with self._lock:
