@@ -153,11 +153,11 @@ def _show(
     for note in words.floor_notes(floors):
         page.line(f"note: {one_line(note)}", indent=2, hanging=2)
     page.line(
-        "A floor: no runtime is faster on this device, whatever it fuses or overlaps; most take several times as long. "
-        "How it is counted: docs/roofline.md.",
+        "A floor: what no runtime beats that does these operations on this device, however well it fuses and overlaps. "
+        "Most take several times as long. How it is counted: docs/roofline.md.",
         style="dim", indent=2, hanging=2,
     )  # fmt: skip
-    shares = dominating(counts, profile, _MOST_OPS)
+    shares = dominating(counts, profile, _MOST_OPS, threads=threads)
     page.heading(f"the {len(shares)} ops that dominate")
     _table(page, words.OP_TITLES, [tuple(map(one_line, words.op_cells(share))) for share in shares])
 

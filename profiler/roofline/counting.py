@@ -7,7 +7,7 @@ and moves int8, and the conversions around it cost nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from profiler.onnx_io import op_name
 from profiler.roofline import rules
-from profiler.roofline.graph import Graph, Shape, read_graph
+from profiler.roofline.graph import FOUR_BITS, Graph, Shape, Tensor, read_graph
 
 Precision = Literal["f32", "f16", "bf16", "i8", "other"]
 """What an op computes in, in the words of `SessionFacts.precision`; `other` is integers for indices, float64 and the like."""
@@ -35,6 +35,33 @@ _INT8_ACCURACY = 4
 
 
 @dataclass(frozen=True)
+class Values:
+    """Values that pass between an op and memory."""
+
+    count: int = 0
+    """How many of them a precision could change: weights and activations."""
+    count_bytes: int = 0
+    """Those, at their stored type."""
+    kept_bytes: int = 0
+    """Integers for rows and sizes, and what nothing tells the type of."""
+
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        return self.count_bytes + self.kept_bytes
+
+    def __add__(self, other: Values) -> Values:
+        """Both together."""
+        return Values(
+            self.count + other.count, self.count_bytes + other.count_bytes, self.kept_bytes + other.kept_bytes
+        )
+
+    def at(self, width: int) -> Values:
+        """The same in values of `width` bytes."""
+        return replace(self, count_bytes=self.count * width)
+
+
+@dataclass(frozen=True)
 class OpCount:
     """One op of the file in one inference of the batch."""
 
@@ -45,15 +72,11 @@ class OpCount:
     """Multiply-accumulates."""
     other_ops: int
     """Other arithmetic: comparisons, additions, functions."""
-    weight_bytes: int
+    weight: Values
     """Stored values that it reads, at their stored type; of a table that is looked up, the rows."""
-    read_bytes: int
+    read: Values
     """Values of this inference that it reads."""
-    written_bytes: int
-    weights: int = 0
-    """Number of stored values that it reads."""
-    activations: int = 0
-    """Number of values that it reads and writes."""
+    written: Values
 
     @property
     def ops(self) -> int:
@@ -63,7 +86,7 @@ class OpCount:
     @property
     def bytes(self) -> int:
         """All that passes between the op and memory when nothing stays in between."""
-        return self.weight_bytes + self.read_bytes + self.written_bytes
+        return (self.weight + self.read + self.written).bytes
 
 
 @dataclass(frozen=True)
@@ -72,7 +95,7 @@ class ModelCounts:
 
     batch: int
     ops: tuple[OpCount, ...]
-    weight_bytes: int
+    weights: Values
     """Stored values that are read, each once however many ops share them."""
     input_bytes: int
     output_bytes: int
@@ -81,6 +104,11 @@ class ModelCounts:
     uncounted: Mapping[str, int]
     """Why nodes are not counted, and how many: the totals leave them out."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of `weights`."""
+        return self.weights.bytes
 
     @property
     def macs(self) -> int:
@@ -141,7 +169,7 @@ def count_model(model: ModelProto, batch: int, input_shapes: Mapping[str, Shape]
     return ModelCounts(
         batch=batch,
         ops=tuple(counted),
-        weight_bytes=_all_weights(graph),
+        weights=_all_weights(graph),
         input_bytes=_sizes(graph.inputs, graph),
         output_bytes=_sizes(graph.outputs, graph),
         nodes=running,
@@ -153,50 +181,41 @@ def count_model(model: ModelProto, batch: int, input_shapes: Mapping[str, Shape]
 def converted(counts: ModelCounts, precision: Literal["f32", "f16", "bf16", "i8"]) -> ModelCounts:
     """The same graph if all its arithmetic, weights and activations were of `precision`: nobody has to make that variant first.
 
-    Integers for indices stay as they are, inputs and outputs of the model, too.
+    Integers for rows and sizes stay as they are, and so do inputs and outputs of the model.
     """
     width = WIDTH_BYTES[precision]
-    changed = []
-    weights_before = weights_after = 0
-    for op in counts.ops:
-        if op.precision == "other":
-            changed.append(op)
-            continue
-        reads = op.read_bytes / max(1, op.read_bytes + op.written_bytes)
-        moved = op.activations * width
-        changed.append(
+    return replace(
+        counts,
+        ops=tuple(
             replace(
-                op, precision=precision, weight_bytes=op.weights * width, read_bytes=round(moved * reads),
-                written_bytes=moved - round(moved * reads),
+                op,
+                precision="other" if op.precision == "other" else precision,
+                weight=op.weight.at(width),
+                read=op.read.at(width),
+                written=op.written.at(width),
             )
-        )  # fmt: skip
-        weights_before += op.weight_bytes
-        weights_after += op.weights * width
-    scale = weights_after / weights_before if weights_before else 1.0
-    return replace(counts, ops=tuple(changed), weight_bytes=round(counts.weight_bytes * scale))
+            for op in counts.ops
+        ),
+        weights=counts.weights.at(width),
+    )
 
 
 def _counted(node: NodeProto, graph: Graph) -> OpCount:
-    if _fused_conversion(node, graph):
-        work = rules.Work()
-        read, written, weight = (0, 0), (0, 0), (0, 0)
-    else:
+    work, weight, read, written = rules.Work(), Values(), Values(), Values()
+    if not _fused_conversion(node, graph):
         work = rules.work(node, graph.tensors)
-        views = op_name(node) in rules.VIEWS
-        read = (0, 0) if views else _read(node, graph)
-        written = (0, 0) if views else _written(node, graph)
-        weight = (0, 0) if views else _weights(node, graph)
+        if op_name(node) not in rules.VIEWS:
+            weight = sum((values for _, values in _uses(node, graph)), Values())
+            read, written = _read(node, graph), _written(node, graph)
     return OpCount(
         name=node.name or next(filter(None, node.output), ""),
         op_type=op_name(node),
         precision=_precision(node, graph),
         macs=work.macs,
         other_ops=work.other_ops,
-        weight_bytes=weight[1],
-        read_bytes=read[1],
-        written_bytes=written[1],
-        weights=weight[0],
-        activations=read[0] + written[0],
+        weight=weight,
+        read=read,
+        written=written,
     )
 
 
@@ -240,74 +259,59 @@ def _dequantizer(name: str, graph: Graph) -> NodeProto | None:
     return None
 
 
-def _read(node: NodeProto, graph: Graph) -> tuple[int, int]:
-    """Number and bytes of the values of this inference that a node reads; behind a DequantizeLinear, the quantized ones."""
-    count = size = 0
+def _read(node: NodeProto, graph: Graph) -> Values:
+    """The values of this inference that a node reads; straight behind a DequantizeLinear, the quantized ones."""
+    found = Values()
     for name in dict.fromkeys(node.input):
         if not name or name in graph.stored:
             continue
         before = graph.producers.get(name)
-        source = before.input[0] if before is not None and op_name(before) in _DEQUANTIZE else name
-        tensor = graph.tensors.get(source)
-        if tensor is None:
-            raise rules.NotCountedError("its shapes could not be inferred: give the inputs' sizes with --shape")
-        if op_name(node) in rules.PICKS:
-            known = graph.tensors.get(node.output[0])
-            if known is not None and known.elements < tensor.elements:
-                tensor = replace(tensor, shape=known.shape)
-        count += tensor.elements
-        size += tensor.size_bytes
-    return count, size
+        tensor = _known(before.input[0] if before is not None and op_name(before) in _DEQUANTIZE else name, graph)
+        if op_name(node) in rules.PICKS and name == node.input[0]:
+            given = _known(node.output[0], graph)
+            tensor = given if given.elements < tensor.elements else tensor
+        found += _values(tensor)
+    return found
 
 
-def _written(node: NodeProto, graph: Graph) -> tuple[int, int]:
-    """Number and bytes of what a node gives out: quantized where only a QuantizeLinear reads it."""
-    count = size = 0
+def _written(node: NodeProto, graph: Graph) -> Values:
+    """What a node gives out: quantized where only a QuantizeLinear reads it."""
+    found = Values()
     for name in filter(None, node.output):
         readers = graph.consumers.get(name, ())
         quantizers = [reader for reader in readers if op_name(reader) in _QUANTIZE and reader.input[0] == name]
         kept = [name] if name in graph.outputs or len(quantizers) < len(readers) or not readers else []
         for given in (*kept, *(reader.output[0] for reader in quantizers)):
-            tensor = graph.tensors.get(given)
-            if tensor is None:
-                raise rules.NotCountedError("its shapes could not be inferred: give the inputs' sizes with --shape")
-            count += tensor.elements
-            size += tensor.size_bytes
-    return count, size
+            found += _values(_known(given, graph))
+    return found
 
 
-def _weights(node: NodeProto, graph: Graph) -> tuple[int, int]:
-    """Number and bytes of the stored values that a node reads."""
-    count = size = 0
-    for _, used, elements in _uses(node, graph):
-        count += elements
-        size += used
-    return count, size
-
-
-def _uses(node: NodeProto, graph: Graph) -> Iterable[tuple[str, int, int]]:
+def _uses(node: NodeProto, graph: Graph) -> Iterator[tuple[str, Values]]:
+    """The stored values that a node reads, by name. A lookup touches the rows that it gives out, not the table."""
     for place, name in enumerate(node.input):
         if not name or name not in graph.stored or name in node.input[:place]:
             continue
-        used, tensor = graph.stored[name], graph.tensors.get(name)
-        elements = used if tensor is None else tensor.elements
-        if op_name(node) in rules.PICKS and place == 0 and tensor is not None and node.output[0] in graph.tensors:
-            # A lookup touches the rows that it gives out, not the table.
+        size, tensor = graph.stored[name], graph.tensors.get(name)
+        if tensor is None:
+            yield name, Values(kept_bytes=size)
+            continue
+        elements = tensor.elements
+        if op_name(node) in rules.PICKS and place == 0 and node.output[0] in graph.tensors:
             rows = min(elements, graph.tensors[node.output[0]].elements)
-            used, elements = -(-used * rows // max(1, elements)), rows
-        yield name, used, elements
+            size, elements = -(-size * rows // max(1, elements)), rows
+        yield name, Values(elements, size) if _converts(tensor) else Values(kept_bytes=size)
 
 
-def _all_weights(graph: Graph) -> int:
+def _all_weights(graph: Graph) -> Values:
     """Each stored value once, with the most that any op reads of it."""
-    most: dict[str, int] = {}
+    most: dict[str, Values] = {}
     for node in graph.nodes:
         if all(name in graph.stored for name in node.output if name) or op_name(node) in rules.VIEWS:
             continue
-        for name, used, _ in _uses(node, graph):
+        for name, values in _uses(node, graph):
             root = _root(name, graph)
-            most[root] = max(most.get(root, 0), used)
-    return sum(most.values())
+            most[root] = max(most.get(root, Values()), values, key=lambda item: item.bytes)
+    return sum(most.values(), Values())
 
 
 def _root(name: str, graph: Graph) -> str:
@@ -319,6 +323,21 @@ def _root(name: str, graph: Graph) -> str:
             return name
         name = stored[0]
     return name
+
+
+def _values(tensor: Tensor) -> Values:
+    return Values(tensor.elements, tensor.size_bytes) if _converts(tensor) else Values(kept_bytes=tensor.size_bytes)
+
+
+def _converts(tensor: Tensor) -> bool:
+    """Whether a precision changes the type: numbers of the model, and not rows, sizes or truths."""
+    return tensor.elem_type in _TYPES or tensor.elem_type in FOUR_BITS
+
+
+def _known(name: str, graph: Graph) -> Tensor:
+    if name not in graph.tensors:
+        raise rules.NotCountedError(rules.NO_SHAPE)
+    return graph.tensors[name]
 
 
 def _sizes(names: Iterable[str], graph: Graph) -> int:

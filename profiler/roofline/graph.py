@@ -16,7 +16,8 @@ Shape = tuple[int, ...]
 
 _HEAVY_BYTES = 4096
 """Stored tensors beyond this hold weights, and not the sizes that shape inference computes with."""
-_HALVES = {TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)}
+FOUR_BITS = frozenset({TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1)})
+"""Element types of which two share a byte."""
 _QUARTERS = {getattr(TensorProto, "INT2", -1), getattr(TensorProto, "UINT2", -1)}
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
@@ -102,7 +103,7 @@ def read_graph(model: ModelProto, batch: int, input_shapes: Mapping[str, Shape] 
 
 def packed_bytes(elements: int, elem_type: int) -> int:
     """Bytes of so many values of an `onnx.TensorProto.DataType`; text counts nothing."""
-    if elem_type in _HALVES:
+    if elem_type in FOUR_BITS:
         return -(-elements // 2)
     if elem_type in _QUARTERS:
         return -(-elements // 4)

@@ -125,6 +125,9 @@ def floor(
     if not any(op.ops for op in counts.ops):
         why = next(iter(counts.uncounted), "its graph has no arithmetic")
         return NotMeasured(f"no operations of the model could be counted: {why}")
+    highest = _highest(profile, threads)
+    if isinstance(highest, NotMeasured):
+        return highest
     rates: dict[tuple[Precision, bool], Rate] = {}
     for op in counts.ops:
         weighted = op.op_type in WEIGHTED
@@ -134,9 +137,7 @@ def floor(
         if isinstance(found, NotMeasured):
             if weighted:
                 return NotMeasured(f"{found.reason}, and {op.op_type} '{op.name}' computes in it")
-            found = _highest(profile, threads)
-        if isinstance(found, NotMeasured):
-            return found
+            found = highest
         rates[op.precision, weighted] = found
     memory = bandwidth(profile)
     times = [(op, _seconds(op, rates)) for op in counts.ops]
@@ -190,14 +191,16 @@ class Share:
     """What limits it on the device when its values pass through memory; None where the profile does not tell both."""
 
 
-def dominating(counts: ModelCounts, profile: DeviceProfile, most: int = 8) -> tuple[Share, ...]:
+def dominating(
+    counts: ModelCounts, profile: DeviceProfile, most: int = 8, *, threads: int | None = None
+) -> tuple[Share, ...]:
     """The ops with the largest share of operations or of bytes, largest first."""
     all_ops, all_bytes = max(1, counts.total_ops), max(1, counts.streamed_bytes)
     memory = bandwidth(profile)
     ranked = sorted(counts.ops, key=lambda op: -max(op.ops / all_ops, op.bytes / all_bytes))
     shares = []
     for op in ranked[:most]:
-        found = peak(profile, op.precision)
+        found = peak(profile, op.precision, threads=threads)
         bound: Bound | None = None
         if isinstance(found, Rate) and isinstance(memory, Rate):
             bound = "arithmetic" if op.ops / found.per_s >= op.bytes / memory.per_s else "memory"

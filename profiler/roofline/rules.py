@@ -61,6 +61,9 @@ _PER_RESULT = {
 """Passes over the elements that the definition needs: sum, difference, square, sum, scale for a normalization."""
 
 
+NO_SHAPE = "its shapes could not be inferred: give the inputs' sizes with --shape"
+
+
 @dataclass(frozen=True)
 class Work:
     """Arithmetic of one node in one inference of the batch."""
@@ -208,7 +211,7 @@ def _out(node: NodeProto, tensors: Shapes) -> Tensor:
 
 def _known(name: str, tensors: Shapes) -> Tensor:
     if name not in tensors:
-        raise NotCountedError("its shapes could not be inferred: give the inputs' sizes with --shape")
+        raise NotCountedError(NO_SHAPE)
     return tensors[name]
 
 

@@ -40,7 +40,7 @@ def profile_sections(profile: DeviceProfile) -> list[tuple[str, Rows]]:
 
     told: list[tuple[str, Rows]] = [("device", _identity(profile))]
     peaks = [
-        (title, marked(f"peak.{key}", f"{units.significant(value, 4)} {unit}"))
+        (title, marked(f"peak.{key}", f"{value:,g} {unit}"))
         for key, (title, unit) in _UNITS.items()
         if (value := getattr(profile.peak, key)) is not None
     ]
@@ -54,9 +54,7 @@ def profile_sections(profile: DeviceProfile) -> list[tuple[str, Rows]]:
         ("cache_mb", "caches", "MB"),
     ):
         value = getattr(profile.memory, key)
-        memory.append(
-            (title, "not known" if value is None else marked(f"memory.{key}", f"{units.significant(value, 4)} {unit}"))
-        )
+        memory.append((title, "not known" if value is None else marked(f"memory.{key}", f"{value:,g} {unit}")))
     told.append(("memory", memory))
     cpu = [
         (title, marked(f"cpu.{key}", str(value)))
@@ -175,9 +173,13 @@ def as_data(
         "notes": list(counts.notes),
         "floors": floors,
         "ops": [
-            asdict(share.op) | {"operations": share.op.ops, "share_of_operations": share.of_ops, "share_of_bytes": share.of_bytes,
-                                "limited_by": share.bound}
-            for share in dominating(counts, profile, len(counts.ops))
+            {
+                "name": share.op.name, "op_type": share.op.op_type, "precision": share.op.precision, "macs": share.op.macs,
+                "operations": share.op.ops, "weight_bytes": share.op.weight.bytes, "read_bytes": share.op.read.bytes,
+                "written_bytes": share.op.written.bytes, "share_of_operations": share.of_ops, "share_of_bytes": share.of_bytes,
+                "limited_by": share.bound,
+            }
+            for share in dominating(counts, profile, len(counts.ops), threads=threads)
         ],
     }  # fmt: skip
     return data
