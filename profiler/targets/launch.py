@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from profiler import wire
 from profiler.errors import StudyError
-from profiler.targets.base import Target
+from profiler.targets.base import Target, get
 from profiler.targets.process import WorkerFailure, WorkerProcess
-from profiler.targets.remote import clean
+from profiler.targets.remote import LinkLost, clean
 from profiler.units import size
 
 _APPLY_S = 60.0
@@ -107,3 +108,18 @@ def probe(target: Target) -> ConditionedWorker:
         return start(target, step="check")
     except WorkerFailure as failure:
         raise StudyError(str(failure)) from failure
+
+
+def conditions_of(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """For a run's plan: what the conditions of each target's text are done with, by the text; those without any are left out.
+
+    A device that cannot be reached now is left out too. Raises StudyError for a condition that its machine cannot give.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        target = get(text)
+        if not target.conditions.fields():
+            continue
+        with suppress(LinkLost), probe(target) as worker:
+            found[text] = dict(worker.told)
+    return found

@@ -34,7 +34,8 @@ class Modes:
 
     start: Callable[[Target], ConditionedWorker] = ConditionedWorker
     _held: dict[str, _Held] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _locks: dict[str, threading.Lock] = field(default_factory=dict)
+    """One for each device: setting a mode takes seconds, and more over a slow link."""
 
     def __enter__(self) -> Modes:  # noqa: PYI034 (typing.Self is 3.11)
         """Itself."""
@@ -53,7 +54,7 @@ class Modes:
         Nothing happens where it is in it. Raises WorkerFailure when the mode cannot be set, and TargetError.
         """
         wanted = target.conditions.power
-        with self._lock:
+        with self._locks.setdefault(target.name, threading.Lock()):
             held = self._held.get(target.name)
             if held is not None and not held.worker.alive:
                 # It is gone, with its link perhaps: the device has restored its mode, or is about to.
@@ -67,15 +68,20 @@ class Modes:
                 return
             self._held[target.name] = self._set(target, held)
 
+    def restore(self, name: str) -> None:
+        """Give a device its own mode back, before another may have it. Raises TargetError when that fails."""
+        with self._locks.setdefault(name, threading.Lock()):
+            if name in self._held:
+                self._release(name)
+
     def close(self) -> None:
         """Restore the mode of every device, and end the workers that held them. Raises TargetError for those that failed."""
         failed: list[str] = []
-        with self._lock:
-            for name in list(self._held):
-                try:
-                    self._release(name)
-                except TargetError as error:
-                    failed.append(f"{name}: {error}")
+        for name in list(self._held):
+            try:
+                self.restore(name)
+            except TargetError as error:
+                failed.append(f"{name}: {error}")
         if failed:
             raise TargetError(
                 f"the power mode was not restored by us ({'; '.join(failed)}); the device tries once more by itself: look with "
