@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -23,6 +25,8 @@ AGENT_PROTOCOL = 1
 MARK = "edgeprof-target.json"
 MAX_LINE_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 16 << 20
+IDLE_S = 1800
+"""A link that died without a word leaves the pipe open: whoever hears nothing for so long ends."""
 MAX_FILE_BYTES = 65536
 MAX_FACTS_CHARS = 1 << 18
 MODULES = ("numpy", "psutil", "onnxruntime", "openvino", "tensorrt")
@@ -104,8 +108,10 @@ def main(folder: str, commands: BinaryIO, replies: BinaryIO) -> None:
     """Serve commands until the pipe ends. `folder` is where everything of ours lives, `~` allowed."""
     home = os.path.abspath(os.path.expanduser(folder))
     while True:
+        signal.alarm(IDLE_S)
         line = commands.readline(MAX_LINE_BYTES)
-        if not line:
+        signal.alarm(0)
+        if not line.endswith(b"\n"):
             return
         try:
             asked = json.loads(line.decode("utf-8"))
@@ -120,7 +126,7 @@ def main(folder: str, commands: BinaryIO, replies: BinaryIO) -> None:
             answer = {"ok": False, "message": f"no command or field {error}"}
         except OSError as error:
             answer = {"ok": False, "message": f"{error.filename or home}: {error.strerror or error}"}
-        except (ValueError, TypeError, AttributeError, tarfile.TarError, EOFError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, tarfile.TarError, EOFError) as error:
             answer = {"ok": False, "message": f"{type(error).__name__}: {error}"}
         replies.write(json.dumps(answer).encode("ascii") + b"\n")
         replies.flush()
@@ -248,18 +254,18 @@ def offer(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
 
 
 def put(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-    """The next bytes of a bundle's archive."""
-    archive = _archive(home, _name(asked))
+    """The next bytes of a bundle's archive; at 0 it begins anew."""
+    archive, offset = _archive(home, _name(asked)), int(asked["offset"])
     _make(home)
-    with open(archive, "ab") as file:
-        if file.tell() != int(asked["offset"]):
-            raise Refused(f"{file.tell()} bytes are here, the host goes on at {int(asked['offset'])}")
+    with open(archive, "ab" if offset else "wb") as file:
+        if file.tell() != offset:
+            raise Refused(f"{file.tell()} bytes are here, the host goes on at {offset}")
         file.write(body)
         return {"offset": file.tell()}
 
 
 def install(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-    """Check an archive, unpack it beside the others, and let it appear at once."""
+    """Check an archive, unpack it beside the others, and let it appear at once. One that arrived damaged is thrown away."""
     del body
     name, archive = _name(asked), _archive(home, _name(asked))
     digest = hashlib.sha256()
@@ -268,7 +274,7 @@ def install(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
             digest.update(chunk)
     if digest.hexdigest() != asked["sha256"]:
         os.remove(archive)
-        raise Refused(f"the archive of {name} arrived damaged: set the target up again")
+        return {"installed": False}
     place, fresh = os.path.join(home, "bundles", name), os.path.join(home, "bundles", f".{name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -280,7 +286,9 @@ def install(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
                     raise Refused(f"the archive holds {member.name!r}, which is no plain file below it")
                 member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
             # Names, kinds and modes were checked above; `filter` is missing before 3.8.17.
-            tar.extractall(fresh, members)  # noqa: S202
+            safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            tar.extractall(fresh, members, **safe)  # noqa: S202
+        shutil.rmtree(place, ignore_errors=True)
         os.rename(fresh, place)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -290,8 +298,9 @@ def install(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
 
 
 def keep(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
-    """Take away all bundles but the named ones."""
+    """Take away all bundles but the named ones, and what broken transfers left."""
     del body
+    shutil.rmtree(os.path.join(home, "incoming"), ignore_errors=True)
     wanted = {_valid(str(name)) for name in asked["names"]}
     folder = os.path.join(home, "bundles")
     gone: list[str] = []
@@ -310,8 +319,11 @@ def remove(home: str, asked: Mapping[str, Any], body: bytes) -> dict[str, Any]:
         return {"removed": False}
     if not os.path.isfile(mark):
         raise Refused(f"{home} has no {MARK}, so it was not made by edgeprof: not removed")
-    with open(mark, encoding="utf-8") as file:
-        above = [str(path) for path in json.load(file).get("made", [])]
+    try:
+        with open(mark, encoding="utf-8") as file:
+            above = [str(path) for path in json.load(file)["made"]]
+    except (ValueError, KeyError, TypeError):  # the disk was full when it was written
+        above = []
     shutil.rmtree(home)
     for path in above:
         if home.startswith(path + os.sep) and not os.listdir(path):
@@ -332,7 +344,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 def _valid(name: str) -> str:
-    if not name or not all(char.isalnum() or char in "-_" for char in name) or len(name) > 100:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
         raise Refused(f"'{name[:100]}' is no name of a bundle")
     return name
 
@@ -348,6 +360,8 @@ def _archive(home: str, name: str) -> str:
 def _make(home: str) -> None:
     """Our folder with its mark, which says which folders above it were made too."""
     mark = os.path.join(home, MARK)
+    if home in (os.sep, os.path.expanduser("~")):
+        raise Refused(f"{home} would be removed with everything in it: choose a folder of its own with --folder")
     if os.path.isdir(home) and os.listdir(home) and not os.path.isfile(mark):
         raise Refused(f"{home} holds other things: choose a folder of its own with --folder")
     if not os.path.isfile(mark):

@@ -29,6 +29,8 @@ from typing import Any
 
 from profiler import __version__
 from profiler.errors import TargetError
+from profiler.targets.agent import MODULES
+from profiler.targets.log import clean
 
 RUNTIMES: Mapping[str, str] = {"ort": "onnxruntime", "ov": "openvino"}
 """Backends whose runtime comes as a wheel, with its package. TensorRT is the device's own."""
@@ -98,7 +100,7 @@ def device(name: str, looked: Mapping[str, Any]) -> Device:
             "Debian chroot) cannot run them."
         )
     modules = looked.get("modules")
-    known = {str(key): str(value)[:40] for key, value in modules.items()} if isinstance(modules, dict) else {}
+    known = {key: _shown(modules[key])[:40] for key in MODULES if modules.get(key)} if isinstance(modules, dict) else {}
     return Device(version, machine, (int(found[1]), int(found[2])), known)
 
 
@@ -261,4 +263,4 @@ def _file_digest(path: Path) -> str:
 
 
 def _shown(value: object) -> str:
-    return "".join(char if char.isprintable() else "?" for char in str(value))[:60]
+    return clean(str(value))[:60]

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import date, datetime
+from datetime import time as clock
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,36 @@ class TargetSpec:
 
 def ssh(host: str, *, config: str | None = None) -> tuple[str, ...]:
     """The system's ssh with the user's own configuration. Raises TargetError for what ssh would take for an option."""
-    if not host or host.startswith("-") or any(char.isspace() or not char.isprintable() for char in host):
-        raise TargetError(f"'{host}' is no host: give user@host, or a name from ~/.ssh/config.")
+    if not _is_name(host) or host.rpartition("@")[2].startswith("-"):
+        raise TargetError(f"{host!r} is no host: give user@host, or a name from ~/.ssh/config.")
     options = [word for option in SSH_OPTIONS for word in ("-o", option)]
     return ("ssh", "-T", *(("-F", config) if config else ()), *options, "--", host)
+
+
+def docker(container: str) -> tuple[str, ...]:
+    """A running container. Raises TargetError for what docker would take for an option."""
+    if not _is_name(container):
+        raise TargetError(f"{container!r} is no container: give a name or id that `docker ps` shows.")
+    return ("docker", "exec", "-i", container)
+
+
+def kubectl(pod: str) -> tuple[str, ...]:
+    """A running pod, as POD or NAMESPACE/POD. Raises TargetError for what kubectl would take for an option."""
+    namespace, slash, name = pod.rpartition("/")
+    if not _is_name(name) or (slash and not _is_name(namespace)):
+        raise TargetError(f"{pod!r} is no pod: give POD or NAMESPACE/POD, as `kubectl get pods -A` shows them.")
+    return ("kubectl", "exec", "-i", *(("-n", namespace) if slash else ()), name, "--")
+
+
+def adb(serial: str) -> tuple[str, ...]:
+    """An Android device. Raises TargetError for what adb would take for an option."""
+    if not _is_name(serial):
+        raise TargetError(f"{serial!r} is no serial number: `adb devices` shows them.")
+    return ("adb", "-s", serial, "shell", "-T")
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and text[0] != "-" and not any(char.isspace() or not char.isprintable() for char in text)
 
 
 def path() -> Path:
@@ -130,8 +158,13 @@ def words(spec: TargetSpec, *rest: str) -> tuple[str, ...]:
     inner = (spec.python, *rest)
     if not spec.shell:
         return (*spec.prefix, *inner)
+    return (*spec.prefix, quoted(inner))
+
+
+def quoted(inner: Sequence[str]) -> str:
+    """A command as text for whatever shell stands on the other side: sh, zsh, fish and csh read it alike."""
     # Without the last command the shell would become the worker, and its death by a signal would look like a lost link.
-    return (*spec.prefix, f"{shlex.join(inner)}; exit $?")
+    return shlex.join(("sh", "-c", f"{shlex.join(inner)}; exit $?"))
 
 
 def _read(name: str, settings: Mapping[str, Any]) -> TargetSpec:
@@ -147,23 +180,26 @@ def _read(name: str, settings: Mapping[str, Any]) -> TargetSpec:
         "python": str,
         "folder": str,
         "emulated": bool,
+        "device": (str, type(None)),
         "bundles": tuple,
     }
     for key, kind in kinds.items():
-        if not isinstance(getattr(spec, key), kind):
+        if not isinstance(getattr(spec, key), kind):  # type: ignore[arg-type]
             raise TypeError(f"{name}.{key} is {getattr(spec, key)!r}")
-    return check(replace(spec, prefix=tuple(str(word) for word in spec.prefix)))
+    for key, part in (("prefix", str), ("bundles", str), ("link_codes", int)):
+        if not all(isinstance(one, part) for one in getattr(spec, key)):
+            raise TypeError(f"{name}.{key} is {list(getattr(spec, key))!r}")
+    return check(spec)
 
 
 def _write(targets: Mapping[str, TargetSpec]) -> None:
     lines = ["# The targets of edgeprof (`edgeprof target --help`).\n"]
     for name, spec in sorted(targets.items()):
-        lines.append(f"[{name}]")
+        lines.append(f"[{name}]")  # the names of targets need no quotes
         content = asdict(spec)
         for key, value in {**content.pop("extra"), **content}.items():
             if key != "name" and value is not None:
-                # JSON's strings, numbers, lists and booleans are TOML's.
-                lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+                lines.append(f"{_toml_key(key)} = {_toml(value)}")
         lines.append("")
     place = path()
     try:
@@ -173,3 +209,27 @@ def _write(targets: Mapping[str, TargetSpec]) -> None:
         fresh.replace(place)
     except OSError as error:
         raise TargetError(f"cannot write the targets to {place}: {error.strerror}.") from None
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it (toml.io, v1.0.0): whatever `tomllib` reads can be written again."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _toml_string(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, (datetime, date, clock)):
+        return value.isoformat()
+    return repr(value)  # int, and float with its inf and nan
+
+
+def _toml_key(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else _toml_string(text)
+
+
+def _toml_string(text: str) -> str:
+    # JSON's escapes are TOML's; only DEL may stand raw in the one and not in the other.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -98,11 +98,25 @@ class Agent:
 
     def send_bundle(self, name: str, archive: Path, sha256: str, told: Callable[[int, int], None]) -> bool:
         """Bring a bundle there, going on where a broken transfer stopped; False when it was there. `told(sent, all)`."""
-        offer = self.ask("offer", name=name)
-        if offer.get("installed") is True:
-            return False
         size = archive.stat().st_size
-        offset = _whole(offer, "offset", size)
+        for _ in range(2):
+            offer = self.ask("offer", name=name)
+            if offer.get("installed") is True:
+                return False
+            self._send_rest(name, archive, offer, size, told)
+            # Unpacking a hundred megabytes onto an SD card takes its time.
+            if self.ask("install", timeout_s=900.0, name=name, sha256=sha256).get("installed") is True:
+                return True
+        raise TargetError(
+            f"the archive of {name} arrived damaged on '{self._spec.name}', twice: is its disk or its memory sound?"
+        )
+
+    def _send_rest(
+        self, name: str, archive: Path, offer: dict[str, Any], size: int, told: Callable[[int, int], None]
+    ) -> None:
+        offset = _whole(offer, "offset", 1 << 62)
+        if offset > size:  # of another archive with the same content: another compressor made it
+            offset = 0
         with archive.open("rb") as file:
             file.seek(offset)
             while chunk := file.read(_CHUNK_BYTES):
@@ -111,9 +125,6 @@ class Agent:
                     raise self._nonsense(f"offset {reached} after {offset} and {len(chunk)} bytes")
                 offset = reached
                 told(offset, size)
-        # Unpacking a hundred megabytes onto an SD card takes its time.
-        self.ask("install", timeout_s=900.0, name=name, sha256=sha256)
-        return True
 
     def _send(self, *parts: bytes) -> None:
         for part in parts:

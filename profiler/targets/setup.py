@@ -79,12 +79,13 @@ def set_up(spec: config.TargetSpec, runtimes: Sequence[str] | None, cache: Path,
         there = bundle.device(spec.name, found)
         wheels, left_out = _wheels(there, runtimes, cache)
         parts = [bundle.modules(cache), *([wheels] if wheels else [])]
-        present = set(map(str, found.get("bundles") or ()))
+        present = found.get("bundles")
+        present = {str(name) for name in present} if isinstance(present, list) else set()
         fresh = [part for part in parts if part.name not in present]
         need, free = _ROOM * sum(part.archive.stat().st_size for part in fresh), found.get("free_bytes")
         if not found.get("writable"):
             raise TargetError(
-                f"'{spec.name}': {found.get('folder')} cannot be written: choose another place with --folder."
+                f"'{spec.name}': {clean(str(found.get('folder')))[:200]} cannot be written: choose another place with --folder."
             )
         if fresh and isinstance(free, int) and free < need:
             raise TargetError(
@@ -118,8 +119,8 @@ def check(spec: config.TargetSpec) -> Check:
             except WorkerFailure as failure:
                 backends[name] = False, str(failure)
                 continue
-            good = reply.get("available") is True
-            backends[name] = good, clean(str(reply.get("version" if good else "reason") or ""))[:300]
+            good = reply["available"]
+            backends[name] = good, (reply["version" if good else "reason"] or "")[:300]
         return Check(hello, backends)
 
 
@@ -130,7 +131,7 @@ def place(name: str) -> Place:
         worker.greet()
         reply, _ = worker.request("environment", timeout_s=_CHECK_S)
     try:
-        environment = TypeAdapter(Environment).validate_python(reply.get("environment"))
+        environment = TypeAdapter(Environment).validate_python(reply["environment"])
     except ValidationError as error:
         raise TargetError(f"'{name}' tells facts about itself that cannot be: {clean(str(error))[:300]}.") from None
     return Place(environment, spec.emulated, spec.device)
