@@ -25,11 +25,14 @@ def limit_share(case: CaseResult, counts: ModelCounts | NotMeasured, profile: De
 
     A proportion, with the interval of the latency. What is possible lies at or above the floor, so the case is at least so near
     to it. `counts` must be those of the case's artifact at its batch. NotMeasured with the reason when there is no latency, no
-    profile, no peak for what it computes in, or when the peaks are of another unit than the one that ran it.
+    profile, no peak for what it computes in, when the peaks are of another unit than the one that ran it, and for what an
+    emulator or an envelope timed.
     """
     latency = case.latency_p50_s
     if isinstance(latency, NotMeasured):
         return latency
+    if not case.machine.real:
+        return NotMeasured(case.machine.why_not_real or "its timings are not those of a device")
     limit = case_floor(case, counts, profile)
     if isinstance(limit, NotMeasured):
         return limit

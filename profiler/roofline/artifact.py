@@ -1,0 +1,62 @@
+"""Counts and profile of a stored case: from its artifact, where it is still here, and from what is known of its machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from profiler.analysis import Analysis, CaseResult
+from profiler.artifacts import ArtifactStore
+from profiler.cost.devices import DeviceProfile
+from profiler.errors import EdgeprofError
+from profiler.records import Figure, NotMeasured
+from profiler.roofline.counting import ModelCounts, count_model
+from profiler.roofline.graph import Shape
+from profiler.roofline.share import declared_profile, limit_share
+
+
+class Limits:
+    """The share of the limit of any case of a run; each artifact is read and counted once for each batch."""
+
+    def __init__(self, analysis: Analysis, store: ArtifactStore | None) -> None:
+        """`store` holds the run's artifacts; None where its folder is gone."""
+        self._store = store
+        self._shapes: Mapping[str, Shape] = analysis.run.study.input_shapes
+        self._artifacts = {record.variant: record.sha256 for record in analysis.run.artifacts}
+        self._counts: dict[tuple[str, int], ModelCounts | NotMeasured] = {}
+
+    def share(self, case: CaseResult) -> Figure:
+        """The part of what the case's device allows that it reached, or why that is not known. Reads a file only when it must."""
+        profile = case_profile(case)
+        if isinstance(case.latency_p50_s, NotMeasured) or profile is None or not case.machine.real:
+            return limit_share(case, NotMeasured("not counted"), profile)
+        return limit_share(case, self.counts(case), profile)
+
+    def counts(self, case: CaseResult) -> ModelCounts | NotMeasured:
+        """Operations and bytes of the file that the case ran, at its batch."""
+        sha256 = self._artifacts.get(case.case.variant)
+        if sha256 is None or self._store is None:
+            return NotMeasured("its model file is not here any more, to count operations in")
+        key = sha256, case.case.batch
+        if key not in self._counts:
+            self._counts[key] = _counted(self._store, *key, self._shapes)
+        return self._counts[key]
+
+
+def case_profile(case: CaseResult) -> DeviceProfile | None:
+    """The profile of the case's machine: of its target, else what it is declared or detected as."""
+    return declared_profile(case.machine.profile) or declared_profile(case.machine.priced_as)
+
+
+def _counted(store: ArtifactStore, sha256: str, batch: int, shapes: Mapping[str, Shape]) -> ModelCounts | NotMeasured:
+    try:
+        path: Path = store.path(sha256)
+        # Shapes are enough; what lies beside the file is not read.
+        model = onnx.load(str(path), load_external_data=False)
+        return count_model(model, batch, shapes)
+    except EdgeprofError as error:
+        return NotMeasured(str(error))
+    except Exception as error:  # noqa: BLE001 (protobuf ships no types; a damaged file must not end a report)
+        return NotMeasured(f"its model file cannot be read to count operations in: {type(error).__name__}")
