@@ -16,9 +16,22 @@ from tests.conftest import MadeRun
 ENVELOPE = "local{cpus=1,memory=512MB}"
 CLOUD = {"target": "aws:c7i.large", "evidence": "firmware says Amazon EC2 c7i.large"}
 PI = Environment(
-    "pi.lan", "aarch64", "Linux 6.6", "3.11.2", "Cortex-A76", ("asimddp",), 4, 4, 8 << 30, None, (), {"onnxruntime": "1.20.0"}
+    "pi.lan",
+    "aarch64",
+    "Linux 6.6",
+    "3.11.2",
+    "Cortex-A76",
+    ("asimddp",),
+    4,
+    4,
+    8 << 30,
+    None,
+    (),
+    {"onnxruntime": "1.20.0"},
 )
-HOST = Environment("host", "x86_64", "Linux 6", "3.11.7", "Xeon", ("avx2",), 2, 2, 8 << 30, "KVM", (), {"numpy": "2.0.0"})
+HOST = Environment(
+    "host", "x86_64", "Linux 6", "3.11.7", "Xeon", ("avx2",), 2, 2, 8 << 30, "KVM", (), {"numpy": "2.0.0"}
+)
 KNOWN: Mapping[str, Any] = {
     "pi": {"environment": asdict(PI), "emulated": False, "device": "raspberry-pi-5-8gb"},
     "board": {"environment": asdict(replace(PI, hostname="qemu")), "emulated": True, "device": "raspberry-pi-5-8gb"},
@@ -47,7 +60,7 @@ def fleet(
         run.timed(case, seconds)
         if target not in unanswered:
             run.answered(case, rows(flips), agreement=rows(flips) == RIGHT)
-    targets = tuple(dict.fromkeys(target for _, target in truth))
+    targets = tuple(dict.fromkeys(target for _, target in truth)) or ("local",)
     data = run.data(environment=HOST, targets=targets, **settings)
     more = {"targets": dict(known), **({"detected": dict(detected)} if detected else {}), **(plan or {})}
     return replace(data, plan={**data.plan, **more})

@@ -438,3 +438,164 @@ def test_of_a_soak_only_the_sustained_phase_is_the_latency(made_run):
 
     assert found.latency_p50_s.value == pytest.approx(2e-3, rel=0.02)
     assert found.blocks == 15
+
+
+FLEET_DATA = {"constraints": {"max_drop": 0.02, "slo_p99_s": 10.0, "max_memory_bytes": 10**9}}
+
+
+@pytest.fixture(scope="module")
+def fleet_analysis():
+    """A cloud machine, a board, an emulator and an envelope."""
+    from tests.machines import TRUTH, fleet
+
+    return analyse(fleet(TRUTH, **FLEET_DATA), today=TODAY)
+
+
+def test_each_case_is_compared_with_the_unmodified_model_on_its_own_target(fleet_analysis):
+    """Of 12 and 5 ms on the board, 1.5 and 1 ms here: never 5 against 1.5, although places of blocks coincide."""
+    ratios = {case.case.target: case.time_ratio.value for case in fleet_analysis.cases if case.case.variant != "fp32"}
+
+    assert ratios["local"] == pytest.approx(1 / 1.5, rel=0.05)
+    assert ratios["pi"] == pytest.approx(5 / 12, rel=0.05)
+    assert ratios["board"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_each_machine_is_priced_as_its_own(fleet_analysis):
+    """An hour of the cloud, the life of a board; nothing for an emulator or an envelope."""
+    notes = {case.case.target: case.usd_per_million for case in fleet_analysis.cases if case.case.variant == "fp32"}
+
+    assert "aws:c7i.large" in notes["local"].note
+    assert "raspberry-pi-5-8gb" in notes["pi"].note
+    assert "emulator" in notes["board"].reason
+    assert "envelope" in notes["local{cpus=1,memory=512MB}"].reason
+    assert fleet_analysis.machine is None
+    assert [item.priced_as for item in fleet_analysis.machines] == [
+        "aws:c7i.large",
+        "device:raspberry-pi-5-8gb",
+        None,
+        None,
+    ]
+
+
+def test_a_declared_machine_means_one(fleet_analysis):
+    """With several it is left aside, and said; with one other than this it holds, detected or not."""
+    from tests.machines import CLOUD, TRUTH, fleet
+
+    declared = {"cost": {"machine": "device:raspberry-pi-5-4gb"}}
+    several = analyse(fleet(TRUTH, **declared), today=TODAY)
+    assert [case.usd_per_million for case in several.cases] == [case.usd_per_million for case in fleet_analysis.cases]
+    assert any("names one machine, and 2 were measured (local, pi)" in note for note in several.notes)
+
+    board = {key: value for key, value in TRUTH.items() if key[1] == "pi"}
+    alone = analyse(fleet(board, detected=CLOUD, **declared), today=TODAY)
+    assert alone.machine == "device:raspberry-pi-5-4gb"
+    assert all("raspberry-pi-5-4gb" in case.usd_per_million.note for case in alone.cases)
+
+
+def test_without_a_device_profile_there_is_no_price_and_the_next_command():
+    """Whatever this machine is: it says nothing about another."""
+    from tests.machines import KNOWN, fleet
+
+    known = {"pi": {**KNOWN["pi"], "device": None}}
+    case = analyse(fleet({("fp32", "pi"): (1e-3, 0)}, known=known), today=TODAY).cases[0]
+
+    assert "edgeprof target probe pi" in case.usd_per_million.reason
+
+
+def test_what_an_emulator_timed_is_labelled_and_decides_no_limit(fleet_analysis):
+    """Its accuracy, size and failures count; its memory holds the emulator."""
+    case = fleet_analysis.case("int8-static@ort/b1/t1@board")
+    checks = {check.name: (check.verdict, check.text) for check in case.checks}
+
+    for name in ("latency_p50_s", "latency_p99_s", "throughput_per_s", "time_ratio", "load_s", "peak_rss_bytes"):
+        assert getattr(case, name).source == "emulated", name
+    assert {figure.source for figure in case.observed.values()} == {"emulated"}
+    assert {case.accuracy.source, case.accuracy_change.source, case.size_bytes.source} == {"measured here"}
+    assert checks["accuracy drop"][0] == "PASS"
+    assert checks["p99"][0] == checks["peak RSS"][0] == "NOT_MEASURED"
+    assert "emulator" in checks["p99"][1]
+    assert case.verdict == "NOT_MEASURED"
+
+
+def test_an_envelope_bounds_memory_and_no_latency(fleet_analysis):
+    """What a process needs inside it is what it needs; how long it takes is not that device's."""
+    case = fleet_analysis.case("int8-static@ort/b1/t1@local{cpus=1,memory=512MB}")
+    checks = {check.name: check.verdict for check in case.checks}
+
+    assert (case.latency_p50_s.source, case.peak_rss_bytes.source) == ("envelope", "measured here")
+    assert checks == {"accuracy drop": "PASS", "p99": "NOT_MEASURED", "peak RSS": "PASS"}
+
+
+def test_the_grade_of_this_machine_is_claimed_for_no_other():
+    """A self-test here says nothing about what measuring adds on a board."""
+    from tests.machines import TRUTH, fleet
+
+    plan = {"selftest": {"passed": True}, "dedicated": True, "fixed_clocks": True}
+    run = fleet(TRUTH, plan=plan)
+    quiet = replace(
+        run, blocks=tuple(replace(b, labels={"other_cpu_share": 0.0, "steal_share": 0.0}) for b in run.blocks)
+    )
+    analysis = analyse(quiet, today=TODAY)
+
+    assert analysis.grades["local"].letter == "A"
+    assert analysis.grades["pi"].letter == "D"
+    assert analysis.grades["pi"].reasons[0].startswith("no self-test ran on pi")
+    assert analysis.grades["board"].letter == "D"
+    assert (analysis.grade.letter, analysis.grade.reasons[0][:4]) == ("D", "pi: ")
+
+
+def test_steal_on_one_machine_is_no_steal_on_another():
+    """Blocks grade the machine that they were measured on."""
+    from tests.machines import fleet
+
+    run = fleet({("fp32", "local"): (1e-3, 0), ("fp32", "pi"): (1e-3, 0)}, plan={"selftest": {"passed": True}})
+    stolen = tuple(
+        replace(b, labels={"steal_share": 0.5 if b.case.endswith("@pi") else 0.0, "other_cpu_share": 0.0})
+        for b in run.blocks
+    )
+    grades = analyse(replace(run, blocks=stolen), today=TODAY).grades
+
+    assert (grades["local"].absolute, grades["pi"].absolute) == (True, False)
+    assert "shared machine" not in grades["local"].reasons
+
+
+def test_emulated_comparisons_make_no_real_one_harder():
+    """A hundred of them in the same family would hide a difference that is told apart alone."""
+    from tests.machines import fleet
+
+    truth = {("fp32", "local"): (1e-3, 0), ("int8", "local"): (0.93e-3, 0)}
+    many = {("fp32", "board"): (1e-3, 0), **{(f"v{number}", "board"): (1e-3, 0) for number in range(30)}}
+    alone, beside = (
+        analyse(fleet(found, processes=3), today=TODAY).case("int8@ort/b1/t1") for found in (truth, {**truth, **many})
+    )
+
+    assert alone.time_ratio == beside.time_ratio
+    assert alone.time_ratio_verdict == beside.time_ratio_verdict == "differs"
+
+
+def test_a_case_that_was_only_raced_says_so(made_run):
+    """Short blocks to choose by; a case with a final measurement has only that."""
+    run = made_run(processes=3)
+    final, raced = run.case("fp32"), run.case("graph")
+    run.timed(final, 1e-3).timed(raced, 1e-3)
+    run.blocks = [replace(block, labels={"race": 1.0}) if block.case == raced.key else block for block in run.blocks]
+    one, other = analyse(run.data(), today=TODAY).cases
+
+    assert (one.raced, other.raced) == (False, True)
+    assert "raced only: 18 short blocks of the search, not the final measurement" in other.notes
+
+
+def test_a_limit_that_the_two_views_disagree_on_says_why_it_is_open():
+    """Interference excluded it holds, as observed it does not: what disturbed the machine decides, and that is said."""
+    from profiler.analysis import Check, _cautious
+    from profiler.grade import Grade
+    from tests.machines import TRUTH, fleet
+
+    result = analyse(fleet(TRUTH), today=TODAY).cases[0]
+    seen = {**result.observed, "latency_p99_s": Estimate(9e-3, 8e-3, 10e-3, "s")}
+    check = _cautious(Check("p99", "PASS", "at most 2 ms"), replace(result, observed=seen), 5e-3, Grade("B", (), True))
+
+    assert check.verdict == "INCONCLUSIVE"
+    assert "as observed at least 8.00 ms" in check.text
+    assert "two views of the same samples disagree" in check.text
+    assert "edgeprof doctor" in check.text

@@ -215,3 +215,145 @@ def test_a_case_shown_to_be_faster_goes_before_one_that_only_looks_so(decided):
     advice = recommend(replace(analysis, cases=tuple(cases)), shown)
 
     assert advice.case.case.variant == "int8"
+
+
+def placed(found):
+    """Keys by list."""
+    return (
+        {case.key for case in found.members}, {case.key for case in found.tied}, {case.key for case, _ in found.dominated},
+        {case.key: why for case, why in found.unplaced},
+    )  # fmt: skip
+
+
+def test_each_machine_has_a_frontier_of_its_own():
+    """The slow board's best case is worth as much there as the fast machine's here; emulators and envelopes change neither."""
+    from tests.machines import TRUTH, fleet
+
+    analysis = analyse(fleet(TRUTH), today=TODAY)
+    members, _, dominated, unplaced = placed(view(analysis))
+
+    assert {"int8-static@ort/b1/t1", "int8-static@ort/b1/t1@pi"} <= members
+    assert not dominated
+    assert {key.rpartition("@")[2] for key in unplaced} == {"board"}
+    assert all("emulator" in why for why in unplaced.values())
+
+
+def test_emulated_timings_are_on_no_frontier_whatever_the_axes():
+    """However fast they look."""
+    from tests.machines import TRUTH, fleet
+
+    analysis = analyse(fleet(TRUTH), today=TODAY)
+    for x in (axis for axis in AXES if axis not in {"accuracy", "agreement"}):
+        for pool in (None, False, True):
+            found = view(analysis, x, "accuracy", pool=pool)
+            members, tied, dominated, unplaced = placed(found)
+
+            assert not any(key.endswith("@board") for key in members | tied | dominated)
+            assert len(members) + len(tied) + len(dominated) + len(unplaced) == len(analysis.measured)
+            if found.pooled:
+                assert all(case.machine.real for case in (*found.members, *found.tied))
+
+
+def test_pooled_the_fast_machine_dominates_and_money_is_pooled_by_itself():
+    """Absolute latencies of the same request; USD of each machine."""
+    from tests.machines import TRUTH, fleet
+
+    analysis = analyse(fleet(TRUTH), today=TODAY)
+    fast = view(analysis, pool=True)
+    money = view(analysis, "usd_per_million")
+
+    assert fast.pooled
+    assert money.pooled
+    assert not view(analysis).pooled
+    assert {case.case.target for case in fast.members} == {"local"}
+    assert money.members[0].key == "int8-static@ort/b1/t1@pi"
+    assert all(case.machine.priced_as for case in money.members)
+
+
+def test_blocks_of_two_machines_are_never_paired():
+    """Same place, same weather, 5 % apart: paired they would be told apart, side by side their intervals overlap."""
+    from profiler.latency import judged_ratio
+    from tests.machines import fleet
+
+    analysis = analyse(fleet({("fp32", "local"): (1e-3, 0), ("fp32", "pi"): (1.05e-3, 1)}), today=TODAY)
+    here, there = analysis.cases
+    paired = judged_ratio(analysis.judged[here.key], analysis.judged[there.key])
+    assert paired.high < 1
+
+    _, tied, dominated, _ = placed(view(analysis, pool=True))
+    assert (tied, dominated) == ({there.key}, set())
+
+
+def test_an_emulator_alone_gives_nothing_to_ship():
+    from tests.machines import TRUTH, fleet
+
+    analysis = analyse(fleet({key: value for key, value in TRUTH.items() if key[1] == "board"}), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+
+    assert advice.case is None
+    assert advice.headline.startswith("Nothing to ship from here")
+    assert len(advice.ruled_out) == 2
+
+
+def test_an_envelope_alone_is_told_as_one():
+    from tests.machines import ENVELOPE, TRUTH, fleet
+
+    analysis = analyse(fleet({key: value for key, value in TRUTH.items() if key[1] == ENVELOPE}), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+
+    assert advice.case.key == f"int8-static@ort/b1/t1@{ENVELOPE}"
+    assert advice.headline.startswith(f"Inside the envelope {ENVELOPE}, int8-static on ort")
+    assert "not that device's" in advice.headline
+
+
+def test_several_envelopes_are_no_offers():
+    from tests.machines import fleet
+
+    truth = {("fp32", "local{cpus=1}"): (1e-3, 0), ("fp32", "local{cpus=2}"): (2e-3, 0)}
+    analysis = analyse(fleet(truth), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+
+    assert advice.case is None
+    assert [text.partition(":")[0] for text in advice.sentences] == ["On local{cpus=1}", "On local{cpus=2}"]
+
+
+def test_an_envelope_and_an_emulator_are_never_taken_before_a_device():
+    """Both look faster; both are ruled out with the reason."""
+    from tests.machines import TRUTH, fleet
+
+    analysis = analyse(fleet(TRUTH), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+    out = {case.case.target for case, _ in advice.ruled_out}
+
+    assert advice.case.machine.real
+    assert {"board", "local{cpus=1,memory=512MB}"} <= out
+    assert [item.group for item in advice.places] == ["local", "pi"]
+
+
+def test_power_modes_of_one_device_are_one_machine():
+    """They share a frontier, each is compared with the unmodified model in its own mode, and the case names the mode."""
+    from tests.machines import fleet
+
+    truth = {
+        ("fp32", "pi{power=15W}"): (4e-3, 0), ("int8", "pi{power=15W}"): (2e-3, 2),
+        ("fp32", "pi{power=30W}"): (3e-3, 0), ("int8", "pi{power=30W}"): (1e-3, 2),
+    }  # fmt: skip
+    analysis = analyse(fleet(truth), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+
+    assert advice.places == ()
+    assert advice.headline == "Ship int8 on ort, batch 1, on pi{power=30W}."
+    assert advice.sentences[0].startswith("3.0")
+    assert "power mode 30W" in advice.case.usd_per_million.note
+    assert "int8@ort/b1/t1@pi{power=15W}" in {case.key for case, _ in view(analysis).dominated}
+
+
+def test_the_fastest_mode_of_the_unmodified_model_is_the_reference_itself():
+    from tests.machines import fleet
+
+    truth = {("fp32", "pi{power=15W}"): (4e-3, 0), ("fp32", "pi{power=30W}"): (3e-3, 0)}
+    analysis = analyse(fleet(truth), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+
+    assert advice.case.case.target == "pi{power=30W}"
+    assert advice.sentences[0].startswith("It is the reference itself")

@@ -145,7 +145,9 @@ def frontier_figure(story: Story) -> Figure | None:
     """Both axes of the view with their intervals; members joined by steps. None without points."""
     import altair as alt
 
-    placed = [*story.view.members, *story.view.tied, *(case for case, _ in story.view.dominated)]
+    every = [*story.view.members, *story.view.tied, *(case for case, _ in story.view.dominated)]
+    # An envelope's frontier stands in tables, with its name on it; between devices it would look like one.
+    placed = [case for case in every if case.machine.real or not story.analysis.devices]
     if not placed:
         return None
     axis = story.view.x
@@ -188,7 +190,7 @@ def frontier_figure(story: Story) -> Figure | None:
     )
     if story.several and not story.view.pooled:
         caption += " Each machine has a frontier of its own; figures of different machines are absolute and not paired."
-    left = sum(not case.machine.real for case, _ in story.view.unplaced)
+    left = len(every) - len(placed) + sum(not case.machine.real for case, _ in story.view.unplaced)
     if left:
         caption += f" Not drawn: {left} cases whose timings are an emulator's or an envelope's."
     if story.view.y == "accuracy":
@@ -201,7 +203,7 @@ def frontier_figure(story: Story) -> Figure | None:
         caption += f" Not drawn, far below the others: {', '.join(left_out)}."
     chart = alt.layer(*layers).properties(width="container", height=360)
     question = f"Which variants are worth their {AXES[axis].title}?"
-    named = ", ".join(story.name(case) for case in story.view.members)
+    named = ", ".join(story.name(case) for case in story.view.members if case in placed)
     return Figure(
         "frontier", question, caption, chart.to_dict(), f"{y_title} over {x_title}. On the frontier: {named}."
     )

@@ -90,7 +90,7 @@ def _content(story: Story) -> dict[str, Any]:
         "chosen_place": _chosen_place(story),
         "pooling": words.pooling(story) if story.several else "",
         "corrected": words.CORRECTED_MEANING if any(words.corrected(case) for case in analysis.measured) else None,
-        "priced_as": analysis.machine or ("each machine's own price" if story.several else None),
+        "priced_as": analysis.machine or "each machine by itself",
         "utilisation": f"{run.study.cost.utilisation:.0%}",
         "ruled_out": [_out(story, case, why) for case, why in story.recommendation.ruled_out],
         "dominated": [_out(story, case, f"{words.one_line(by)} is better") for case, by in story.view.dominated],

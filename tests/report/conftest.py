@@ -23,6 +23,7 @@ from profiler.records import (
 )
 from profiler.store import RunData
 from profiler.study import Case, make_study
+from tests.machines import PI, TRUTH, fleet
 
 HOSTILE = "<script>alert(1)</script>"
 FORMULA = "=cmd()"
@@ -140,6 +141,17 @@ SITUATIONS: dict[str, Callable[[], RunData]] = {
     "timing only": lambda: replace(make_run(), qualities=()),
     "only failures": lambda: make_run(measured=False),
     "empty": lambda: make_run(cases=False),
+    "fleet": lambda: fleet(TRUTH, constraints={"max_drop": 0.02}, plan={"data_rows": 2000}),
+    "hostile fleet": lambda: fleet(
+        {("fp32", "local"): (1e-3, 0), ("fp32", "pi"): (5e-3, 0)},
+        known={
+            "pi": {
+                "environment": {**asdict(PI), "cpu_model": f"{HOSTILE} {STEERING}", "notes": [STEERING]},
+                "emulated": False,
+                "device": FORMULA,
+            }
+        },
+    ),
 }
 
 _analysed: dict[str, Analysis] = {}
@@ -177,7 +189,7 @@ def page_of(situation: str) -> str:
     return _pages[situation]
 
 
-@pytest.fixture(params=["full", "unlabelled", "one round", "only failures", "empty"])
+@pytest.fixture(params=["full", "unlabelled", "one round", "only failures", "empty", "hostile fleet"])
 def drawn(request: pytest.FixtureRequest) -> str:
     """Situations whose pictures differ; drawing takes a while."""
     return str(request.param)
