@@ -307,6 +307,7 @@ def test_integer_products_are_int8():
     assert (only(count_model(model, 3)).precision, only(count_model(model, 3)).macs) == ("i8", 60)
 
 
+@pytest.mark.runtime
 @pytest.mark.parametrize(("level", "precision"), [(0, "f32"), (4, "i8")])
 def test_weights_of_four_bits_count_at_half_a_byte(level, precision):
     """MatMulNBits, whose shapes only ONNX Runtime infers; it computes in float unless it is told that int8 is accurate enough."""
