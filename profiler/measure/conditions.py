@@ -189,7 +189,7 @@ def _memory(limit: int, root: Path, groups: Groups) -> str:
         means = groups.memory(limit - held)
     except NoControlGroup as error:
         return f"rlimit data, as {error}"
-    return f"{means}, {held / 1e6:.0f} MB of it held before"
+    return f"{means}, {held / 1e6:.0f} MB of it held before; pages of files that others have read are not counted"
 
 
 def _without_groups(told: Mapping[str, str], why: str) -> dict[str, str]:

@@ -73,9 +73,12 @@ class ConditionedWorker(WorkerProcess):
             if failure.kind != "out_of_memory" or limit is None or "GPU" in str(failure):
                 raise
             means = self.told.get("memory", "it did not say how")
+            # What to do about it is another thing in an envelope than on a machine.
+            what = str(failure).partition(" Try a smaller")[0]
             raise WorkerFailure(
                 "out_of_memory",
-                f"does not fit into the {size(limit)} of the envelope {self._text} ({means}): {failure}",
+                f"does not fit into the {size(limit)} of the envelope {self._text} ({means}): {what} Try a smaller batch "
+                "(--batch), a smaller variant such as int8-dynamic, or a larger envelope.",
                 failure.log_tail,
                 needs_more_than_bytes=limit,
             ) from failure

@@ -256,6 +256,8 @@ def test_what_does_not_fit_runs_out_of_memory_and_names_the_envelope(tmp_path):
     assert caught.value.kind == "out_of_memory"
     assert caught.value.needs_more_than_bytes == 300 * MB
     assert "does not fit into the 300 MB of the envelope local{memory=300MB}" in str(caught.value)
+    assert str(caught.value).count("Try a smaller") == 1
+    assert str(caught.value).endswith("or a larger envelope.")
     group = _group_of(worker.told["memory"], worker.pid)
     if group is not None:
         assert "its control group" in str(caught.value)
