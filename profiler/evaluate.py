@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +27,41 @@ Outputs = dict[str, NDArray[np.generic]]
 REFERENCE_OUTPUTS = "reference-outputs.bin"
 
 
-def evaluate(job: Job, cases: Sequence[Case]) -> set[str]:
+class Found(Protocol):
+    """Outputs that were not made on the case's target."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """As the target gives them."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where, and why that is as good; for the record."""
+        ...
+
+
+class Ahead(Protocol):
+    """Evaluations under way elsewhere."""
+
+    def outputs(self, case: Case) -> Found | None:
+        """Outputs of all rows, in order; None when the case is to be evaluated on its target."""
+        ...
+
+
+class Elsewhere(Protocol):
+    """Another place than the targets to evaluate on, such as `profiler.cluster.evaluating.ClusterEvaluation`."""
+
+    def ahead(self, job: Job, cases: Sequence[Case], data: Dataset) -> AbstractContextManager[Ahead]:
+        """Begin with these cases, in this order."""
+        ...
+
+
+def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None) -> set[str]:
     """Evaluate every (variant, backend, target, batch) not yet stored. Returns the quality keys that failed.
 
-    The reference, the first case that works with the unmodified model, goes first: the others are paired against it.
+    The reference, the first case that works with the unmodified model, goes first: the others are paired against it. Outputs
+    come from `elsewhere` for the cases that may be evaluated there.
     """
     data = job.prepared.evaluation
     if data is None:
@@ -38,36 +72,44 @@ def evaluate(job: Job, cases: Sequence[Case]) -> set[str]:
     job.progress.stage("evaluating accuracy", len(units))
     metric: Metric | None = None
     reference = _read_reference(job.folder / REFERENCE_OUTPUTS)
-    for key, case in sorted(units.items(), key=lambda item: not item[1].is_reference_variant):
-        if key in done and reference is None and case.is_reference_variant:
-            # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
-            # evaluated would be compared with themselves.
-            reference = _outputs(job, case, data)
-            _write_reference(job.folder / REFERENCE_OUTPUTS, reference)
-        if key not in done and key not in failed:
-            start = time.perf_counter()
-            try:
-                outputs = _outputs(job, case, data)
-            except WorkerFailure as failure:
-                job.fail(key, "quality", failure)
-                failed.add(key)
-            else:
-                if reference is None and case.is_reference_variant:
-                    reference = outputs
-                    _write_reference(job.folder / REFERENCE_OUTPUTS, outputs)
-                metric = metric or _metric(job, data, reference or outputs)
+    ordered = sorted(units.items(), key=lambda item: not item[1].is_reference_variant)
+    missing = [case for key, case in ordered if key not in done and key not in failed]
+    with nullcontext() if elsewhere is None else elsewhere.ahead(job, missing, data) as ahead:
+        for key, case in ordered:
+            if key in done and reference is None and case.is_reference_variant:
+                # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
+                # evaluated would be compared with themselves.
+                reference = _outputs(job, case, data)
+                _write_reference(job.folder / REFERENCE_OUTPUTS, reference)
+            if case in missing:
+                start = time.perf_counter()
                 try:
-                    record = _record(key, metric, data, outputs, reference, time.perf_counter() - start)
-                except EdgeprofError as error:
-                    if case.is_reference_variant:
-                        # Labels or metric don't fit the model itself: nothing that follows could mean anything.
-                        raise
-                    job.fail(key, "quality", WorkerFailure("error", str(error)))
+                    outputs, notes = _found(job, case, data, ahead)
+                except WorkerFailure as failure:
+                    job.fail(key, "quality", failure)
                     failed.add(key)
                 else:
-                    job.store.add(job.run_id, record)
-        job.progress.step(key)
+                    if reference is None and case.is_reference_variant:
+                        reference = outputs
+                        _write_reference(job.folder / REFERENCE_OUTPUTS, outputs)
+                    metric = metric or _metric(job, data, reference or outputs)
+                    try:
+                        record = _record(key, metric, data, outputs, reference, time.perf_counter() - start)
+                    except EdgeprofError as error:
+                        if case.is_reference_variant:
+                            # Labels or metric don't fit the model itself: nothing that follows could mean anything.
+                            raise
+                        job.fail(key, "quality", WorkerFailure("error", str(error)))
+                        failed.add(key)
+                    else:
+                        job.store.add(job.run_id, replace(record, notes=(*record.notes, *notes)))
+            job.progress.step(key)
     return failed
+
+
+def _found(job: Job, case: Case, data: Dataset, ahead: Ahead | None) -> tuple[Outputs, tuple[str, ...]]:
+    found = None if ahead is None else ahead.outputs(case)
+    return (_outputs(job, case, data), ()) if found is None else (found.outputs, found.notes)
 
 
 def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:

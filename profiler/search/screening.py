@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from profiler import wire
 from profiler.data import Dataset, split_calibration
 from profiler.errors import BudgetError, DataError, EdgeprofError
+from profiler.evaluate import Elsewhere
 from profiler.job import Job
 from profiler.quality.metrics import Metric, default_metric, get_metric
 from profiler.quality.outputs import agreement as agreement_with
@@ -99,6 +100,8 @@ class Screening:
     job: Job
     data: Dataset
     metric: Metric | None = None
+    elsewhere: Elsewhere | None = None
+    """Where rows are evaluated that need not be on the target: all of them at once, and only those counted that were needed."""
     _reference: Outputs | None = field(default=None, repr=False)
 
     def quality(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
@@ -109,8 +112,9 @@ class Screening:
             return self._reduced(stored[key])
         start = time.perf_counter()
         try:
-            outputs, rows = self._outputs(case, stop)
+            outputs, rows, notes = self._outputs(case, stop)
             record = self._record(key, outputs, rows, time.perf_counter() - start)
+            record = replace(record, notes=(*record.notes, *notes))
         except WorkerFailure as failure:
             self.job.fail(case.quality_key, "quality", failure)
             return None
@@ -146,19 +150,32 @@ class Screening:
     def _chosen_by_name(name: str) -> Metric:
         return get_metric(name)
 
-    def _outputs(self, case: Case, stop: Callable[[Floats], str | None]) -> tuple[Outputs, int]:
-        parts: list[Outputs] = []
-        done, look_at = 0, float(FIRST_ROWS)
+    def _outputs(self, case: Case, stop: Callable[[Floats], str | None]) -> tuple[Outputs, int, tuple[str, ...]]:
+        found = None
+        if self.elsewhere is not None:
+            with self.elsewhere.ahead(self.job, [case], self.data) as ahead:
+                found = ahead.outputs(case)
+        if found is not None:
+            # A name of its own: the function below keeps it.
+            outputs = found.outputs
+            return *self._portions(case, lambda start: _cut(outputs, start, case.batch), stop), found.notes
         with self.job.open(case) as worker:
             self.job.load(worker, case)
-            while done < len(self.data):
-                parts.append(self._batch(worker, case, done))
-                done = min(done + case.batch, len(self.data))
-                if done >= look_at and self._known_reference() is not None:
-                    look_at *= GROWTH
-                    so_far = self._record("", _joined(parts), done, 0.0)
-                    if stop(self._reduced(so_far)) is not None:
-                        break
+            return *self._portions(case, lambda start: self._batch(worker, case, start), stop), ()
+
+    def _portions(
+        self, case: Case, batch: Callable[[int], Outputs], stop: Callable[[Floats], str | None]
+    ) -> tuple[Outputs, int]:
+        parts: list[Outputs] = []
+        done, look_at = 0, float(FIRST_ROWS)
+        while done < len(self.data):
+            parts.append(batch(done))
+            done = min(done + case.batch, len(self.data))
+            if done >= look_at and self._known_reference() is not None:
+                look_at *= GROWTH
+                so_far = self._record("", _joined(parts), done, 0.0)
+                if stop(self._reduced(so_far)) is not None:
+                    break
         return _joined(parts), done
 
     def _batch(self, worker: WorkerProcess, case: Case, start: int) -> Outputs:
@@ -207,6 +224,10 @@ class Screening:
     @property
     def _path(self) -> Path:
         return self.job.folder / OUTPUTS
+
+
+def _cut(outputs: Outputs, start: int, rows: int) -> Outputs:
+    return {name: array[start : start + rows] for name, array in outputs.items()}
 
 
 def _joined(parts: list[Outputs]) -> Outputs:

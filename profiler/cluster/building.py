@@ -1,0 +1,243 @@
+"""An artifact store that has missing variants made on a cluster: what it holds and tells afterwards is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from profiler import wire
+from profiler.artifacts import MODEL_NAME, ArtifactStore, content_sha256
+from profiler.cluster import tasks
+from profiler.cluster.client import Answer, Cluster, ClusterLost, File, TookTooLong, WorkerDied, file_of, file_of_arrays
+from profiler.errors import EdgeprofError, VariantError
+from profiler.onnx_io import external_files, read_model
+from profiler.records import REFERENCE_VARIANT, ArtifactRecord
+from profiler.targets.log import clean
+from profiler.variants.base import VariantResult
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from profiler.variants.base import Calibration, Variant
+
+BUILD_LIMIT_S = 3600.0
+"""Longest that one variant may take on the cluster."""
+_MAX_NOTES, _MAX_TEXT = 1000, 2000
+
+
+class ClusterArtifacts(ArtifactStore):
+    """An artifact store whose `make` asks the cluster. Whatever a cluster cannot do is made here, and told by `note`.
+
+    A variant whose worker died, or that took too long, is not tried again by this store: it may be what killed the worker.
+    """
+
+    def __init__(
+        self, folder: Path, cluster: Cluster, note: Callable[[str], None], *, limit_s: float = BUILD_LIMIT_S
+    ) -> None:
+        """As ArtifactStore. The cluster is not closed here."""
+        super().__init__(folder)
+        self._cluster, self._note, self._limit_s = cluster, note, limit_s
+        self._failed: dict[tuple[str, str | None], EdgeprofError] = {}
+        self._lost: str | None = None
+        self._told_lost = False
+        self._lock = threading.Lock()
+        self._files: dict[tuple[Path, int, int, str | None], _Files] = {}
+
+    def ahead(
+        self, source: Path, variants: Sequence[Variant], calibration: Calibration | None, calibration_sha: str | None
+    ) -> Iterator[str]:
+        """Make all variants at once, as far as the cluster goes; yields the text of each that is settled.
+
+        They are in the cache afterwards, so that `make` finds them there; failures come from `make`. Nothing is made here.
+        """
+        pool = ThreadPoolExecutor(self._cluster.slots, thread_name_prefix="edgeprof-cluster")
+        try:
+            running = {
+                variant.text: pool.submit(self._settle, variant, source, calibration, calibration_sha)
+                for variant in variants
+                if _may_travel(variant)
+            }
+            for text, future in running.items():
+                future.result()
+                yield text
+        finally:
+            # Not waited for: after Ctrl-C, closing the cluster is what ends them.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def make(
+        self, source: Path, variant: Variant, calibration: Calibration | None, calibration_sha: str | None
+    ) -> ArtifactRecord:
+        """As ArtifactStore. Raises VariantError also for a variant that ended its worker on the cluster."""
+        known = self._failed.get((variant.text, calibration_sha))
+        if known is not None:
+            raise known
+        if _may_travel(variant) and self._lost is None:
+            try:
+                return self._made(variant, source, calibration, calibration_sha)
+            except _Here as reason:
+                if self._lost is None:
+                    self._note(f"{variant.text} is made here, not on the cluster: {reason}")
+        if self._lost is not None and not self._told_lost:
+            self._told_lost = True
+            self._note(f"what is missing is made here, not on the cluster: {self._lost}")
+        return super().make(source, variant, calibration, calibration_sha)
+
+    def _settle(self, variant: Variant, source: Path, calibration: Any, calibration_sha: str | None) -> None:
+        try:
+            self._made(variant, source, calibration, calibration_sha)
+        except _Here:
+            # Comes up again, and is told, when the variant is asked for.
+            return
+        except EdgeprofError as error:
+            self._failed[variant.text, calibration_sha] = error
+
+    def _made(
+        self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None
+    ) -> ArtifactRecord:
+        there = _Elsewhere(variant, lambda: self._result(variant, source, calibration, calibration_sha))
+        record = super().make(source, cast("Variant", there), calibration, calibration_sha)
+        if there.sha256 is not None and record.sha256 != there.sha256:
+            raise VariantError(
+                f"{variant.text} came from the cluster as {there.sha256[:12]} and was stored as {record.sha256[:12]}: leave it "
+                "out, or run without --cluster."
+            )
+        return record
+
+    def _result(
+        self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None
+    ) -> tuple[VariantResult, str]:
+        """Have the variant made there. Raises VariantError as it would be raised here, and _Here when it has to be made here."""
+        if self._lost is not None:
+            raise _Here(self._lost)
+        files = self._files_of(source, calibration, calibration_sha)
+        rows = files.calibration if variant.looks_at_calibration else None
+        fields = {
+            "variant": variant.text,
+            "content": variant.content_key(),
+            "source": {name: file.sha256 for name, file in files.source.items()},
+            "calibration": None if rows is None else rows.sha256,
+            "calibration_sha256": calibration_sha,
+        }
+        wanted = [*files.source.values(), *([rows] if rows is not None else [])]
+        try:
+            answer = self._cluster.do("build", fields, wanted, limit_s=self._limit_s)
+        except (WorkerDied, TookTooLong) as error:
+            # Once is enough: what kills a worker kills the next one, or this process.
+            self._failed[variant.text, calibration_sha] = VariantError(
+                f"{variant.text} could not be made: {error}. It is not tried again in this run, which it might end too; resume "
+                "the run to try it again, without --cluster to see what it does."
+            )
+            raise self._failed[variant.text, calibration_sha] from None
+        except ClusterLost as error:
+            self._lost = str(error)
+            raise _Here(str(error)) from None
+        if answer.failed is not None:
+            raise _failure(variant, answer.failed)
+        if answer.not_here is not None:
+            raise _Here(f"{answer.machine.named}: {answer.not_here}")
+        with _received(answer, variant) as (record, model, sha256):
+            return _variant_result(record, model, self._notes(answer)), sha256
+
+    def _notes(self, answer: Answer) -> tuple[str, ...]:
+        notes = [f"made on the cluster machine {answer.machine.named}"]
+        if not answer.machine.runs_like(self._cluster.here):
+            notes.append(
+                "that machine has other instruction sets than this one: what is found on calibration rows can differ in its "
+                "last digits"
+            )
+        if answer.begun > 1:
+            notes.append(f"made {answer.begun} times there, because a worker died with the result; counted once")
+        return tuple(notes)
+
+    def _files_of(self, source: Path, calibration: Calibration | None, calibration_sha: str | None) -> _Files:
+        """Hashed once, for as long as the file stays what it is."""
+        state = source.stat()
+        key = (source, state.st_size, state.st_mtime_ns, calibration_sha)
+        with self._lock:
+            if key not in self._files:
+                names = {file.relative_to(source.parent).as_posix(): file for file in external_files(source)}
+                rows = None if calibration is None else file_of_arrays(lambda: dict(calibration))
+                files = {name: file_of(path) for name, path in {MODEL_NAME: source, **names}.items()}
+                self._files[key] = _Files(files, rows)
+            return self._files[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    source: dict[str, File]
+    calibration: File | None
+
+
+class _Here(EdgeprofError):  # noqa: N818 (an answer, no mistake)
+    """The variant has to be made on this machine; the text says why. Passes through ArtifactStore, as all of its base do."""
+
+
+class _Elsewhere:
+    """A variant in everything but the work, which `get` has done elsewhere."""
+
+    def __init__(self, recipe: Variant, get: Callable[[], tuple[VariantResult, str]]) -> None:
+        self._recipe, self._get = recipe, get
+        self.sha256: str | None = None
+        """What was made, by its hash there; None when it was in the cache."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._recipe, name)
+
+    def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
+        """What came of it. The model and the rows went there as files."""
+        del model, calibration
+        result, self.sha256 = self._get()
+        return result
+
+
+def _may_travel(variant: Variant) -> bool:
+    """The reference is a copy, and everything rests on it: it is always made here."""
+    return variant.text != REFERENCE_VARIANT
+
+
+def _failure(variant: Variant, failed: Any) -> VariantError:
+    """A failure that the worker tells, in the words of this machine."""
+    text = " ".join(clean(str(failed.get("text"))).split())[:_MAX_TEXT] or "no reason was given"
+    if failed.get("for_people") is True:
+        return VariantError(text)
+    return VariantError(f"{variant.text} could not be made: {clean(str(failed.get('type')))[:80]}: {text}.")
+
+
+@contextmanager
+def _received(answer: Answer, variant: Variant) -> Iterator[tuple[dict[str, Any], ModelProto, str]]:
+    """The record and the model that came, checked against each other: bytes are what the record's hash says, or refused."""
+    record = (answer.done or {}).get("record")
+    if not isinstance(record, dict) or record.get("variant") != variant.text or MODEL_NAME not in answer.arrays:
+        raise _Here(f"{answer.machine.named} answered with something else than {variant.text}")
+    with tempfile.TemporaryDirectory(prefix="edgeprof-cluster-") as scratch:
+        folder = Path(scratch)
+        try:
+            for name, array in answer.arrays.items():
+                path = folder / tasks.plain_name(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(array.tobytes())
+            if content_sha256(folder) != record.get("sha256"):
+                raise wire.WireError("its bytes do not have the hash that it tells")
+            model = read_model(folder / MODEL_NAME)
+        except (wire.WireError, EdgeprofError, OSError) as error:
+            raise _Here(f"what {answer.machine.named} made is not accepted: {error}") from None
+        yield record, model, str(record["sha256"])
+
+
+def _variant_result(record: dict[str, Any], model: ModelProto, notes: tuple[str, ...]) -> VariantResult:
+    facts, told, changed = record.get("facts"), record.get("notes"), record.get("changed")
+    plain = (str, int, float, bool, type(None))
+    if (
+        not isinstance(facts, dict) or not all(isinstance(value, plain) for value in facts.values())
+        or not isinstance(told, list) or len(told) > _MAX_NOTES or not isinstance(changed, bool)
+    ):  # fmt: skip
+        raise _Here("a worker of the cluster tells facts that are none")
+    return VariantResult(
+        model=model, facts=facts, notes=(*(str(note)[:_MAX_TEXT] for note in told), *notes), changed=changed
+    )
