@@ -66,6 +66,8 @@ class Lease:
     """When it was last heard that it holds, monotonic clock."""
     gone: Event = field(default_factory=Event)
     """Set once it is known not to hold any more."""
+    check: Callable[[], None] = lambda: None
+    """Called before a result is stored, and may raise: what a worker that we killed ourselves says is no result."""
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,8 @@ class Store:
 
         Raises LeaseLost when the device is not ours any more: nothing is stored then.
         """
+        if self.lease is not None:
+            self.lease.check()
         table = _TABLES[type(record)]
         content, arrays = _encode(record)
         key = {column.name: content.get(column.name) for column in table.c if column.name not in _GENERAL}

@@ -201,6 +201,7 @@ class Queues:
     @contextmanager
     def _held(self, job: Job, device: str, stop: Stop) -> Iterator[DeviceJob]:
         lease = self._acquired(job, device, stop)
+        lease.check = stop.check
         self._keeper.add(lease, stop.end_workers)
         try:
             shared = {item.name: getattr(job, item.name) for item in fields(Job)}
