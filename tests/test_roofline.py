@@ -21,7 +21,7 @@ from profiler.artifacts import ArtifactStore
 from profiler.cost.devices import find_profile, load_profiles, parse_profile
 from profiler.errors import ModelError
 from profiler.onnx_io import read_model
-from profiler.records import Estimate, NotMeasured
+from profiler.records import Environment, Estimate, NotMeasured
 from profiler.roofline.artifact import Limits, case_profile
 from profiler.roofline.counting import converted, count_model
 from profiler.roofline.limits import Floor, Rate, bandwidth, dominating, floor, peak
@@ -573,14 +573,18 @@ def test_every_profile_says_what_its_peak_is_of():
 # The share that a measured case reached
 
 
+def machine(arch="aarch64", gpus=()):
+    return Environment("host", arch, "Linux 6", "3.11.7", None, (), 4, 4, 8 << 30, None, gpus, {})
+
+
 @pytest.fixture
 def measured(made_run):
-    """`measured(latency_s, variant="fp32", **facts)`: one analysed case of one thread, batch 1, on the processor."""
+    """`measured(latency_s, variant, backend, environment, **facts)`: one case of one thread, batch 1, on the processor."""
 
-    def make(latency_s=0.002, variant="fp32", backend="ort", **facts):
+    def make(latency_s=0.002, variant="fp32", backend="ort", environment=None, **facts):
         run = made_run()
         run.timed(run.case(variant, backend), latency_s)
-        result = analyse(run.data(), today=date(2026, 1, 2)).cases[0]
+        result = analyse(run.data(environment=environment or machine()), today=date(2026, 1, 2)).cases[0]
         assert result.process is not None
         own = dataclasses.replace(result.process.facts, **facts)
         return dataclasses.replace(result, process=dataclasses.replace(result.process, facts=own))
@@ -637,7 +641,10 @@ def test_more_than_the_limit_is_shown_and_explained(measured, resnet):
         ({"provider": "CPUExecutionProvider"}, "jetson-agx-orin-64gb", "those of its Ampere GPU"),
         ({"provider": "CUDAExecutionProvider"}, "raspberry-pi-5-8gb", "those of its processor cores"),
         ({"provider": "NVIDIA T4"}, "raspberry-pi-5-8gb", "those of its processor cores"),
-        ({}, "intel-i7-1360p", "no arithmetic peak"),
+        ({"environment": machine("x86_64")}, "intel-i7-1360p", "no arithmetic peak"),
+        ({"environment": machine("x86_64")}, "raspberry-pi-5-8gb", "measured on x86_64"),
+        ({"provider": "NVIDIA L4", "environment": machine(gpus=("NVIDIA L4",))}, "nvidia-t4", "measured on NVIDIA L4"),
+        ({"threads": 64}, "raspberry-pi-5-8gb", "at most 4 threads"),
         ({}, None, "--as device:ID"),
     ],
 )
@@ -696,7 +703,9 @@ def stored_run(made_run, tmp_path):
         run.timed(run.case("fp32", batch=batch), 0.002 * batch)
     run.made("fp32")
     run.artifacts[0] = dataclasses.replace(run.artifacts[0], sha256=store.put(demo.model_path()))
-    analysis = analyse(run.data(cost={"machine": "device:raspberry-pi-5-8gb"}), today=date(2026, 1, 2))
+    analysis = analyse(
+        run.data(environment=machine(), cost={"machine": "device:raspberry-pi-5-8gb"}), today=date(2026, 1, 2)
+    )
     return analysis, store
 
 
@@ -710,6 +719,17 @@ def test_a_stored_run_tells_the_share_of_each_case(stored_run, resnet):
         assert share == limit_share(case, count_model(resnet, case.case.batch), PI)
         assert isinstance(share, Estimate)
         assert limits.counts(case) is limits.counts(case)
+
+
+def test_a_run_whose_cache_is_gone_makes_none(stored_run, tmp_path):
+    """Reading leaves no folders behind; where the cache is, its artifacts are found."""
+    analysis, store = stored_run
+    elsewhere = Limits.of(analysis, tmp_path / "elsewhere").share(analysis.cases[0])
+
+    assert isinstance(elsewhere, NotMeasured)
+    assert "not here any more" in elsewhere.reason
+    assert not (tmp_path / "elsewhere").exists()
+    assert isinstance(Limits.of(analysis, store.folder).share(analysis.cases[0]), Estimate)
 
 
 @pytest.mark.parametrize("damage", ["gone", "garbage", "no store"])

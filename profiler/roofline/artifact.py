@@ -27,6 +27,11 @@ class Limits:
         self._artifacts = {record.variant: record.sha256 for record in analysis.run.artifacts}
         self._counts: dict[tuple[str, int], ModelCounts | NotMeasured] = {}
 
+    @classmethod
+    def of(cls, analysis: Analysis, folder: Path) -> Limits:
+        """With the artifacts below `folder`, the cache beside the run's database, if it is there: nothing is made."""
+        return cls(analysis, ArtifactStore(folder) if (folder / "objects").is_dir() else None)
+
     def share(self, case: CaseResult) -> Figure:
         """The part of what the case's device allows that it reached, or why that is not known. Reads a file only when it must."""
         profile = case_profile(case)

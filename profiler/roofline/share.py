@@ -7,13 +7,12 @@ from backends.base import SessionFacts
 from profiler import units
 from profiler.analysis import CaseResult
 from profiler.cost.devices import DeviceProfile, find_profile
+from profiler.cost.fit import fit_device, runs_accelerated
 from profiler.errors import StudyError
 from profiler.records import Estimate, Figure, NotMeasured
 from profiler.roofline.counting import ModelCounts
 from profiler.roofline.limits import Floor, floor
 
-_CPU_PROVIDERS = ("cpu", "dnnl", "openvinoexecution", "xnnpack")
-"""Beginnings of what runs on processor cores, as runtimes name it."""
 _NO_ARITHMETIC = frozenset({"conversion", "other", "f64"})
 _NAMED = frozenset({"f32", "f16", "bf16", "i8"})
 _ASKED = {"fp16": "f16", "f16": "f16", "bf16": "bf16", "int8": "i8"}
@@ -64,7 +63,9 @@ def case_floor(
     if case.process is None:
         return NotMeasured("nothing tells what the case ran on")
     facts = case.process.facts
-    wrong = _other_unit(facts.provider, profile)
+    wrong = _other_unit(facts, profile)
+    if wrong is None and case.machine.environment is not None:
+        wrong = fit_device(profile, case.machine.environment, facts).refusal
     if wrong is not None:
         return NotMeasured(wrong)
     faster = _may_replace(facts, case.case.backend, counts)
@@ -81,15 +82,13 @@ def declared_profile(machine: str | None) -> DeviceProfile | None:
         return None
 
 
-def _other_unit(provider: str, profile: DeviceProfile) -> str | None:
+def _other_unit(facts: SessionFacts, profile: DeviceProfile) -> str | None:
     """Why the peaks of the profile say nothing of what ran; None when they do."""
-    on_cpu = provider.casefold().startswith(_CPU_PROVIDERS)
-    if on_cpu and not profile.peak_is_of_cpu:
-        unit = profile.compute_unit.split(",")[0]
-        return f"the case ran on {provider}, and the peaks of {profile.id} are those of its {unit}"
-    if not on_cpu and profile.peak_is_of_cpu:
-        return f"the case ran on {provider}, and the peaks of {profile.id} are those of its processor cores"
-    return None
+    accelerated = runs_accelerated(facts)
+    if profile.peak_is_of_cpu != accelerated:
+        return None
+    unit = "processor cores" if profile.peak_is_of_cpu else profile.compute_unit.split(",")[0]
+    return f"the case ran on {facts.provider}, and the peaks of {profile.id} are those of its {unit}"
 
 
 def _may_replace(facts: SessionFacts, backend: str, counts: ModelCounts) -> tuple[str, ...]:
