@@ -59,6 +59,8 @@ def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> 
         page.line(words.pooling(story), hanging=2)
     _frontier(page, story)
     _not_done(page, story)
+    page.blank()
+    _machines(page, story)
 
 
 def cases_table(analysis: Analysis, console: Console) -> None:
@@ -73,6 +75,8 @@ def cases_table(analysis: Analysis, console: Console) -> None:
     columns.insert(2, Column("standing", [(story.standing(case), "") for case in analysis.cases]))
     _grid_or_cards(page, story, analysis.cases, columns, numbered=True)
     _not_done(page, story)
+    page.blank()
+    _machines(page, story)
 
 
 def _decision(page: Page, story: Story) -> None:
@@ -308,11 +312,15 @@ def _not_done(page: Page, story: Story) -> None:
 def _how(page: Page, story: Story) -> None:
     analysis = story.analysis
     page.blank()
-    for line in words.machine_lines(analysis.machines):
-        page.line(line, style="dim", hanging=2)
+    _machines(page, story)
     page.line(f"measured here: {words.effort_line(analysis)}", style="dim", hanging=2)
     ended = trust.stopping(analysis)
     for line in [*([ended] if ended else []), *searched.lines(analysis.run), *trust.lines(analysis)]:
         page.line(line, style="dim", hanging=2)
     for note in analysis.notes:
         page.line(f"note: {words.one_line(note)}", style="dim", hanging=2)
+
+
+def _machines(page: Page, story: Story) -> None:
+    for line in words.machine_lines(story.analysis.machines):
+        page.line(line, style="dim", hanging=2)

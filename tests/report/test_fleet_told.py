@@ -165,6 +165,8 @@ def test_pooled_and_single_frontiers_say_which_they_are(run: Analysis) -> None:
     assert "on pi:" in single
     assert "All machines together" in pooled
     assert "on pi:" not in pooled
+    for told in (single, pooled, _written(lambda console: table.cases_table(run, console))):
+        assert "machine pi: 4 cores · Cortex-A76" in told
 
 
 def test_a_raced_case_is_told_as_one(made_run: Any) -> None:
