@@ -15,6 +15,7 @@ from typing import Any
 from backends.errors import BackendUnavailable
 from profiler.measure import memory
 from profiler.measure.control_group import Groups, NoControlGroup
+from profiler.measure.cores import CPU, core_classes, cpu_list, shown
 from profiler.measure.power_mode import PowerModes
 
 _ROOM_BYTES = 8 << 20
@@ -82,27 +83,12 @@ def choose(count: int, pool: Sequence[int], siblings: Callable[[int], frozenset[
 
 def parse_cores(text: str) -> tuple[int, ...] | None:
     """`0-3|6` as numbers; None for anything else, which is then the name of a class."""
-    numbers: set[int] = set()
-    for part in text.split("|"):
-        first, dash, last = part.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            return None
-        low, high = int(first), int(last or first)
-        if not low <= high < 1 << 16:
-            return None
-        numbers.update(range(low, high + 1))
-    return tuple(sorted(numbers))
+    return cpu_list(text.replace("|", ",")) or None
 
 
 def format_cores(numbers: Iterable[int]) -> str:
     """Numbers as `0-3|6`."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return "|".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+    return _listed(numbers).replace(",", "|")
 
 
 def _power(asked: Mapping[str, Any], power: PowerModes) -> dict[str, str]:
@@ -158,8 +144,6 @@ def _quota(cpus: float | None, groups: Groups) -> str | None:
 def _of_class(text: str, allowed: Sequence[int], root: Path) -> tuple[int, ...]:
     numbers = parse_cores(text)
     if numbers is None:
-        from profiler.measure.cores import core_classes
-
         classes = core_classes(root)
         if text not in classes:
             there = "; ".join(f"{name}: {_listed(cpus)}" for name, cpus in classes.items())
@@ -215,12 +199,11 @@ def _limit_data(limit: int) -> None:
 
 
 def _siblings(cpu: int, root: Path) -> frozenset[int]:
-    path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
     try:
-        return frozenset(parse_cores(path.read_text().strip().replace(",", "|")) or (cpu,))
+        return frozenset(cpu_list((root / CPU / f"cpu{cpu}/topology/thread_siblings_list").read_text()) or (cpu,))
     except (OSError, ValueError):
         return frozenset((cpu,))
 
 
 def _listed(cpus: Iterable[int]) -> str:
-    return format_cores(cpus).replace("|", ",")
+    return shown(tuple(sorted(set(cpus))))

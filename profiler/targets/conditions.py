@@ -22,6 +22,7 @@ OPTIONS = ("cores", "cpus", "memory", "power")
 _UNITS = (("GB", 10**9), ("GiB", 2**30), ("MB", 10**6), ("MiB", 2**20), ("kB", 10**3), ("KiB", 2**10), ("", 1))
 _MIN_MEMORY, _MAX_MEMORY = 1 << 24, 1 << 50
 _MIN_CPUS, _MAX_CPUS = 0.05, 1024
+_CASE = re.compile(r"/b\d+(?:/t\d+)?@([^@]+)$")
 _CLASS = re.compile(r"[a-z][a-z0-9_-]{0,19}")
 _MODE = re.compile(r"[A-Z0-9][A-Z0-9_.+-]{0,39}")
 
@@ -135,6 +136,16 @@ def too_many_threads(text: str, threads: int) -> str | None:
     if room is None or threads <= max(room, 1):
         return None
     return f"{threads} threads would take turns on the {significant(room)} processors of {text}"
+
+
+def stopped_by_quota(case: str) -> bool:
+    """Whether a case, by its key, runs on a fraction of a processor: being stopped is its envelope's own and no interference."""
+    match = _CASE.search(case)
+    try:
+        cpus = None if match is None else parse(match[1])[1].cpus
+    except EdgeprofError:
+        return False
+    return cpus is not None and cpus != int(cpus)
 
 
 def combine(

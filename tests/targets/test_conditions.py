@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -143,6 +144,23 @@ def test_a_target_is_described_in_words():
 def test_threads_that_would_take_turns_are_noticed(text, threads, too_many):
     """How many processors a class has only the machine knows."""
     assert (too_many_threads(text, threads) is not None) == too_many
+
+
+@pytest.mark.parametrize(
+    ("key", "stopped"),
+    [
+        ("fp32@ort/b1/t1@local{cpus=0.5}", True),
+        ("fp32@ort/b1@pi{cpus=1.5,memory=1GB}", True),
+        ("fp32@ort/b1/t1@local{cpus=2}", False),
+        ("fp32@ort/b1/t1@local{memory=1GB}", False),
+        ("fp32@ort/b1/t1", False),
+        ("int8-static{path=a@b}@ort/b1/t1@pi", False),
+        ("fp32@ort/b1/t1@pi{cpus=0.5,later=1}", False),
+    ],
+)
+def test_a_case_on_a_fraction_of_a_processor_is_known_by_its_key(key, stopped):
+    """Its quota stops it in every period, which nobody should take for interference."""
+    assert conditions.stopped_by_quota(key) == stopped
 
 
 def test_limits_hold_for_all_targets_and_classes_and_modes_are_axes():
@@ -416,3 +434,69 @@ def test_looking_whether_a_mode_can_be_had_changes_nothing(jetson):
         assert worker.told == {"power": "nvpmodel: 30W (mode 1)"}
 
     assert jetson.calls() == []
+
+
+# From the command line to the records.
+
+
+def test_power_modes_are_changed_only_when_agreed(monkeypatch):
+    """Without a terminal nobody can be asked; other conditions change nothing and need no answer."""
+    from profiler.cli.options import confirm_changes
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(StudyError, match=r"jetson: 15W, 30W.*--yes"):
+        confirm_changes(("jetson{power=15W}", "jetson{power=30W}", "pi"), yes=False)
+    confirm_changes(("jetson{power=15W}",), yes=True)
+    confirm_changes(("local{cpus=1}", "rk{cores=big}"), yes=False)
+
+
+def test_options_become_targets():
+    """One text for each machine, mode and class."""
+    from profiler.cli.options import targets
+
+    none = {"limit_memory": None, "limit_cpus": None, "cores": None, "power_mode": None}
+    assert targets("local", **none) == ("local",)
+    assert targets("pi{cores=big},local", **{**none, "limit_memory": "1GB"}) == (
+        "pi{cores=big,memory=1GB}",
+        "local{memory=1GB}",
+    )
+    with pytest.raises(StudyError, match="--target is empty"):
+        targets(" , ", **none)
+
+
+@pytest.mark.process
+@linux
+def test_a_run_measures_the_machine_and_its_envelope_as_cases_of_their_own(fake_study, tmp_path):
+    """With the means in every process record; the reference of each is the unmodified model in the same place."""
+    from profiler.run import execute
+    from profiler.store import open_store
+
+    run_id = execute(fake_study(targets=("local", "local{cpus=1}")), out=tmp_path)
+    store = open_store(tmp_path)
+    run = store.run(run_id)
+    store.close()
+
+    whole, limited = "fp32@fake{read=false}/b1/t1", "fp32@fake{read=false}/b1/t1@local{cpus=1}"
+    assert {record.case for record in run.blocks} == {whole, limited}
+    assert not run.failures
+    for record in run.processes:
+        told = [note for note in record.notes if note.startswith("cpus: ")]
+        assert len(told) == (record.case == limited)
+
+
+@pytest.mark.process
+@linux
+def test_a_case_that_does_not_fit_fails_and_the_others_are_measured(fake_study, tmp_path):
+    """An out_of_memory failure with the envelope's limit; the run is finished."""
+    from profiler.run import execute
+    from profiler.store import open_store
+
+    backends = ("fake{read=false}", "fake{memory_mb=600,read=false}")
+    run_id = execute(fake_study(targets=("local{memory=300MB}",), backends=backends), out=tmp_path)
+    store = open_store(tmp_path)
+    run = store.run(run_id)
+    store.close()
+
+    assert run.status == "finished"
+    assert {record.case for record in run.blocks} == {"fp32@fake{read=false}/b1/t1@local{memory=300MB}"}
+    assert {(record.kind, record.needs_more_than_bytes) for record in run.failures} == {("out_of_memory", 300 * MB)}
