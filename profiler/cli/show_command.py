@@ -22,6 +22,8 @@ def command(
     from profiler import api
     from profiler.cli import console
     from profiler.report import export, table
+    from profiler.roofline.artifact import Limits
+    from profiler.run import CACHE_NAME
 
     result = api.open_run(run, out=out, database=database)
     if case is None and console.is_load(result):
@@ -34,7 +36,8 @@ def command(
             table.cases_table(analysis, console.out)
         return
     found = analysis.case(case)
+    limit = Limits.of(analysis, result.folder / CACHE_NAME).share(found)
     if json:
-        console.print_raw(export.case_json(analysis, found))
+        console.print_raw(export.case_json(analysis, found, limit=limit))
     else:
-        table.case_details(analysis, found, console.out)
+        table.case_details(analysis, found, console.out, limit=limit)

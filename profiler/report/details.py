@@ -18,8 +18,11 @@ _LOG_LINES = 40
 RACED = " of the search's race: short ones, to choose by, not the final measurement"
 
 
-def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None:
-    """Figures with intervals, checks, what really ran, what the variant changed, each process, and failures."""
+def case_details(analysis: Analysis, case: CaseResult, console: Console, *, limit: Figure | None = None) -> None:
+    """Figures with intervals, checks, what really ran, what the variant changed, each process, and failures.
+
+    `limit` is how much of what its device allows the case reached (`profiler.roofline`); None where it was not looked for.
+    """
     story = Story.of(analysis)
     page = Page(console)
     page.line(f"{case.number} · {story.name(case)}", style="bold", hanging=2)
@@ -29,7 +32,7 @@ def case_details(analysis: Analysis, case: CaseResult, console: Console) -> None
         page.line(f"on {words.one_line(case.machine.told)}: {words.machine_told(case.machine)}", indent=2, hanging=2)
     _failure(page, case)
     if case.status == "measured" or case.blocks:
-        _figures(page, case)
+        _figures(page, case, limit)
     if case.checks:
         page.heading(f"limits: {case.verdict.replace('_', ' ')}")
         page.facts(
@@ -148,11 +151,12 @@ def _told(cell: Cell) -> str:
     return f"{cell}  ({cell.title})" if cell.title else str(cell)
 
 
-def _figures(page: Page, case: CaseResult) -> None:
+def _figures(page: Page, case: CaseResult, limit: Figure | None) -> None:
     page.heading("figures of the search's race" if case.raced else "figures")
     page.facts(
         [
             *[(title, _told(cell)) for title, cell in figures(case)],
+            *([] if limit is None else [("share of the device's limit", _told(words.quality(limit)))]),
             ("against the reference", words.comparison(case)),
             *trust.case_rows(case),
             ("timings", f"{case.samples:,} in {case.blocks} blocks{RACED if case.raced else ''}"),

@@ -80,10 +80,12 @@ def to_json(analysis: Analysis) -> str:
     )
 
 
-def case_json(analysis: Analysis, case: CaseResult) -> str:
-    """One case as JSON: as in `to_json`, and each of its processes."""
+def case_json(analysis: Analysis, case: CaseResult, *, limit: Figure | None = None) -> str:
+    """One case as JSON: as in `to_json`, each of its processes, and the share of its device's limit where that was looked for."""
     processes = [_process(record) for record in analysis.run.processes if record.case == case.key]
     content = {"format": FORMAT, "run": analysis.run.id, **_case(Story.of(analysis), case), "processes": processes}
+    if limit is not None:
+        content["limit_share"] = _figure(limit)
     return _dump(content)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from profiler.analysis import Analysis, analyse
 from profiler.decide import recommend, view
-from profiler.records import Estimate
+from profiler.records import Estimate, NotMeasured
 from profiler.report import export, figures, load, table, words
 from profiler.report.words import Story
 from tests.machines import ENVELOPE, TRUTH, fleet
@@ -200,7 +200,6 @@ def test_question_marks_have_each_their_own_reason(analysis_of: Callable[[str], 
 def test_a_narrow_rate_from_few_runs_says_how_few() -> None:
     """8 of 10 load runs left out: the interval is that of two."""
     from profiler.load.figures import MaxRate
-    from profiler.records import NotMeasured
     from profiler.stats.slo import RateEstimate, RunSummary
 
     def summary(*, valid: bool) -> RunSummary:
@@ -225,3 +224,16 @@ def test_a_narrow_rate_from_few_runs_says_how_few() -> None:
     assert "9 of 10" in most
     assert "FEW" not in most
     assert "however narrow" not in most
+
+
+def test_the_share_of_the_limit_is_told_with_its_interval_or_reason(run: Analysis) -> None:
+    """As counted elsewhere: `edgeprof show` passes it in."""
+    case = run.case("fp32@ort/b1/t1@pi")
+    share = Estimate(0.125, 0.1, 0.15, "proportion", 0.95, "published", "floor 1 ms")
+    told = _written(lambda console: table.case_details(run, case, console, limit=share))
+    assert "share of the device's limit 12.50 % (published) [10.00, 15.00] (floor 1 ms)" in told
+    absent = _written(lambda console: table.case_details(run, case, console, limit=NotMeasured("no peak is known")))
+    assert "share of the device's limit not measured: no peak is known" in absent
+    assert "limit" not in _written(lambda console: table.case_details(run, case, console)).replace("limits", "")
+    assert json.loads(export.case_json(run, case, limit=share))["limit_share"]["low"] == 0.1
+    assert "limit_share" not in json.loads(export.case_json(run, case))
