@@ -35,6 +35,11 @@ _REASON_CHARACTERS = 1000
 class DevicesLeft(TargetError):  # noqa: N818 (an outcome: the others are measured)
     """Some devices of a run were not measured; what the others gave is stored."""
 
+    def __init__(self, message: str, run_id: str) -> None:
+        """With the run that the others are in."""
+        super().__init__(message)
+        self.run_id = run_id
+
 
 @dataclass(frozen=True)
 class DeviceJob(Job):
@@ -181,7 +186,8 @@ class Queues:
         reasons = "; ".join(f"{device}: {str(error).rstrip('.')}" for device, error in sorted(self._problems.items()))
         return DevicesLeft(
             f"{count - len(self._problems)} of {count} devices are measured, not {reasons}. "
-            f"Their cases stay unmeasured until `edgeprof run --resume {self._job.run_id}` goes on with them."
+            f"Their cases stay unmeasured until `edgeprof run --resume {self._job.run_id}` goes on with them.",
+            self._job.run_id,
         )
 
     # One device -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""`edgeprof fleet …`: many devices at once."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from profiler.cli import options as o
+from profiler.errors import StudyError
+
+if TYPE_CHECKING:
+    from profiler.store import Store
+
+RunArgument = Annotated[
+    str | None, typer.Argument(help="A run's id, the beginning of one, or latest; none: all devices.")
+]
+
+
+def status(
+    run: RunArgument = None,
+    out: o.Out = o.OUT_DEFAULT,
+    database: o.Database = None,
+    json: o.Json = False,
+) -> None:
+    """What each device does now; of a run, also how many of its cases are measured, and why others are not."""
+    from profiler.store import open_store
+
+    store = open_store(database or out, create=False)
+    try:
+        if run is None:
+            _show_devices(store, json=json)
+        else:
+            _show_run(store, store.resolve(run), json=json)
+    finally:
+        store.close()
+
+
+def run(
+    study: Annotated[
+        Path | None, typer.Argument(help='A study file with `targets = ["…", "…"]`; `edgeprof init` writes one.')
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Go on with a run that was interrupted: its id, or latest.")
+    ] = None,
+    out: o.Out = o.OUT_DEFAULT,
+    database: o.Database = None,
+    json: o.Json = False,
+) -> None:
+    """Measure a study on all its targets, machines beside each other; a device that is lost is tried again, no other instead."""
+    if (study is None) == (resume is None):
+        raise StudyError("give either a study file, or --resume RUN (`edgeprof runs` lists them).")
+    from profiler import api
+    from profiler.cli.app import EXIT_ERROR
+    from profiler.cli.console import bars, err, show_result
+    from profiler.fleet.queues import DevicesLeft
+    from profiler.run import execute
+    from profiler.store import open_store
+    from profiler.study import read_study
+
+    asked = None if study is None else read_study(study)
+    left: DevicesLeft | None = None
+    with bars() as progress:
+        try:
+            run_id = execute(asked, out=out, resume=resume, progress=progress, database=database)
+        except DevicesLeft as error:
+            left, run_id = error, error.run_id
+    if not json:
+        store = open_store(database or out, create=False)
+        try:
+            _show_run(store, run_id, json=False)
+        finally:
+            store.close()
+    code = show_result(api.open_run(run_id, out=out, database=database), json=json)
+    if left is not None:
+        err.print(f"edgeprof: {left}", markup=False, soft_wrap=True)
+        code = EXIT_ERROR
+    raise typer.Exit(code)
+
+
+COMMANDS = {"status": status, "run": run}
+
+
+def _show_devices(store: Store, *, json: bool) -> None:
+    import json as json_module
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from profiler.cli import console
+    from profiler.fleet.status import words_of
+    from profiler.targets import config
+
+    leases = store.leases()
+    if json:
+        content = [{**vars(state), "owner": None if state.owner is None else str(state.owner)} for state in leases]
+        console.print_raw(json_module.dumps(content, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("device", "now", "leases", "late results refused"):
+        table.add_column(title, overflow="fold")
+    for state in leases:
+        table.add_row(state.device, escape(words_of(state)), str(state.attempt + 1), str(state.refused))
+    for name in sorted(set(config.load()) - {state.device for state in leases}):
+        table.add_row(name, "idle: nothing was measured on it for this database", "0", "0")
+    console.out.print(table)
+
+
+def _show_run(store: Store, run_id: str, *, json: bool) -> None:
+    import json as json_module
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from profiler.cli import console
+    from profiler.fleet.status import as_json, of_run
+
+    found = of_run(store, run_id)
+    if json:
+        console.print_raw(json_module.dumps(as_json(found), indent=2))
+        return
+    table = Table(box=None, pad_edge=False, title=f"run {run_id}", title_justify="left")
+    for title in ("device", "state", "since (UTC)", "measured", "failed"):
+        table.add_column(title, overflow="fold")
+    for one in found:
+        state = one.state if one.reason is None else f"{one.state}: {one.reason}"
+        # Reasons hold words of devices.
+        table.add_row(
+            one.device, escape(state), _time(one.since_unix_s), f"{one.measured} of {one.cases}", str(one.failed)
+        )
+    console.out.print(table)
+    if any(one.measured + one.failed < one.cases for one in found):
+        console.out.print(f"go on with: edgeprof fleet run --resume {run_id}", markup=False)
+
+
+def _time(unix_s: float | None) -> str:
+    return "" if unix_s is None else f"{datetime.fromtimestamp(unix_s, timezone.utc):%Y-%m-%d %H:%M:%S}"
