@@ -16,7 +16,7 @@ from backends import spec
 from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.measure.conditions import format_cores, parse_cores
 from profiler.targets.config import LOCAL
-from profiler.units import parse_bytes, significant, size
+from profiler.units import parse_bytes, size
 
 OPTIONS = ("cores", "cpus", "memory", "power")
 _UNITS = (("GB", 10**9), ("GiB", 2**30), ("MB", 10**6), ("MiB", 2**20), ("kB", 10**3), ("KiB", 2**10), ("", 1))
@@ -135,7 +135,7 @@ def too_many_threads(text: str, threads: int) -> str | None:
     room = min([count for count in (asked.cpus, None if numbers is None else len(numbers)) if count], default=None)
     if room is None or threads <= max(room, 1):
         return None
-    return f"{threads} threads would take turns on the {significant(room)} processors of {text}"
+    return f"{threads} threads would take turns on {room:g} processor{'' if room == 1 else 's'} ({text})"
 
 
 def stopped_by_quota(case: str) -> bool:
