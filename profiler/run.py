@@ -167,7 +167,8 @@ def _execute(
             progress,
             budget,
         )
-        _measure_all(job, cases, made, machines)
+        with job.modes:
+            _measure_all(job, cases, made, machines)
     store.set_status(run_id, "finished")
 
 

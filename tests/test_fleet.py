@@ -486,6 +486,31 @@ def job(tmp_path, fake_study):
     store.close()
 
 
+def test_a_device_has_its_own_power_mode_again_before_another_may_have_it(job):
+    """Restored under the lease, also after an error; a mode that stays changed is told and keeps nobody from going on."""
+
+    class Restored:
+        def __init__(self, answer: Exception | None) -> None:
+            self.answer, self.while_held = answer, []
+
+        def restore(self, name: str) -> None:
+            self.while_held.append((name, [one.device for one in job.store.leases() if one.left_s is not None]))
+            if self.answer is not None:
+                raise self.answer
+
+    def work(mine) -> None:
+        raise LinkLost("gone.")
+
+    for answer in (None, TargetError("no answer.")):
+        modes, heard = Restored(answer), Acts()
+        with Queues(Job(**{**job.__dict__, "modes": modes, "progress": heard}), {}) as fleet:
+            with pytest.raises(LinkLost):
+                fleet.one("a", work)
+            fleet.one("a", lambda mine: None)
+        assert modes.while_held == [("a", ["a"])] * 2
+        assert len([note for note in heard.notes if "power mode" in note]) == (0 if answer is None else 2)
+
+
 def test_different_machines_are_worked_on_at_once(job):
     """Each work waits for all others: one after the other, none would ever end."""
     meet = threading.Barrier(3)

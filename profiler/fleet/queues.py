@@ -213,9 +213,16 @@ class Queues:
             shared = {item.name: getattr(job, item.name) for item in fields(Job)}
             yield DeviceJob(**{**shared, "store": job.store.under(lease)}, device=device, stop=stop)
         finally:
-            self._keeper.drop(lease)
-            with suppress(StoreError):
-                job.store.release(lease)
+            try:
+                if not stop.asked.is_set():
+                    # Before another may have it; when the run ends, `Modes` does it for all devices.
+                    job.modes.restore(device)
+            except TargetError as error:
+                job.progress.note(f"the power mode was not restored: {error} Look with `nvpmodel -q` there.")
+            finally:
+                self._keeper.drop(lease)
+                with suppress(StoreError):
+                    job.store.release(lease)
 
     def _acquired(self, job: Job, device: str, stop: Stop) -> Lease:
         """The device's lease, once whoever has it is done."""
