@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from profiler.errors import TargetError
+
+if TYPE_CHECKING:
+    from profiler.measure.sensors import PiThrottled
+    from profiler.targets.probe import Found, Jetson
 
 Name = Annotated[str, typer.Argument(help="The target's name.")]
 
@@ -140,6 +145,50 @@ def check(name: Name) -> None:
     _show_check(name)
 
 
+def probe(
+    name: Annotated[str, typer.Argument(help="The target's name; `local` is this machine.")],
+    metadata: Annotated[
+        bool,
+        typer.Option("--metadata", help="Also ask the cloud's metadata service, from the device, for type and place."),
+    ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", help="Write a draft of a device profile to this file or folder, - for the terminal."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Recognise which device it is, and remember the device profile that fits."""
+    import json as json_module
+    from dataclasses import asdict, replace
+
+    from profiler.cli import console
+    from profiler.targets import config
+    from profiler.targets import draft as drafts
+    from profiler.targets import probe as probing
+
+    if json and draft == "-":
+        raise TargetError("--json and --draft - both print: give --draft a file.")
+    spec = None if name == config.LOCAL else config.get(name)
+    found = probing.recognise(probing.ask(spec, metadata=metadata))
+    remembered = ""
+    if spec is not None and found.device is not None and found.device != spec.device:
+        config.save(replace(spec, device=found.device))
+        remembered = f"remembered for {name}" + (f" (it was {spec.device})" if spec.device else "")
+    if json:
+        console.print_raw(json_module.dumps(asdict(found), indent=2))
+    elif draft != "-":
+        for label, text in [*_found_lines(found), *([("remembered", remembered)] if remembered else [])]:
+            console.out.print(f"{label:<13} {text}", markup=False, highlight=False, soft_wrap=True)
+        if found.device is None and spec is not None and spec.device is not None:
+            console.out.print(f"{'kept':<13} device profile {spec.device}, as it was", markup=False, soft_wrap=True)
+    if draft is not None:
+        text = drafts.draft(found)
+        if draft == "-":
+            console.print_raw(text.rstrip("\n"))
+        else:
+            console.err.print(f"edgeprof: wrote {_write_draft(text, Path(draft))}", markup=False, soft_wrap=True)
+
+
 def remove(
     name: Name,
     keep: Annotated[bool, typer.Option("--keep", help="Forget the target but leave what is on the machine.")] = False,
@@ -155,7 +204,90 @@ def remove(
     console.out.print(f"{name} is forgotten; {there}", markup=False)
 
 
-COMMANDS = {"add": add, "list": list_, "setup": setup, "check": check, "remove": remove}
+COMMANDS = {"add": add, "list": list_, "setup": setup, "check": check, "probe": probe, "remove": remove}
+
+
+def _found_lines(found: Found) -> list[tuple[str, str]]:
+    """What was found, a label and a text each, the decision first."""
+    from profiler.measure import cores
+
+    lines = [
+        ("machine", f"{found.name} ({found.kind})"),
+        ("device", found.device or _no_device(found)),
+        *([("priced as", found.target)] if found.target else []),
+        *([("place", found.place)] if found.place else []),
+    ]
+    counts = [f"{found.physical_cores} cores"] if found.physical_cores else []
+    counts += [f"{found.logical_cores} threads"] if found.logical_cores else []
+    lines.append(("processor", ", ".join([found.cpu or "not told", *([found.arch] if found.arch else []), *counts])))
+    if found.isa:
+        lines.append(("instructions", " ".join(found.isa)))
+    if len(found.core_classes) > 1:
+        lines.append(
+            ("core classes", "; ".join(f"{kind} {cores.shown(which)}" for kind, which in found.core_classes.items()))
+        )
+    if found.memory_bytes is not None:
+        lines.append(("memory", f"{found.memory_bytes / 2**30:.1f} GiB"))
+    for gpu in found.gpus:
+        told = [gpu.name, *([f"{gpu.memory_bytes / 2**30:.1f} GiB"] if gpu.memory_bytes else [])]
+        told += [f"driver {gpu.driver}"] if gpu.driver else []
+        told += [f"compute capability {gpu.compute_capability}"] if gpu.compute_capability else []
+        lines.append(("gpu", ", ".join([*told, gpu.device or "no profile"])))
+    lines += _jetson_lines(found.jetson) if found.jetson is not None else []
+    if found.throttled is not None:
+        lines.append(("throttled", _throttled_words(found.throttled)))
+    if found.on_battery is not None:
+        lines.append(("power", "on battery" if found.on_battery else "mains"))
+    if found.governors:
+        lines.append(("governor", ", ".join(found.governors)))
+    lines += [("because of", evidence) for evidence in found.evidence]
+    return lines + [("not sure", unsure) for unsure in found.unsure]
+
+
+def _no_device(found: Found) -> str:
+    if found.kind in ("cloud", "virtual machine"):
+        return "none: a rented or virtual machine has a price, not a profile"
+    return "no device profile fits; --draft - writes one to fill"
+
+
+def _jetson_lines(jetson: Jetson) -> list[tuple[str, str]]:
+    release = f"Jetson Linux {jetson.l4t}" if jetson.l4t else "Jetson Linux not told"
+    lines = [
+        ("module", jetson.module or "not told"),
+        ("release", release + (f", JetPack {jetson.jetpack}" if jetson.jetpack else "")),
+    ]
+    if jetson.power_mode is not None:
+        lines.append(("power mode", f"{jetson.power_mode} {jetson.power_modes.get(jetson.power_mode, '')}".strip()))
+    if jetson.power_modes:
+        listed = ", ".join(f"{number} {name}" for number, name in jetson.power_modes.items())
+        lines.append(("power modes", listed))
+    pinned = {
+        True: "pinned (jetson_clocks)",
+        False: "move with the load: `sudo jetson_clocks` pins them",
+        None: "not told",
+    }
+    return [*lines, ("clocks", pinned[jetson.clocks_pinned])]
+
+
+def _throttled_words(throttled: PiThrottled) -> str:
+    if not throttled.since_boot and not throttled.now:
+        return "not since boot"
+    now = f"now: {', '.join(throttled.now)}; " if throttled.now else ""
+    return f"{now}since boot: {', '.join(throttled.since_boot) or 'nothing'} ({throttled.bits:#x})"
+
+
+def _write_draft(text: str, place: Path) -> Path:
+    from profiler.targets import draft as drafts
+
+    path = place / drafts.file_name(text) if place.is_dir() else place
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise TargetError(f"{path} exists: name another file, or remove it.") from None
+    except OSError as error:
+        raise TargetError(f"cannot write the draft to {path}: {error.strerror}.") from None
+    return path
 
 
 def _show_check(name: str) -> None:

@@ -396,7 +396,7 @@ def _asked_for(name: str) -> bool:
         return True
     # `*` and `?` of a pattern stand for a part of one name, never for a step up or to a hidden file.
     plain = (
-        len(name) <= 200 and name.isascii() and name.isprintable() and not any(part.startswith(".") for part in parts)
+        len(name) <= 200 and name.isascii() and name.isprintable() and not any(part[:1] in ("", ".") for part in parts)
     )
     return plain and any(
         len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern)) for pattern in _PATTERNS
