@@ -12,7 +12,7 @@ from typing import Any
 from profiler.analysis import Analysis, CaseResult, analyse
 from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.progress import Progress
-from profiler.run import execute
+from profiler.run import CACHE_NAME, execute
 from profiler.store import RunData, open_store
 from profiler.study import Study, make_study
 
@@ -32,9 +32,9 @@ class Result:
         """Every estimate."""
         return analyse(self.run, today=datetime.now(timezone.utc).date())
 
-    def frontier(self, x: str = "latency_p50", y: str = "accuracy") -> FrontierView:
-        """The frontier over two axes (`profiler.analysis.AXES` names them)."""
-        return view(self.analysis, x, y)
+    def frontier(self, x: str = "latency_p50", y: str = "accuracy", *, pool: bool | None = None) -> FrontierView:
+        """The frontier over two axes (`profiler.analysis.AXES` names them); `pool` as in `profiler.decide.view`."""
+        return view(self.analysis, x, y, pool=pool)
 
     @cached_property
     def recommendation(self) -> Recommendation:
@@ -49,10 +49,10 @@ class Result:
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report, one HTML file that needs no network; returns its path."""
         from profiler.report import write_report
+        from profiler.roofline.artifact import Limits
 
-        return write_report(
-            self.analysis, Path(path) if path is not None else self.folder / self.run.id / "report.html"
-        )
+        place = Path(path) if path is not None else self.folder / self.run.id / "report.html"
+        return write_report(self.analysis, place, Limits.of(self.analysis, self.folder / CACHE_NAME).share)
 
     def __str__(self) -> str:
         """The decision, then the numbers, as on the terminal."""

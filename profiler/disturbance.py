@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from profiler.records import BlockRecord
 from profiler.stats.interference import Windows, choose_rule, dirt, preempted, slowed
+from profiler.targets.conditions import stopped_by_quota
 
 Samples = NDArray[np.float64]
 
@@ -65,6 +66,9 @@ def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
     outside = _slowed(blocks, usual)
     clocks = [block.labels["clock_hz"] for block in blocks if "clock_hz" in block.labels]
     clock = float(np.median(clocks)) if clocks else None
+    if blocks and stopped_by_quota(blocks[0].case):
+        # The envelope's own doing: without it there is nothing that the figures could be of.
+        return [Judged(block, None, ()) for block in blocks]
     judged = []
     for block, found, slow in zip(blocks, windows, outside, strict=True):
         away = None if found is None else preempted(found, rule, usual)

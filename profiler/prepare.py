@@ -26,6 +26,7 @@ from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
 from profiler.study import Case, Study, expand
 from profiler.targets.base import get as get_target
+from profiler.targets.conditions import too_many_threads
 from profiler.variants import registry as variant_registry
 from profiler.variants.base import Variant
 
@@ -232,7 +233,10 @@ def plan_cases(study: Study, made: list[ArtifactRecord]) -> tuple[tuple[Case, ..
     for case in expand(study, variants):
         record = records[case.variant]
         backend = spec.parse(case.backend).name
-        if not artifacts.runs_on(record, backend):
+        crowded = too_many_threads(case.target, case.threads)
+        if crowded is not None:
+            left_out.append(_skipped(case, f"{crowded}: that measures how they get in each other's way."))
+        elif not artifacts.runs_on(record, backend):
             only = str(record.facts.get("only_backends")).replace("|", ", ")
             left_out.append(_skipped(case, f"{case.variant} is made for {only}, not for {backend}."))
         elif record.equal_to is not None:

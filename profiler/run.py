@@ -38,7 +38,7 @@ from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study, own_reference, reference_case
-from profiler.targets import setup
+from profiler.targets import launch, setup
 from profiler.targets.config import LOCAL
 from profiler.targets.remote import LinkLost
 
@@ -151,6 +151,7 @@ def _execute(
                 "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
                 "clusters": clusters(prepared),
                 "detected": asdict(detected),
+                "conditions": launch.conditions_of(study.targets),
                 "targets": _places(study, before.environment, progress),
                 **conditions(store, before.environment),
             }

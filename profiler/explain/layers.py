@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from profiler.errors import ModelError
 from profiler.explain.evidence import FileFacts, Layer, Stored
-from profiler.onnx_io import clone, count_ops, walk_nodes
+from profiler.onnx_io import count_ops, walk_nodes
+from profiler.roofline.graph import packed_bytes, read_graph
 
 _PLAIN = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _DYNAMIC = {"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
@@ -110,20 +111,11 @@ def _forms(text: str) -> Iterable[str]:
 
 
 def _read(model: ModelProto, batch: int) -> _Graph:
-    shaped = clone(model)
-    for value in shaped.graph.input:
-        sizes = value.type.tensor_type.shape.dim
-        if sizes and not sizes[0].HasField("dim_value"):
-            sizes[0].dim_value = batch
     try:
-        shaped = onnx.shape_inference.infer_shapes(shaped)
-    except Exception:  # noqa: BLE001 (whatever onnx says: the numbers of multiplications are then unknown)
-        shaped = model
-    shapes = {}
-    for value in (*shaped.graph.input, *shaped.graph.value_info, *shaped.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+        known = read_graph(model, batch).tensors
+    except ModelError:  # another batch is fixed: the numbers of multiplications are then unknown
+        known = {}
+    shapes = {name: tensor.shape for name, tensor in known.items()}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
@@ -156,7 +148,8 @@ def _described(
     node: NodeProto, tensor: TensorProto, dequantizer: NodeProto | None, *, quantized_input: bool, graph: _Graph
 ) -> Layer:
     shape = tuple(tensor.dims)
-    weights, size = int(np.prod(shape)), _bytes(tensor)
+    weights = int(np.prod(shape))
+    size = packed_bytes(weights, tensor.data_type)
     group = next((int(item.i) for item in node.attribute if item.name == "group"), 1)
     last = node.op_type not in {"Conv", "ConvInteger", "QLinearConv"}
     transposed = any(item.name == "transB" and item.i for item in node.attribute)
@@ -235,10 +228,3 @@ def _is_light(node: NodeProto, graph: _Graph) -> bool:
     inputs = [name for name in node.input if name and name not in graph.constants]
     after = graph.consumers.get(node.output[0], [])
     return bool(inputs and after) and _from(inputs[0], graph, _DQ) and all(item.op_type == _Q for item in after)
-
-
-def _bytes(tensor: TensorProto) -> int:
-    count = int(np.prod(tuple(tensor.dims)))
-    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
-        return -(-count // 2)
-    return count * int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)

@@ -107,6 +107,8 @@ def rate_text(rate: MaxRate) -> str:
     else:
         low, high = (("unknown" if end is None else significant(end)) for end in (estimate.low, estimate.high))
         text = f"{significant(estimate.rate_per_s)} requests/s (95 %: {low}–{high})"
+    if 2 * estimate.invalid_runs > len(estimate.runs):
+        text += f", from {len(estimate.runs) - estimate.invalid_runs} of {len(estimate.runs)} runs only"
     return f"{text}, {confirmation_text(rate)}"
 
 

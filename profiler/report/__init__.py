@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from profiler.analysis import Analysis
+    from collections.abc import Callable
+
+    from profiler.analysis import Analysis, CaseResult
+    from profiler.records import Figure
+
+    Share = Callable[[CaseResult], Figure]
 
 __all__ = ["write_report"]
 
 _BESIDE = ("cases.csv", "run.json", "frontier.png")
 
 
-def write_report(analysis: Analysis, path: Path) -> Path:
+def write_report(analysis: Analysis, path: Path, share: Share | None = None) -> Path:
     """Write the HTML report to `path`, and beside it frontier.png, cases.csv and run.json. Returns `path`.
 
+    `share` tells how much of what its device allows a case reached (`profiler.roofline`); None: the report is silent on it.
     Each file appears whole or not at all; the page comes last, so a page that is there has its companions. Raises StoreError
     when the folder cannot be written.
     """
@@ -35,7 +41,7 @@ def write_report(analysis: Analysis, path: Path) -> Path:
         path.with_name("run.json"): export.to_json(analysis).encode("utf-8"),
         path.with_name("frontier.png"): figures.frontier_png_bytes(story),
     }
-    files[path] = page.html(story).encode("utf-8")
+    files[path] = page.html(story, share).encode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for place, content in files.items():

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import shlex
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,15 +20,15 @@ from rich.console import Console
 
 from profiler.analysis import AXES, CaseResult
 from profiler.machines import EMULATED, Machine
-from profiler.records import Environment, NotMeasured
+from profiler.records import Environment, Figure, NotMeasured
 from profiler.report import details, figures, load, searched, trust, words
 from profiler.report.words import Story
 from profiler.store import RunData
 from profiler.study import EFFORTS, Study
 
 
-def html(story: Story) -> str:
-    """The page."""
+def html(story: Story, share: Callable[[CaseResult], Figure] | None = None) -> str:
+    """The page; `share` as in `write_report`."""
     from jinja2 import Environment as Jinja
     from jinja2 import FunctionLoader, StrictUndefined
 
@@ -39,6 +40,7 @@ def html(story: Story) -> str:
     ).get_template("report.html.j2")
     return template.render(
         **_content(story),
+        shares=[] if share is None else _shares(story, share),
         lead=[picture for picture in pictures if picture.name in ("cost", "frontier")],
         charts=[picture for picture in pictures if picture.name in ("forest", "latency")],
         panels=[picture for picture in pictures if picture.name.startswith("stability")],
@@ -129,6 +131,18 @@ def load_text(run: RunData) -> str:
     file = console.file
     assert isinstance(file, io.StringIO)
     return words.clean(file.getvalue())
+
+
+def _shares(story: Story, share: Callable[[CaseResult], Figure]) -> list[dict[str, str]]:
+    """Of each measured case: the part of its device's limit that it reached; empty where that is known of none."""
+    found = [(case, share(case)) for case in story.analysis.measured]
+    if all(isinstance(figure, NotMeasured) for _, figure in found):
+        return []
+    told = [(case, words.quality(figure)) for case, figure in found]
+    return [
+        _out(story, case, f"not known: {cell.title}" if cell.missing else f"{cell}{f' ({cell.title})' if cell.title else ''}")
+        for case, cell in told
+    ]
 
 
 def _out(story: Story, case: CaseResult, why: str) -> dict[str, str]:

@@ -196,8 +196,10 @@ def _by_onnxruntime(model: ModelProto) -> ModelProto:
     from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
     from profiler.variants.preparing import quiet
+    from profiler.variants.running import inside, scratch
 
-    with quiet():
+    # Where it gives up, it leaves a copy of the model in the working directory.
+    with quiet(), scratch() as folder, inside(folder):
         found: ModelProto = SymbolicShapeInference.infer_shapes(model, auto_merge=True, guess_output_rank=False)
     return found
 

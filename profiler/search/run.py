@@ -28,6 +28,7 @@ from profiler.search.engine import Found, Rules, Search
 from profiler.search.space import ladder, rung, seeds_of, suggestions
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study
+from profiler.targets import launch
 from profiler.variants import registry
 
 SEED_SPREADS = 3
@@ -150,10 +151,11 @@ def _execute(
         rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha, enough=asked.enough)
         reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
         progress.stage("searching", len(variants))
-        found = Search(study.variants, reference, bench, rules, rung).run()
-        if asked.seeds and prepared.evaluation is not None:
-            spread_over_seeds(bench, found, store.run(run_id))
-        bench.left_out()
+        with job.modes:
+            found = Search(study.variants, reference, bench, rules, rung).run()
+            if asked.seeds and prepared.evaluation is not None:
+                spread_over_seeds(bench, found, store.run(run_id))
+            bench.left_out()
     store.set_status(run_id, "finished")
 
 
@@ -178,6 +180,7 @@ def _planned(before: RunData, prepared: prepare.Prepared, store: Store) -> dict[
         "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
         "clusters": clusters(prepared),
         "detected": asdict(detect_machine()),
+        "conditions": launch.conditions_of(before.study.targets),
         **conditions(store, before.environment),
     }  # fmt: skip
 
