@@ -42,8 +42,10 @@ _PACKAGES = ("profiler", "backends", "device_profiles")
 _RESOLVE_S = 900.0
 _LEFT_OUT = re.compile(
     r"(^|/)(__pycache__|tests|bin|testing/data)(/|$)|\.(pyc|pyi|h|a|lib|cmake)$|(RECORD|INSTALLER|REQUESTED|direct_url\.json)$"
+    r"|^openvino_telemetry[-/]"
 )
-"""Nothing of it is imported by a worker; names of installers would make equal bundles differ."""
+"""Nothing of it is needed by a worker; names of installers would make equal bundles differ. OpenVINO reports every import to its
+maker, with an id in the home, where this package is there, and has a stub of its own for where it is not."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def wheels(there: Device, packages: Sequence[str], cache: Path) -> Bundle:
     """The archive with these packages for such a device, from `cache` when it was made before. Raises TargetError."""
     asked = {
         "python": there.python, "machine": there.machine, "glibc": there.glibc, "packages": sorted(packages),
-        "edgeprof": __version__,
+        "edgeprof": __version__, "left_out": _LEFT_OUT.pattern,
     }  # fmt: skip
     index = cache / f"wheels-{_digest(json.dumps(asked, sort_keys=True).encode())[:20]}.json"
     known = _from_index(index, cache)
@@ -129,7 +131,7 @@ def wheels(there: Device, packages: Sequence[str], cache: Path) -> Bundle:
         versions = {
             match[1].replace("_", "-").lower(): match[2]
             for match in (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", path.name) for path in site.glob("*.dist-info"))
-            if match
+            if match and not _LEFT_OUT.search(f"{match.string}/")
         }
         contents = {path.relative_to(site).as_posix(): path for path in sorted(site.rglob("*")) if path.is_file()}
         bundle = _packed("wheels", {name: path.read_bytes for name, path in contents.items()}, cache, versions)

@@ -108,8 +108,12 @@ def write_data(folder: Path, rows: int) -> tuple[Path, Path, Path]:
     data, calibration = demo.evaluation(), demo.calibration()
     # Rows lie class by class in no particular order; every n-th keeps all classes.
     step = max(1, len(data["labels"]) // rows)
-    np.savez(folder / "data.npz", **{name: array[::step][:rows] for name, array in data.items()})
-    np.savez(folder / "calibration.npz", **{name: array[:128] for name, array in calibration.items()})
+    parts: dict[str, dict[str, Any]] = {
+        "data": {name: array[::step][:rows] for name, array in data.items()},
+        "calibration": {name: array[:128] for name, array in calibration.items()},
+    }
+    for part, arrays in parts.items():
+        np.savez(folder / f"{part}.npz", **arrays)
     return demo.model_path(), folder / "data.npz", folder / "calibration.npz"
 
 

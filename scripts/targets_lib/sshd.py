@@ -153,8 +153,9 @@ class Server:
         return sorted(path.relative_to(self.home).as_posix() for path in self.home.rglob("*"))
 
     def _write_device(self) -> None:
-        # An interpreter without pip and without packages: all that a device needs to bring.
+        # An interpreter without pip and without packages, and a shell: all that a device needs to bring.
         _made([sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(self.folder / "usr")])
+        (self.folder / "usr" / "bin" / "sh").symlink_to("/bin/sh")
         environment = {"HOME": self.home, "PATH": self.folder / "usr" / "bin", "LANG": "C.UTF-8", MARK: self.mark}
         words = [shutil.which("env") or "env", "-i", *(f"{key}={value}" for key, value in environment.items())]
         login = self.folder / "login"
