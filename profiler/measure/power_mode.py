@@ -19,9 +19,9 @@ from pathlib import Path
 from backends.errors import BackendUnavailable
 from profiler.measure.afterwards import run_afterwards
 
-_MODEL = re.compile(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", re.MULTILINE)
-_CURRENT = re.compile(r"NV Power Mode:\s*(\S+)\s+(\d+)")
-_STATUS = re.compile(r"pmode:\s*(\d+)")
+_MODEL = re.compile(r"^[ \t]*<[ \t]*POWER_MODEL[ \t]+ID=(\d{1,4})[ \t]+NAME=([^\s>]{1,64})", re.MULTILINE)
+_CURRENT = re.compile(r"NV Power Mode:\s*(\S{1,64})\s+(\d{1,4})\b")
+_STATUS = re.compile(r"pmode:\s*(\d{1,4})\b")
 _MAX_BYTES = 1 << 20
 _COMMAND_S = 60.0
 _LOCK_S = 30.0
