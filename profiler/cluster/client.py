@@ -44,6 +44,8 @@ _MAX_LOST = 10
 """Workers may die so often while a unit only waits in their queues."""
 _MAX_DELIVERIES = 100
 """Every worker that takes the unit may ask for its files, and again when it was started anew."""
+_QUIET = {"distributed.client.heartbeat": "60s", "distributed.client.scheduler-info-interval": "60s"}
+"""A connection that is kept while something is measured here must not stir every second."""
 _Interrupted = (OSError, RuntimeError, concurrent.futures.CancelledError, asyncio.CancelledError)
 
 
@@ -293,10 +295,12 @@ def connect(settings: Settings, *, wait_s: float = CONNECT_S, patience_s: float 
     if importlib.util.find_spec("distributed") is None:
         raise TargetError("--cluster needs the package distributed: pip install 'edgeprof[fleet]'.")
     distributed: Any = importlib.import_module("distributed")
+    dask: Any = importlib.import_module("dask")
     try:
-        client = distributed.Client(
-            settings.address, security=_security(settings), timeout=wait_s, set_as_default=False, name="edgeprof"
-        )
+        with dask.config.set(_QUIET):
+            client = distributed.Client(
+                settings.address, security=_security(settings), timeout=wait_s, set_as_default=False, name="edgeprof"
+            )
     except (OSError, ValueError, TypeError, asyncio.TimeoutError) as error:
         raise TargetError(
             f"cannot connect to the cluster at {settings.address}: {_short(error.__cause__ or error)}. Is its scheduler running "
@@ -319,13 +323,12 @@ def _security(settings: Settings) -> Any:
 
 
 def _checked(client: Any, address: str, wait_s: float) -> dict[str, Machine]:
-    dask: Any = importlib.import_module("dask")
     try:
         client.wait_for_workers(1, timeout=wait_s)
     except (TimeoutError, asyncio.TimeoutError):
         raise TargetError(f"the cluster at {address} has no worker: start some (docs/cluster.md).") from None
     try:
-        deaths = client.run_on_scheduler(dask.config.get, "distributed.scheduler.allowed-failures")
+        deaths = client.run_on_scheduler(tasks.allowed_failures)
         told = client.run(tasks.facts, on_error="return")
         scheduler = client.run_on_scheduler(tasks.facts)
     except Exception as error:  # noqa: BLE001 (whatever Dask or a worker raises: its words are the reason)

@@ -83,6 +83,8 @@ class Ahead:
     _waiting: deque[Case] = field(default_factory=deque)
     _running: dict[str, list[Future[Answer]]] = field(default_factory=dict)
     _files: dict[Any, File] = field(default_factory=dict)
+    _parts: int = 1
+    """Into how many portions the rows of a case are cut; more than needed to keep all workers busy only cost process starts."""
 
     def __post_init__(self) -> None:
         """Threads only wait."""
@@ -97,6 +99,7 @@ class Ahead:
             elif reason not in self.told:
                 self.told.add(reason)
                 self.job.progress.note(f"{case.quality_key} is evaluated on its target, not on the cluster: {reason}")
+        self._parts = math.ceil(self.cluster.slots / max(1, len(self._waiting)))
         self._fill()
 
     def outputs(self, case: Case) -> Evaluated | None:
@@ -150,7 +153,7 @@ class Ahead:
         ]
 
     def _portions(self, batch: int) -> list[tuple[int, int]]:
-        return portions(len(self.data), batch, self.cluster.slots, _row_bytes(self.data))
+        return portions(len(self.data), batch, self._parts, _row_bytes(self.data))
 
     def _rows(self, start: int, stop: int, batch: int) -> File:
         """Rows of a portion; the last batch is filled up with rows from the front, as on a target."""
@@ -236,9 +239,9 @@ def target_machine(job: Job, case: Case, here: Machine) -> Machine | None:
         return None
 
 
-def portions(rows: int, batch: int, slots: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Rows in portions of whole batches: as many as the cluster has slots, none tiny, none larger than memory likes."""
-    wanted = min(max(math.ceil(rows / slots), FEWEST_ROWS), MOST_ROWS, max(1, PORTION_BYTES // max(1, row_bytes)))
+def portions(rows: int, batch: int, parts: int, row_bytes: int) -> list[tuple[int, int]]:
+    """Rows in portions of whole batches, about `parts` of them, none tiny, none larger than memory likes: (start, stop) each."""
+    wanted = min(max(math.ceil(rows / parts), FEWEST_ROWS), MOST_ROWS, max(1, PORTION_BYTES // max(1, row_bytes)))
     size = math.ceil(wanted / batch) * batch
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 

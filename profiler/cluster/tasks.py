@@ -1,4 +1,4 @@
-"""What runs on a cluster's workers: three functions that take and give text and bytes, and are sent by name.
+"""What runs on a cluster's workers: few functions that take and give text and bytes, and are sent by name.
 
 A unit of work is a JSON text that names the files it needs by their hash; those that are missing are asked for, and come through
 `receive`. So nothing large is held in Dask's memory, where it would be lost with its worker. The answer is a frame
@@ -60,6 +60,11 @@ def facts(dask_worker: Any = None) -> str:
     if dask_worker is not None:
         _sweep(Path(dask_worker.local_directory) / _FOLDER)
     return _facts()
+
+
+def allowed_failures(dask_scheduler: Any) -> int:
+    """How many workers a task may take with it before the scheduler lets the next one have it. Dask fills in the argument."""
+    return int(dask_scheduler.allowed_failures)
 
 
 @functools.cache
