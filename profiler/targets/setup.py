@@ -153,6 +153,11 @@ def _wheels(
         return _made(there, runtimes, cache), {}
     left_out: dict[str, str] = {}
     names = list(bundle.RUNTIMES)
+    try:
+        return _made(there, names, cache), {}
+    except TargetError:
+        # Which of them it is, only each alone can tell; where there is nothing to tell, one bundle is made and not three.
+        pass
     for name in list(names):
         try:
             _made(there, [name], cache)

@@ -30,6 +30,8 @@ class Size:
     """How much of it."""
 
     kills: int
+    gap_s: float
+    """Longest pause between two of them."""
     processes: int
     backends: tuple[str, ...]
     ratio_backends: tuple[str, ...]
@@ -38,8 +40,8 @@ class Size:
     seed: int
 
 
-QUICK = Size(kills=5, processes=2, backends=("ort", "ov"), ratio_backends=("ort",), pairs=2, seed=0)
-FULL = Size(kills=20, processes=4, backends=("ort", "ov"), ratio_backends=("ort", "ov"), pairs=5, seed=0)
+QUICK = Size(kills=5, gap_s=5.0, processes=2, backends=("ort", "ov"), ratio_backends=("ort",), pairs=2, seed=0)
+FULL = Size(kills=20, gap_s=8.0, processes=4, backends=("ort", "ov"), ratio_backends=("ort", "ov"), pairs=5, seed=0)
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, head and rows."""
@@ -147,7 +149,7 @@ def _storm(
     there = write_study(folder / "there.toml", effort, **fields, targets=(NAME,))
     edgeprof.must("run", str(here), "--out", str(folder / "here"))
     local = api.open_run(out=folder / "here").run
-    storm, began = kills.Storm(server, size.kills, size.seed), time.monotonic()
+    storm, began = kills.Storm(server, size.kills, size.gap_s, size.seed), time.monotonic()
     runs = starts = retries = 0
     while storm.left or not runs:
         out = folder / f"there{runs}"

@@ -13,16 +13,15 @@ from profiler.store import DATABASE_NAME, open_store
 from scripts.targets_lib.product import Checks, Edgeprof, Failed
 from scripts.targets_lib.sshd import Server, kill_session
 
-_LONGEST_GAP_S = 8.0
 _RUN_S = 900.0
 
 
 class Storm:
     """So many broken connections, drawn from one seed."""
 
-    def __init__(self, server: Server, kills: int, seed: int) -> None:
-        """`kills` over all runs that are driven through it."""
-        self._server, self.left = server, kills
+    def __init__(self, server: Server, kills: int, longest_gap_s: float, seed: int) -> None:
+        """`kills` over all runs that are driven through it, with pauses between them up to `longest_gap_s`."""
+        self._server, self.left, self._gap_s = server, kills, longest_gap_s
         self._random = random.Random(seed)
         self.by_client = self.by_server = self.controllers = 0
         self.gave_up: list[str] = []
@@ -37,11 +36,11 @@ class Storm:
             again = ("--resume", "latest") if _begun(out) else (str(study),)
             process = edgeprof.start("run", *again, "--out", str(out), log=log)
             starts += 1
-            due = time.monotonic() + self._random.uniform(0.2, _LONGEST_GAP_S)
+            due = time.monotonic() + self._random.uniform(0.2, self._gap_s)
             while process.poll() is None and time.monotonic() < end:
                 time.sleep(0.02)
                 if self.left and time.monotonic() >= due and self._strike(process):
-                    due = time.monotonic() + self._random.uniform(0.2, _LONGEST_GAP_S)
+                    due = time.monotonic() + self._random.uniform(0.2, self._gap_s)
                     if self.left == controller_at:
                         controller_at = -1
                         self.controllers += 1

@@ -1,4 +1,4 @@
-"""What does not travel to a device although its wheels hold it."""
+"""What does not travel to a device: what its wheels hold beside what a worker needs, and runtimes that have none for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import tarfile
 
 import pytest
 
-from profiler.targets import bundle
+from profiler.errors import TargetError
+from profiler.targets import bundle, setup
 
 JETSON = bundle.Device((3, 10), "aarch64", (2, 35), {})
 
@@ -51,3 +52,47 @@ def test_a_bundle_made_by_other_rules_is_not_taken_from_the_cache(resolved, tmp_
     assert before.name != after.name
     with tarfile.open(after.archive) as archive:
         assert "numpy/tests/test_all.py" in archive.getnames()
+
+
+class TestRuntimesWithoutWheels:
+    @pytest.fixture
+    def registry(self, monkeypatch):
+        """`registry(*missing)`: no wheel of these; the list of what was asked for comes back."""
+        asked = []
+
+        def make(*missing):
+            def wheels(_, packages, __):
+                asked.append([name for name in packages if name in bundle.RUNTIMES.values()])
+                for name in missing:
+                    if name in packages:
+                        raise TargetError(f"no wheels of {name}.")
+                return bundle.Bundle("wheels-0", "a.tar.gz", "0", dict.fromkeys(packages, "1"))
+
+            monkeypatch.setattr(bundle, "wheels", wheels)
+            return asked
+
+        return make
+
+    def test_all_of_them_are_one_bundle(self, registry, tmp_path):
+        asked = registry()
+        made, left_out = setup._wheels(JETSON, None, tmp_path)
+        assert asked == [["onnxruntime", "openvino"]]
+        assert not left_out
+        assert {"numpy", "psutil", "onnxruntime", "openvino"} == set(made.packages)
+
+    def test_one_that_has_none_is_told_and_the_other_goes(self, registry, tmp_path):
+        registry("openvino")
+        made, left_out = setup._wheels(JETSON, None, tmp_path)
+        assert left_out == {"ov": "no wheels of openvino."}
+        assert "onnxruntime" in made.packages
+        assert "openvino" not in made.packages
+
+    def test_one_that_was_asked_for_is_not_left_out(self, registry, tmp_path):
+        registry("openvino")
+        with pytest.raises(TargetError, match="openvino"):
+            setup._wheels(JETSON, ["ort", "ov"], tmp_path)
+
+    def test_none_at_all_is_an_error(self, registry, tmp_path):
+        registry("onnxruntime", "openvino")
+        with pytest.raises(TargetError, match="onnxruntime"):
+            setup._wheels(JETSON, None, tmp_path)
