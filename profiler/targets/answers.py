@@ -99,8 +99,9 @@ def check(command: str, asked: Mapping[str, Any], sent: Arrays, answer: Mapping[
     elif command == "loadgen":
         for name, array in arrays.items():
             _column(name, array, "u")
-    if command == "time" and asked.get("weigh") and answer.get("harness") is None:
-        raise Nonsense("harness is missing")
+    for asks, key in (("weigh", "harness"), ("machine", "machine")):
+        if asked.get(asks) and command in ("time", "ops") and answer.get(key) is None:
+            raise Nonsense(f"{key} is missing")
 
 
 def _check_time(asked: Mapping[str, Any], arrays: Arrays) -> None:
@@ -130,7 +131,8 @@ def _check_serve(sent: Arrays, arrays: Arrays) -> None:
     names = ("sent_ns", "started_ns", "completed_ns", "batch_size")
     columns = [_column(name, arrays.get(name), "iu") for name in names]
     due = sent.get("schedule_s")
-    if len({len(column) for column in columns}) != 1 or (due is not None and len(columns[0]) > len(due)):
+    counts = {len(column) for column in columns}
+    if len(counts) != 1 or 0 in counts or (due is not None and len(columns[0]) > len(due)):
         raise Nonsense(f"{', '.join(names)} have {', '.join(str(len(column)) for column in columns)} requests")
 
 

@@ -6,10 +6,11 @@ import os
 import select
 import tempfile
 import threading
+import time
 from typing import Protocol
 
 KEPT_BYTES = 64_000
-_SETTLE_S = 0.2
+_SETTLE_S, _NAP_S = 0.5, 0.002
 
 
 class Log(Protocol):
@@ -84,9 +85,12 @@ class TailLog:
         self._thread.start()
 
     def text(self) -> str | None:
-        """See `Log`. Of a child that has ended it is all; of one that writes, what has come by now."""
-        if self._thread.is_alive():
-            self._thread.join(_SETTLE_S)
+        """See `Log`. What has come by now, also what is still in the pipe, unless that never ends."""
+        poll = select.poll()
+        poll.register(self._from_child, select.POLLIN)
+        until = time.monotonic() + _SETTLE_S
+        while self._thread.is_alive() and poll.poll(0) and time.monotonic() < until:
+            self._thread.join(_NAP_S)
         with self._lock:
             return bytes(self._kept[-KEPT_BYTES:]).decode(errors="replace")
 
@@ -110,12 +114,13 @@ class TailLog:
             ready = dict(poll.poll())
             if self._woken in ready:
                 return
-            part = os.read(self._from_child, 1 << 16)
-            if not part:
-                return
+            # One step with `_kept`: what is no longer in the pipe is there.
             with self._lock:
+                part = os.read(self._from_child, 1 << 16)
                 self._kept += part
                 del self._kept[:-KEPT_BYTES]
+            if not part:
+                return
 
 
 def clean(text: str, *, lines: bool = False) -> str:

@@ -252,7 +252,8 @@ class WorkerProcess:
             code = self._reap(_GRACE_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            return WorkerFailure("error", f"the worker closed its pipe during '{command}': {error}.", self.log_tail())
+            why = str(error).rstrip(".")
+            return WorkerFailure("error", f"the pipe to the worker broke during '{command}': {why}.", self.log_tail())
         tail = self.log_tail()
         if code in self._target.link_codes or (self._target.link_codes and code < 0):
             # Of a negative code the client died, not the worker, which ends when its pipe does.
