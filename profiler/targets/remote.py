@@ -89,7 +89,7 @@ class Agent:
         try:
             reply = json.loads(answer)
         except (ValueError, RecursionError):
-            raise self._nonsense(clean(answer[:120].decode(errors="replace"))) from None
+            raise self._nonsense(clean(answer[:120].decode(errors="replace")).strip()) from None
         if not isinstance(reply, dict):
             raise self._nonsense(f"a {type(reply).__name__}")
         if not reply.get("ok"):
