@@ -38,6 +38,8 @@ ALWAYS = ("numpy", "psutil")
 OLDEST_PYTHON = (3, 10)
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 _OLDEST_GLIBC_MINOR = 17
+_UV_GLIBC_MINORS = (40, 39, 38, 37, 36, 35, 34, 33, 32, 31, 28, 17)
+"""Those of `uv pip install --python-platform`, 0.13."""
 _PACKAGES = ("profiler", "backends", "device_profiles")
 _RESOLVE_S = 900.0
 _LEFT_OUT = re.compile(
@@ -170,18 +172,20 @@ def _own_files() -> dict[str, Path]:
 
 def _resolve(there: Device, packages: Sequence[str], site: Path) -> None:
     version = f"{there.python[0]}.{there.python[1]}"
+    tags = platform_tags(there)
     uv = shutil.which("uv")
     if importlib.util.find_spec("pip") is not None:
-        platforms = [word for tag in platform_tags(there) for word in ("--platform", tag)]
+        platforms = [word for tag in tags for word in ("--platform", tag)]
         command = [
             sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--target", str(site),
             "--python-version", version, "--implementation", "cp", "--abi", f"cp{there.python[0]}{there.python[1]}",
             "--abi", "abi3", "--abi", "none", "--only-binary", ":all:", "--no-compile", *platforms, *packages,
         ]  # fmt: skip
     elif uv is not None:
+        minor = next(minor for minor in _UV_GLIBC_MINORS if (2, minor) <= there.glibc)
         command = [
             uv, "pip", "install", "--quiet", "--target", str(site), "--python-version", version, "--only-binary", ":all:",
-            "--python-platform", f"{there.machine}-manylinux_{there.glibc[0]}_{there.glibc[1]}", *packages,
+            "--python-platform", f"{there.machine}-manylinux_2_{minor}", *packages,
         ]  # fmt: skip
     else:
         raise TargetError("making a bundle needs pip or uv beside edgeprof: `python -m ensurepip`, or install uv.")
@@ -220,19 +224,19 @@ def _packed(kind: str, contents: Mapping[str, Any], cache: Path, packages: Mappi
     kept = {name: read for name, read in contents.items() if not _LEFT_OUT.search(name)}
     name = f"{kind}-{_content(kept)}"
     archive = cache / f"{name}.tar.gz"
-    if not archive.is_file():
-        fresh = archive.with_suffix(f".{os.getpid()}.tmp")
-        with (
-            fresh.open("wb") as raw,
-            gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6, mtime=0, filename="") as packed,
-            tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
-        ):
-            for path in sorted(kept):
-                data = kept[path]()
-                info = tarfile.TarInfo(path)
-                info.size, info.mode = len(data), 0o644
-                tar.addfile(info, io.BytesIO(data))
-        fresh.replace(archive)
+    # One that is there may be damaged, and would arrive so on every device.
+    fresh = archive.with_suffix(f".{os.getpid()}.tmp")
+    with (
+        fresh.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6, mtime=0, filename="") as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        for path in sorted(kept):
+            data = kept[path]()
+            info = tarfile.TarInfo(path)
+            info.size, info.mode = len(data), 0o644
+            tar.addfile(info, io.BytesIO(data))
+    fresh.replace(archive)
     return Bundle(name, archive, _file_digest(archive), packages)
 
 
