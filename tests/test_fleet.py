@@ -351,12 +351,13 @@ def test_a_full_disk_ends_all_devices_and_the_run_goes_on_when_there_is_room(tmp
 
     try:
         study = fake_study(
-            data=None, backends=many(2), targets=("one", "two"), effort={**ONE, "rounds": 30, "block_samples": 4000}
+            data=None, backends=many(2), targets=("one", "two"), effort={**ONE, "rounds": 40, "block_samples": 1500}
         )
         with pytest.raises(StoreError, match=r"full|No space|disk I/O"):
-            execute(study, out=out, progress=Acts(one=(60, filled)), machines=itself)
+            execute(study, out=out, progress=Acts(one=(10, filled)), machines=itself)
         assert_nothing_left(one, two)
         (out / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
         stored = read(out).blocks
         run = read(out, execute(None, out=out, resume="latest", machines=itself))
     finally:
