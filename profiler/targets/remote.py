@@ -170,6 +170,11 @@ class Agent:
                 f"'{self._spec.name}' has no {self._spec.python}: install Python 3.10 or later there, or name another "
                 f"interpreter (`edgeprof target add … --python PATH`).{said}"
             )
+        if "profiler.wire.WireError" in said:
+            return TargetError(
+                f"'{self._spec.name}' starts a worker whatever it is asked (`edgeprof target restrict`): setting it up, "
+                "probing and removing take a key that is not restricted."
+            )
         if code in self._spec.link_codes or code < 0:
             return LinkLost(f"the connection to '{self._spec.name}' is lost (exit code {code}).{said}")
         return TargetError(f"the agent on '{self._spec.name}' ended with exit code {code}.{said}")
