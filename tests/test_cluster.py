@@ -384,6 +384,15 @@ def test_leaving_ends_all_waits() -> None:
     assert len(found) == 1
 
 
+def test_a_unit_that_nobody_wants_any_more_is_let_go() -> None:
+    dask = FakeDask()
+    answers = iter([False, False, False, True])
+    with pytest.raises(client.LetGo):
+        cluster_of(dask, patience_s=1e12).do("build", {}, [], limit_s=1e12, unwanted=lambda: next(answers))
+    assert len(dask.asked) == 1
+    assert dask.restarted == []
+
+
 def test_missing_files_are_brought_in_pieces_and_the_unit_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,7 +464,7 @@ class FakeCluster:
         self.machines = {"tls://w": self.here}
         self.asked: list[dict[str, Any]] = []
 
-    def do(self, kind, fields, files, *, limit_s):
+    def do(self, kind, fields, files, *, limit_s, unwanted):
         self.asked.append(dict(fields))
         found = self.give(fields)
         if isinstance(found, Exception):
@@ -557,6 +566,36 @@ def test_what_killed_a_worker_is_a_failure_after_once_and_is_not_tried_here(
     assert [(failure.case, failure.stage) for failure in failures] == [(PRUNED, "variant")]
     assert "not tried again" in failures[0].message
     assert [fields["variant"] for fields in cluster.asked].count(PRUNED) == 1
+
+
+def test_what_is_not_there_in_time_is_let_go_and_asked_for_again(small_model: Path, tmp_path: Path) -> None:
+    texts = [f"prune-magnitude{{sparsity={share}}}" for share in ("0.3", "0.5", "0.7", "0.8")]
+    made = {text: made_there(small_model, tmp_path / "there", text) for text in texts}
+
+    class Slow(FakeCluster):
+        def do(self, kind, fields, files, *, limit_s, unwanted):
+            if fields["variant"] != texts[0] and not late:
+                until(unwanted, "the end of the time")
+                raise client.LetGo("let go")
+            return super().do(kind, fields, files, limit_s=limit_s, unwanted=unwanted)
+
+    cluster: Any = Slow(
+        lambda fields: answer(done={"record": made[fields["variant"]][0]}, arrays=made[fields["variant"]][1])
+    )
+    late: list[bool] = []
+    notes: list[str] = []
+    store = building.ClusterArtifacts(tmp_path / "here", cluster, notes.append)
+    variants = [registry.make(text) for text in texts]
+    # The clock jumps over the limit once the first is there.
+    clock = lambda: 0.0 if not cluster.asked else 1e9  # noqa: E731
+    settled = list(store.ahead(small_model, variants, None, None, limit_s=PATIENCE_S, clock=clock))
+    assert set(settled) <= {texts[0]}
+    assert [fields["variant"] for fields in cluster.asked] == texts[:1]
+    late.append(True)
+    for variant in variants:
+        assert store.make(small_model, variant, None, None).sha256 == made[variant.text][0]["sha256"]
+    assert [fields["variant"] for fields in cluster.asked] == texts
+    assert notes == []
 
 
 def test_when_the_cluster_is_gone_the_rest_is_made_here_and_told_once(small_model: Path, tmp_path: Path) -> None:
@@ -682,10 +721,10 @@ def evaluating_cluster(job: Any, spoil=None) -> FakeCluster:
     sent: dict[str, np.ndarray] = {}
 
     class Cluster(FakeCluster):
-        def do(self, kind, fields, files, *, limit_s):
+        def do(self, kind, fields, files, *, limit_s, unwanted):
             frame = wire.read_frame(files[-1].open())
             sent[fields["rows"]] = frame[1]["x"]
-            return super().do(kind, fields, files, limit_s=limit_s)
+            return super().do(kind, fields, files, limit_s=limit_s, unwanted=unwanted)
 
     def give(fields):
         found = {"y": one_hot(sent[fields["rows"]])}
@@ -901,14 +940,14 @@ def test_a_result_that_died_with_its_worker_is_made_again_and_counted_once(
     """Dask does this quietly. It is known here, and one unit gives one answer."""
     real, killed = cluster._result, []
 
-    def result(future, key, limit_s):
+    def result(future, key, *rest):
         until(future.done, "the result")
         if not killed:
             (where,) = set(cluster._places(key))
             killed.append(pids_by_facts(cluster, where))
             os.kill(killed[0], signal.SIGKILL)
             until(lambda: where not in cluster._client.nthreads(), "the death")
-        return real(future, key, limit_s)
+        return real(future, key, *rest)
 
     monkeypatch.setattr(cluster, "_result", result)
     found = cluster.do("echo", {}, [], limit_s=60)

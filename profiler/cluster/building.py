@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +16,17 @@ from typing import TYPE_CHECKING, Any, cast
 from profiler import wire
 from profiler.artifacts import MODEL_NAME, ArtifactStore, content_sha256
 from profiler.cluster import tasks
-from profiler.cluster.client import Answer, Cluster, ClusterLost, File, TookTooLong, WorkerDied, file_of, file_of_arrays
+from profiler.cluster.client import (
+    Answer,
+    Cluster,
+    ClusterLost,
+    File,
+    LetGo,
+    TookTooLong,
+    WorkerDied,
+    file_of,
+    file_of_arrays,
+)
 from profiler.errors import EdgeprofError, VariantError
 from profiler.onnx_io import external_files, read_model
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord
@@ -50,25 +62,30 @@ class ClusterArtifacts(ArtifactStore):
         self._files: dict[tuple[Path, int, int, str | None], _Files] = {}
 
     def ahead(
-        self, source: Path, variants: Sequence[Variant], calibration: Calibration | None, calibration_sha: str | None
-    ) -> Iterator[str]:
+        self, source: Path, variants: Sequence[Variant], calibration: Calibration | None, calibration_sha: str | None,
+        *, limit_s: float = math.inf, clock: Callable[[], float] = time.monotonic,
+    ) -> Iterator[str]:  # fmt: skip
         """Make all variants at once, as far as the cluster goes; yields the text of each that is settled.
 
-        They are in the cache afterwards, so that `make` finds them there; failures come from `make`. Nothing is made here.
+        They are in the cache afterwards, so that `make` finds them there; failures come from `make`. Nothing is made here. What
+        is not there after `limit_s` is let go, so that nothing arrives while something is timed; `make` asks for it again.
         """
+        until, gone = clock() + limit_s, threading.Event()
         pool = ThreadPoolExecutor(self._cluster.slots, thread_name_prefix="edgeprof-cluster")
         try:
             running = {
-                variant.text: pool.submit(self._settle, variant, source, calibration, calibration_sha)
+                variant.text: pool.submit(self._settle, variant, source, calibration, calibration_sha, gone.is_set)
                 for variant in variants
                 if _may_travel(variant)
             }
             for text, future in running.items():
+                if not wait([future], None if limit_s == math.inf else max(0.0, until - clock())).done:
+                    return
                 future.result()
                 yield text
         finally:
-            # Not waited for: after Ctrl-C, closing the cluster is what ends them.
-            pool.shutdown(wait=False, cancel_futures=True)
+            gone.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def make(
         self, source: Path, variant: Variant, calibration: Calibration | None, calibration_sha: str | None
@@ -88,9 +105,16 @@ class ClusterArtifacts(ArtifactStore):
             self._note(f"what is missing is made here, not on the cluster: {self._lost}")
         return super().make(source, variant, calibration, calibration_sha)
 
-    def _settle(self, variant: Variant, source: Path, calibration: Any, calibration_sha: str | None) -> None:
+    def _settle(
+        self,
+        variant: Variant,
+        source: Path,
+        calibration: Any,
+        calibration_sha: str | None,
+        unwanted: Callable[[], bool],
+    ) -> None:
         try:
-            self._made(variant, source, calibration, calibration_sha)
+            self._made(variant, source, calibration, calibration_sha, unwanted)
         except _Here:
             # Comes up again, and is told, when the variant is asked for.
             return
@@ -98,9 +122,10 @@ class ClusterArtifacts(ArtifactStore):
             self._failed[variant.text, calibration_sha] = error
 
     def _made(
-        self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None
-    ) -> ArtifactRecord:
-        there = _Elsewhere(variant, lambda: self._result(variant, source, calibration, calibration_sha))
+        self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None,
+        unwanted: Callable[[], bool] = lambda: False,
+    ) -> ArtifactRecord:  # fmt: skip
+        there = _Elsewhere(variant, lambda: self._result(variant, source, calibration, calibration_sha, unwanted))
         record = super().make(source, cast("Variant", there), calibration, calibration_sha)
         if there.sha256 is not None and record.sha256 != there.sha256:
             raise VariantError(
@@ -110,8 +135,9 @@ class ClusterArtifacts(ArtifactStore):
         return record
 
     def _result(
-        self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None
-    ) -> tuple[VariantResult, str]:
+        self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None,
+        unwanted: Callable[[], bool],
+    ) -> tuple[VariantResult, str]:  # fmt: skip
         """Have the variant made there. Raises VariantError as it would be raised here, and _Here when it has to be made here."""
         if self._lost is not None:
             raise _Here(self._lost)
@@ -126,7 +152,7 @@ class ClusterArtifacts(ArtifactStore):
         }
         wanted = [*files.source.values(), *([rows] if rows is not None else [])]
         try:
-            answer = self._cluster.do("build", fields, wanted, limit_s=self._limit_s)
+            answer = self._cluster.do("build", fields, wanted, limit_s=self._limit_s, unwanted=unwanted)
         except (WorkerDied, TookTooLong) as error:
             # Once is enough: what kills a worker kills the next one, or this process.
             self._failed[variant.text, calibration_sha] = VariantError(
@@ -134,6 +160,8 @@ class ClusterArtifacts(ArtifactStore):
                 "the run to try it again, without --cluster to see what it does."
             )
             raise self._failed[variant.text, calibration_sha] from None
+        except LetGo as error:
+            raise _Here(str(error)) from None
         except ClusterLost as error:
             self._lost = str(error)
             raise _Here(str(error)) from None

@@ -57,6 +57,10 @@ class WorkerDied(TargetError):  # noqa: N818 (a state, no mistake)
     """The worker died in the middle of the unit, which may be the reason."""
 
 
+class LetGo(TargetError):  # noqa: N818 (an answer, no mistake)
+    """Whoever asked for the unit does not want it any more."""
+
+
 class TookTooLong(TargetError):  # noqa: N818 (a state, no mistake)
     """The unit did not end within its limit."""
 
@@ -145,10 +149,14 @@ class Cluster:
         self._closed.set()
         self._client.close(timeout=5)
 
-    def do(self, kind: str, fields: Mapping[str, Any], files: Sequence[File], *, limit_s: float) -> Answer:
+    def do(
+        self, kind: str, fields: Mapping[str, Any], files: Sequence[File], *, limit_s: float,
+        unwanted: Callable[[], bool] = lambda: False,
+    ) -> Answer:  # fmt: skip
         """Have one unit done: a kind of `tasks.KINDS` with its fields (JSON) and the files it reads.
 
-        Raises WorkerDied, TookTooLong, ClusterLost.
+        `limit_s` counts from when a worker begins; `unwanted` is asked now and then whether to go on. Raises WorkerDied,
+        TookTooLong, ClusterLost, LetGo.
         """
         with self._lock:
             self._count += 1
@@ -160,9 +168,11 @@ class Cluster:
         keys: list[str] = []
         lost = 0
         while True:
+            if unwanted():
+                raise LetGo("it was not waited for any longer")
             keys.append(f"{name}-{len(keys) + 1}")
             try:
-                header, arrays = self._once({**asked, "key": keys[-1]}, keys[-1], limit_s)
+                header, arrays = self._once({**asked, "key": keys[-1]}, keys[-1], limit_s, unwanted)
             except _Requeue as died:
                 lost += 1
                 if lost > _MAX_LOST:
@@ -176,12 +186,14 @@ class Cluster:
                 continue
             return self._answer(header, arrays, self._begun(keys[-1]))
 
-    def _once(self, asked: Mapping[str, Any], key: str, limit_s: float) -> tuple[dict[str, Any], wire.Arrays]:
+    def _once(
+        self, asked: Mapping[str, Any], key: str, limit_s: float, unwanted: Callable[[], bool]
+    ) -> tuple[dict[str, Any], wire.Arrays]:
         scheduler: Any = importlib.import_module("distributed.scheduler")
         future = None
         try:
             future = self._client.submit(tasks.unit, json.dumps(asked), key=key, pure=False, retries=0)
-            raw = self._result(future, key, limit_s)
+            raw = self._result(future, key, limit_s, unwanted)
         except scheduler.KilledWorker as error:
             begun = self._begun(key)
             where = _short(getattr(getattr(error, "last_worker", None), "address", ""))
@@ -205,7 +217,7 @@ class Cluster:
         except (wire.WireError, answers.Nonsense) as error:
             raise ClusterLost(f"a worker of the cluster answers what no worker of ours does: {error}") from None
 
-    def _result(self, future: Any, key: str, limit_s: float) -> Any:
+    def _result(self, future: Any, key: str, limit_s: float, unwanted: Callable[[], bool]) -> Any:
         """The result, as soon as it is there. A look now and then tells whether somebody still works on it."""
         asked_at, with_worker_at, began_at = self._clock(), self._clock(), None
         while True:
@@ -215,6 +227,8 @@ class Cluster:
                 pass
             if self._closed.is_set():
                 raise ClusterLost("it was left")
+            if unwanted():
+                raise LetGo("it was not waited for any longer")
             now = self._clock()
             if began_at is None and self._begun(key):
                 began_at = now

@@ -8,6 +8,7 @@ as is what fails there: a failure counts where the case is meant to run.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from profiler.cluster.client import (
     Cluster,
     ClusterLost,
     File,
+    LetGo,
     Machine,
     TookTooLong,
     WorkerDied,
@@ -83,6 +85,7 @@ class Ahead:
     _waiting: deque[Case] = field(default_factory=deque)
     _running: dict[str, list[Future[Answer]]] = field(default_factory=dict)
     _files: dict[Any, File] = field(default_factory=dict)
+    _gone: threading.Event = field(default_factory=threading.Event)
     _parts: int = 1
     """Into how many portions the rows of a case are cut; more than needed to keep all workers busy only cost process starts."""
 
@@ -114,7 +117,7 @@ class Ahead:
         try:
             answers = [future.result() for future in running]
             return self._together(case, answers)
-        except (ClusterLost, WorkerDied, TookTooLong, _OnTarget) as reason:
+        except (ClusterLost, WorkerDied, TookTooLong, LetGo, _OnTarget) as reason:
             for future in running:
                 future.cancel()
             if isinstance(reason, ClusterLost):
@@ -127,14 +130,14 @@ class Ahead:
     def close(self) -> None:
         """Let go of what was not asked for."""
         self._waiting.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._gone.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(self) -> None:
         while self._waiting and sum(map(len, self._running.values())) <= self.cluster.slots:
             self._begin(self._waiting.popleft())
 
     def _begin(self, case: Case) -> None:
-        limit_s = min(EVALUATE_LIMIT_S, max(self.job.budget.left_s, 1.0))
         target = target_machine(self.job, case, self.cluster.here)
         assert target is not None
         fields = {
@@ -147,10 +150,19 @@ class Ahead:
         fields["source"] = {name: file.sha256 for name, file in source.items()}
         self._running[case.quality_key] = [
             self._pool.submit(
-                self.cluster.do, "evaluate", {**fields, "rows": rows.sha256}, [*source.values(), rows], limit_s=limit_s
+                self.cluster.do,
+                "evaluate",
+                {**fields, "rows": rows.sha256},
+                [*source.values(), rows],
+                limit_s=EVALUATE_LIMIT_S,
+                unwanted=self._unwanted,
             )
             for rows in (self._rows(start, stop, case.batch) for start, stop in self._portions(case.batch))
         ]
+
+    def _unwanted(self) -> bool:
+        """Nobody waits any more: they were let go, or the time budget is over, which evaluating on the target then tells."""
+        return self._gone.is_set() or self.job.budget.left_s <= 0
 
     def _portions(self, batch: int) -> list[tuple[int, int]]:
         return portions(len(self.data), batch, self._parts, _row_bytes(self.data))
