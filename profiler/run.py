@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import resource
 import time
@@ -22,13 +23,16 @@ from backends.base import SessionFacts
 from profiler import __version__, campaign, energy, prepare, soak
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
+from profiler.cluster.building import ClusterArtifacts
+from profiler.cluster.client import Cluster
+from profiler.cluster.evaluating import ClusterEvaluation
 from profiler.cost.detect import DetectedMachine, detect_machine
 from profiler.cost.model import price_case
 from profiler.cost.prices import load_prices
 from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
 from profiler.errors import DataError, ModelError, StoreError, StudyError, TargetError
-from profiler.evaluate import REFERENCE_OUTPUTS, evaluate
+from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate
 from profiler.fleet.devices import device_of, devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
@@ -61,10 +65,12 @@ def execute(
     progress: Progress | None = None,
     database: str | None = None,
     machines: Callable[[str], str | None] = machine_of,
+    cluster: Cluster | None = None,
 ) -> str:
     """Do a study, or resume the run `resume` of the folder `out`; returns the run's id.
 
-    `machines` tells which devices are one machine, as `profiler.fleet.devices.machine_of` does.
+    `machines` tells which devices are one machine, as `profiler.fleet.devices.machine_of` does. Work that needs no particular
+    device is done on `cluster`.
 
     Raises EdgeprofError before anything is measured when the study is not possible, DevicesLeft when some of its devices were
     not measured but others were. Killed at any moment, everything that was measured is in the database, and resuming measures
@@ -90,7 +96,7 @@ def execute(
                 run_id = store.create_run(study, describe(), version=__version__)
             with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
-                _execute(run_id, study, variants, store, out, progress, budget, machines)
+                _execute(run_id, study, variants, store, out, progress, budget, machines, cluster)
         finally:
             store.close()
     return run_id
@@ -119,10 +125,10 @@ def status_kept(store: Store, run_id: str, folder: Path, *, fresh: bool) -> Iter
 
 def _execute(
     run_id: str, study: Study, variants: Sequence[Any], store: Store, out: Path, progress: Progress, budget: Budget,
-    machines: Callable[[str], str | None],
+    machines: Callable[[str], str | None], cluster: Cluster | None,
 ) -> None:  # fmt: skip
     store.set_status(run_id, "running")
-    artifact_store = ArtifactStore(out / CACHE_NAME)
+    artifact_store = store_of_artifacts(out, cluster, progress)
     folder = out / run_id
     folder.mkdir(parents=True, exist_ok=True)
     before = store.run(run_id)
@@ -130,6 +136,7 @@ def _execute(
         progress.stage("reading model and data", 1)
         prepared = prepare.prepare(_with_stored_model(study, before, artifact_store), tuple(variants), Path(scratch))
         progress.step()
+        make_ahead(artifact_store, prepared, variants, progress)
         made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
         _check_unchanged(before, prepared, made)
         for artifact in made:
@@ -169,13 +176,43 @@ def _execute(
             budget,
         )
         with job.modes:
-            _measure_all(job, cases, made, machines)
+            _measure_all(job, cases, made, machines, None if cluster is None else ClusterEvaluation(cluster))
     store.set_status(run_id, "finished")
 
 
-def _measure_all(
-    job: Job, cases: Sequence[Case], made: Sequence[ArtifactRecord], machines: Callable[[str], str | None]
+def store_of_artifacts(out: Path, cluster: Cluster | None, progress: Progress) -> ArtifactStore:
+    """The artifact cache of the folder `out`; with a cluster, what is missing in it is made there."""
+    return (
+        ArtifactStore(out / CACHE_NAME)
+        if cluster is None
+        else ClusterArtifacts(out / CACHE_NAME, cluster, progress.note)
+    )
+
+
+def make_ahead(
+    store: ArtifactStore,
+    prepared: prepare.Prepared,
+    variants: Sequence[Any],
+    progress: Progress,
+    limit_s: float = math.inf,
 ) -> None:
+    """Have all variants made on the cluster at once, where there is one; they are in the cache afterwards.
+
+    What is not there after `limit_s` is left to whoever asks for it.
+    """
+    if not isinstance(store, ClusterArtifacts):
+        return
+    rows = prepared.calibration
+    inputs, sha256 = (None, None) if rows is None else (rows.inputs, rows.sha256)
+    progress.stage("making variants on the cluster", len(variants))
+    for text in store.ahead(prepared.source, variants, inputs, sha256, limit_s=limit_s):
+        progress.step(text)
+
+
+def _measure_all(
+    job: Job, cases: Sequence[Case], made: Sequence[ArtifactRecord], machines: Callable[[str], str | None],
+    elsewhere: Elsewhere | None,
+) -> None:  # fmt: skip
     """Each device's cases in its own queue; the devices beside each other."""
     names, planned, study = devices(cases), groups(job.study, cases, made), job.study
     quality = job.prepared.evaluation is not None and not (study.load is not None and study.load.only)
@@ -184,24 +221,26 @@ def _measure_all(
         def device() -> None:
             _complete_places(mine, mine.device)
             own = [case for case in cases if device_of(case.target) == mine.device]
-            _measure(mine, own, _only(planned, mine.device))
+            _measure(mine, own, _only(planned, mine.device), elsewhere)
 
         through_links(mine, device, mine.stop.sleep)
 
     most = max((len(group) for group in planned), default=1)
     with Queues(job, _asked(names, machines), at_once=_lanes_at_once(most)) as queues:
         if len(names) > 1 and quality:
-            _reference_first(job, queues, cases)
+            _reference_first(job, queues, cases, elsewhere)
         stages = 1 + quality + (study.energy is not None) + (study.load is not None)
         queues.all(names, work, title=f"{len(names)} devices", stages=stages)
 
 
-def _measure(job: Job, cases: Sequence[Case], planned: Sequence[Sequence[Case]]) -> None:
+def _measure(
+    job: Job, cases: Sequence[Case], planned: Sequence[Sequence[Case]], elsewhere: Elsewhere | None = None
+) -> None:
     """Every stage stores as it goes and begins with what is missing, so doing all of it again repeats nothing."""
     study = job.study
     failed: set[str] = set()
     if study.load is None or not study.load.only:
-        failed = evaluate(job, cases)
+        failed = evaluate(job, cases, elsewhere)
         measure = campaign.measure if study.soak is None else soak.measure
         measure(job, [[case for case in group if case.quality_key not in failed] for group in planned])
         energy.measure(job, [case for case in cases if case.quality_key not in failed])
@@ -213,7 +252,7 @@ def _only(planned: Sequence[Sequence[Case]], device: str) -> list[list[Case]]:
     return [list(group) if device_of(group[0].target) == device else [] for group in planned]
 
 
-def _reference_first(job: Job, queues: Queues, cases: Sequence[Case]) -> None:
+def _reference_first(job: Job, queues: Queues, cases: Sequence[Case], elsewhere: Elsewhere | None) -> None:
     """Evaluate the unmodified model where it comes first in the plan and works: all devices are compared with these outputs.
 
     Raises TargetError when there are none and it is not known whether there could be: a device stayed away.
@@ -225,7 +264,7 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case]) -> None:
         try:
             queues.one(
                 device_of(case.target),
-                lambda mine, case=case: through_links(mine, lambda: _evaluated(mine, case), mine.stop.sleep),  # type: ignore[misc]
+                lambda mine, case=case: through_links(mine, lambda: _evaluated(mine, case, elsewhere), mine.stop.sleep),  # type: ignore[misc]
             )
         except TargetError as error:
             job.progress.note(str(error))
@@ -234,8 +273,8 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case]) -> None:
         raise unknown
 
 
-def _evaluated(job: Job, case: Case) -> None:
-    evaluate(job, [case])
+def _evaluated(job: Job, case: Case, elsewhere: Elsewhere | None) -> None:
+    evaluate(job, [case], elsewhere)
 
 
 def _asked(names: Sequence[str], machines: Callable[[str], str | None]) -> dict[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from profiler.cli import cluster_command as c
 from profiler.cli import options as o
 
 
@@ -44,6 +45,9 @@ def command(
     memory_limit: o.MemoryLimit = None,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
+    cluster: c.Address = None,
+    cluster_keys: c.Keys = None,
+    cluster_insecure: c.Insecure = False,
     json: o.Json = False,
 ) -> None:
     """Profile a model: variants, measurement, frontier, recommendation, report."""
@@ -62,6 +66,6 @@ def command(
 
     study = make_study(**settings)
     o.confirm_changes(study.targets, yes=yes)
-    with bars() as progress:
-        run_id = execute(study, out=out, progress=progress, database=database)
+    with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
+        run_id = execute(study, out=out, progress=progress, database=database, cluster=place)
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from profiler.cli import cluster_command as c
 from profiler.cli import options as o
 from profiler.errors import StudyError
 
@@ -19,6 +20,9 @@ def command(
     yes: o.Yes = False,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
+    cluster: c.Address = None,
+    cluster_keys: c.Keys = None,
+    cluster_insecure: c.Insecure = False,
     json: o.Json = False,
 ) -> None:
     """Do a study file, or resume an interrupted run."""
@@ -34,6 +38,6 @@ def command(
         asked.targets if asked is not None else o.stored_targets(str(resume), out=out, database=database, search=False),
         yes=yes,
     )
-    with bars() as progress:
-        run_id = execute(asked, out=out, resume=resume, progress=progress, database=database)
+    with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
+        run_id = execute(asked, out=out, resume=resume, progress=progress, database=database, cluster=place)
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from backends.spec import split_list
+from profiler.cli import cluster_command as c
 from profiler.cli import options as o
 from profiler.errors import StudyError
 
@@ -74,6 +75,9 @@ def command(
     ] = None,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
+    cluster: c.Address = None,
+    cluster_keys: c.Keys = None,
+    cluster_insecure: c.Insecure = False,
     json: o.Json = False,
 ) -> None:
     """Find the frontier of variants, backends, batches and threads within a time budget."""
@@ -108,9 +112,15 @@ def command(
     )
     # Who names the candidates gets those.
     asked = Asked(objective, alpha, seeds, enough=_share(enough), mixed=variants is None)  # type: ignore[arg-type]  # checked there, with the known ones
-    with bars() as progress:
+    with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
         run_id = execute_search(
-            study, None if resume is not None else asked, out=out, resume=resume, progress=progress, database=database
+            study,
+            None if resume is not None else asked,
+            out=out,
+            resume=resume,
+            progress=progress,
+            database=database,
+            cluster=place,
         )
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from profiler import artifacts, campaign, prepare
 from profiler.disturbance import judge_run
 from profiler.errors import BudgetError, EdgeprofError, StudyError
-from profiler.evaluate import evaluate
+from profiler.evaluate import Elsewhere, evaluate
 from profiler.job import Job
 from profiler.records import (
     LEFT_OUT_BY_SEARCH,
@@ -58,6 +58,8 @@ class LiveBench:
     effort: Effort = field(default_factory=lambda: RACE_EFFORT)
     made: dict[str, ArtifactRecord] = field(default_factory=dict)
     """By variant; the job sees the same mapping."""
+    elsewhere: Elsewhere | None = None
+    """Where accuracy is evaluated that need not be on the target."""
     before: Mapping[str, str] = field(default_factory=dict)
     """Of a search that is resumed: the hash of each artifact that it had, by variant."""
     _cases: dict[str, tuple[Case, ...]] = field(default_factory=dict)
@@ -229,7 +231,7 @@ class LiveBench:
     def confirm(self, cases: Sequence[Case]) -> None:
         """Evaluate on the rows that nothing was chosen with."""
         try:
-            evaluate(self.job, [self._reference, *cases])
+            evaluate(self.job, [self._reference, *cases], self.elsewhere)
         except BudgetError as error:
             self.job.progress.note(str(error))
 

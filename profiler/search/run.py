@@ -12,8 +12,10 @@ from typing import Any, get_args
 import numpy as np
 
 from profiler import __version__, prepare
-from profiler.artifacts import ArtifactStore, source_sha256
+from profiler.artifacts import source_sha256
 from profiler.budget import Budget
+from profiler.cluster.client import Cluster
+from profiler.cluster.evaluating import ClusterEvaluation
 from profiler.cost.detect import detect_machine
 from profiler.environment import describe
 from profiler.errors import StudyError, unknown
@@ -21,7 +23,7 @@ from profiler.job import Job
 from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, QualityRecord
-from profiler.run import CACHE_NAME, clusters, conditions, only_run_in, status_kept, without_closing
+from profiler.run import clusters, conditions, make_ahead, only_run_in, status_kept, store_of_artifacts, without_closing
 from profiler.search import screening as screens
 from profiler.search.bench import LiveBench, Objective
 from profiler.search.engine import Found, Rules, Search
@@ -33,6 +35,8 @@ from profiler.variants import registry
 
 SEED_SPREADS = 3
 """Frontier variants at most whose calibration is repeated with other seeds."""
+AHEAD_SHARE = 0.8
+"""How much of the time for making variants a cluster may take to make all of them at once."""
 DEFAULT_MARGIN = 0.01
 """Accepted drop where the user names none: the search must know what is hopeless."""
 
@@ -70,6 +74,7 @@ def execute_search(
     resume: str | None = None,
     progress: Progress | None = None,
     database: str | None = None,
+    cluster: Cluster | None = None,
 ) -> str:
     """Search, or resume the search `resume` of the folder `out`; returns the run's id.
 
@@ -99,7 +104,7 @@ def execute_search(
                 store.set_plan(run_id, plan, ())
             with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
-                _execute(run_id, study, asked, variants, store, out, progress, budget)
+                _execute(run_id, study, asked, variants, store, out, progress, budget, cluster)
         finally:
             store.close()
     return run_id
@@ -125,10 +130,11 @@ def _checked(study: Study) -> tuple[Any, ...]:
 
 def _execute(
     run_id: str, study: Study, asked: Asked, variants: tuple[Any, ...], store: Store, out: Path, progress: Progress,
-    budget: Budget,
+    budget: Budget, cluster: Cluster | None,
 ) -> None:  # fmt: skip
     store.set_status(run_id, "running")
-    artifact_store, folder = ArtifactStore(out / CACHE_NAME), out / run_id
+    artifact_store, folder = store_of_artifacts(out, cluster, progress), out / run_id
+    elsewhere = None if cluster is None else ClusterEvaluation(cluster)
     folder.mkdir(parents=True, exist_ok=True)
     before = store.run(run_id)
     with prepare.working_folder() as scratch:
@@ -145,10 +151,13 @@ def _execute(
         plan = _planned(before, prepared, store)
         resume = f"edgeprof search --resume {run_id}"
         job = Job(run_id, study, store, artifact_store, made, prepared, folder, progress, budget, resume)
-        screening = None if parts is None else screens.Screening(job, parts[0])
+        screening = None if parts is None else screens.Screening(job, parts[0], elsewhere=elsewhere)
         had = {record.variant: record.sha256 for record in before.artifacts}
-        bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had)
+        bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had, elsewhere=elsewhere)
         rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha, enough=asked.enough)
+        rungs = 1 if asked.enough is None else len({rung(variant.text) for variant in variants})
+        # Before anything is timed, and so that its own turn, in which it comes from the cache, is still within its time.
+        make_ahead(artifact_store, prepared, variants, progress, AHEAD_SHARE * rules.make_until / rungs * budget.left_s)
         reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
         progress.stage("searching", len(variants))
         with job.modes:
