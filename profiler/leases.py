@@ -29,6 +29,8 @@ from profiler.errors import StoreError
 
 TTL_S = 90.0
 """How long a lease holds without a sign of life. A controller that was cut off stops before, see `profiler.fleet`."""
+_held_here: set[str] = set()
+"""Ids of the leases of this process that were not given back: one that a full disk kept in the database is known to be over."""
 QueueStatus = Literal["waiting", "measuring", "lost", "failed", "done"]
 
 
@@ -166,7 +168,10 @@ def acquire(
     rows = connection.execute(sa.select(table).where(same)).mappings().all()
     for row in rows:
         state = _state(row, now)
-        if state.left_s is not None and not (state.owner is not None and ended(state.owner)):
+        over = state.owner is not None and (
+            ended(state.owner) or (state.owner == owner and row["id"] not in _held_here)
+        )
+        if state.left_s is not None and not over:
             return state
     mine = next((row for row in rows if row["device"] == device), None)
     attempt = 0 if mine is None else int(mine["attempt"]) + 1
@@ -179,7 +184,13 @@ def acquire(
         connection.execute(table.insert().values(device=device, refused=0, **values))
     else:
         connection.execute(table.update().where(columns.device == device).values(**values))
+    _held_here.add(lease.id)
     return lease
+
+
+def over(lease: Lease) -> None:
+    """Say, to this process, that a lease is given back, whether or not the database can be told."""
+    _held_here.discard(lease.id)
 
 
 def renew(connection: sa.Connection, table: sa.Table, lease: Lease, now: Any, stored: str | None = None) -> bool:

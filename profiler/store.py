@@ -392,6 +392,7 @@ class Store:
 
     def release(self, lease: Lease) -> None:
         """Give a device back."""
+        lease_rows.over(lease)
         with self._transaction(writes=True) as connection:
             lease_rows.release(connection, _leases, lease)
 

@@ -351,7 +351,7 @@ def test_a_full_disk_ends_all_devices_and_the_run_goes_on_when_there_is_room(tmp
 
     try:
         study = fake_study(
-            data=None, backends=many(2), targets=("one", "two"), effort={**ONE, "rounds": 40, "block_samples": 1500}
+            data=None, backends=many(2), targets=("one", "two"), effort={**ONE, "rounds": 12, "block_samples": 400}
         )
         with pytest.raises(StoreError, match=r"full|No space|disk I/O"):
             execute(study, out=out, progress=Acts(one=(10, filled)), machines=itself)

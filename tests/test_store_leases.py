@@ -212,6 +212,22 @@ def test_giving_back_what_is_anothers_changes_nothing(shared):
         shared.renew(old)
 
 
+def test_a_lease_that_could_not_be_given_back_is_free_for_this_process(shared, monkeypatch):
+    """The disk was full at the end: whoever goes on in the same notebook need not wait until the lease runs out."""
+    lease = taken(shared)
+    assert isinstance(shared.acquire("a", run_id=None), LeaseState)
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "release", lambda *_: (_ for _ in ()).throw(StoreError("disk full")))
+        with pytest.raises(StoreError, match="disk full"):
+            shared.release(lease)
+    (state,) = shared.leases()
+
+    assert (state.left_s or 0) > 0
+    assert taken(shared).attempt == 1
+    with pytest.raises(LeaseLost):
+        shared.renew(lease)
+
+
 def test_the_lease_of_a_process_that_ended_is_free_at_once(shared):
     """A killed run is resumed without waiting; the id alone is not believed, since ids are given again."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
