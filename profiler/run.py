@@ -159,7 +159,7 @@ def _execute(
                 "clusters": clusters(prepared),
                 "detected": asdict(detected),
                 "conditions": launch.conditions_of(study.targets),
-                "targets": _places(study, before.environment, progress),
+                **_places(study, before.environment, progress),
                 **conditions(store, before.environment),
             }
             store.set_plan(run_id, plan, prepared.notes)
@@ -214,7 +214,8 @@ def _measure_all(
     elsewhere: Elsewhere | None,
 ) -> None:  # fmt: skip
     """Each device's cases in its own queue; the devices beside each other."""
-    names, planned, study = devices(cases), groups(job.study, cases, made), job.study
+    names, study = devices(cases), job.study
+    planned = groups(study, cases, made, job.store.plan(job.run_id).get("group_memory_bytes"))
     quality = job.prepared.evaluation is not None and not (study.load is not None and study.load.only)
 
     def work(mine: DeviceJob) -> None:
@@ -292,9 +293,10 @@ def _lanes_at_once(workers: int) -> int:
 
 
 def _places(study: Study, here: Environment, progress: Progress) -> dict[str, Any]:
-    """What is known of each target's machine, by the target's text. Left out are devices that cannot be reached now.
+    """What the plan says of each target's machine, by the target's text. Left out are devices that cannot be reached now.
 
-    Raises TargetError when none of them can.
+    `group_memory_bytes` is not completed later as `targets` is: groups are numbered, and must come out the same on resume.
+    Raises TargetError when none of the devices can be reached.
     """
     names = [name for name in dict.fromkeys(map(device_of, study.targets)) if name != LOCAL]
 
@@ -313,7 +315,11 @@ def _places(study: Study, here: Environment, progress: Progress) -> dict[str, An
         progress.note(f"{problem} The others are measured meanwhile; this one is tried again when it is its turn.")
     found[LOCAL] = setup.Place(here, emulated=False, device=None)
     places = {text: found[device_of(text)] for text in study.targets if text != LOCAL}
-    return {text: asdict(place) for text, place in places.items() if isinstance(place, setup.Place)}
+    known = {text: place for text, place in places.items() if isinstance(place, setup.Place)}
+    return {
+        "targets": {text: asdict(place) for text, place in known.items()},
+        "group_memory_bytes": {text: place.environment.memory_bytes for text, place in known.items()},
+    }
 
 
 def _complete_places(job: Job, device: str) -> None:
@@ -423,25 +429,35 @@ def clusters(prepared: prepare.Prepared) -> list[int] | None:
     return None if len(numbers) == len(clusters) else clusters
 
 
-def groups(study: Study, cases: Sequence[Case], made: Iterable[ArtifactRecord]) -> list[list[Case]]:
+def groups(
+    study: Study, cases: Sequence[Case], made: Iterable[ArtifactRecord], memory_bytes: Mapping[str, int] | None = None
+) -> list[list[Case]]:
     """The cases in groups that are measured together, each with what its cases are compared with: the run's reference, and
-    the unmodified model on their own backend."""
+    the unmodified model on their own backend. `memory_bytes` is what the machines have, by the target's text."""
     planned = set(cases)
     references = {
         case.key: [one for one in (reference_case(case, study), own_reference(case)) if one in planned]
         for case in cases
     }
-    return groups_beside(references, cases, made)
+    return groups_beside(references, cases, made, memory_bytes)
 
 
 def groups_beside(
-    references: Mapping[str, Sequence[Case]], cases: Sequence[Case], made: Iterable[ArtifactRecord]
+    references: Mapping[str, Sequence[Case]],
+    cases: Sequence[Case],
+    made: Iterable[ArtifactRecord],
+    memory_bytes: Mapping[str, int] | None = None,
 ) -> list[list[Case]]:
-    """The same with given references, by case key."""
+    """The same with given references, by case key. A target whose memory is not told is taken to have as much as this machine."""
     sizes = {record.variant: record.size_bytes for record in made}
     # Total and not free memory: the grouping must come out the same when the run is resumed.
-    budget = int(psutil.virtual_memory().total * _MEMORY_SHARE)
-    return campaign.plan_groups(cases, sizes, budget, references)
+    here, known = psutil.virtual_memory().total, memory_bytes or {}
+    found: list[list[Case]] = []
+    for target in dict.fromkeys(case.target for case in cases):
+        own = [case for case in cases if case.target == target]
+        budget = int(known.get(target, here) * _MEMORY_SHARE)
+        found += campaign.plan_groups(own, sizes, budget, references)
+    return found
 
 
 def is_measuring(out: Path) -> bool:
