@@ -140,7 +140,11 @@ def _shares(story: Story, share: Callable[[CaseResult], Figure]) -> list[dict[st
         return []
     told = [(case, words.quality(figure)) for case, figure in found]
     return [
-        _out(story, case, f"not known: {cell.title}" if cell.missing else f"{cell}{f' ({cell.title})' if cell.title else ''}")
+        _out(
+            story,
+            case,
+            f"not known: {cell.title}" if cell.missing else f"{cell}{f' ({cell.title})' if cell.title else ''}",
+        )
         for case, cell in told
     ]
 

@@ -24,6 +24,8 @@ MODEL = "Raspberry Pi 4 Model B Rev 1.2"
 CORES = 4
 _MIDR = 0x410FD083
 """Cortex-A72 r0p3, the Raspberry Pi 4's cores: implementer 0x41, part 0xd08, revision 3."""
+_MEMINFO = "MemTotal: 3885396 kB\nMemFree: 2985400 kB\nMemAvailable: 3487680 kB\nBuffers: 52000 kB\nCached: 520000 kB\n"
+"""What Linux leaves of the 4 GB board's memory."""
 _FEATURES = "fp asimd evtstrm crc32 cpuid"
 # ELF, 64 bit, little endian, AArch64; the mask lets the ABI's byte and shared objects pass. F: opened now, outside of the root.
 _BINFMT = (
@@ -72,6 +74,7 @@ class Board:
                 f"mount --bind {r} {r}",
                 f"mount --rbind /proc {r}/proc",
                 f"mount --bind {f}/cpuinfo {r}/proc/cpuinfo",
+                f"mount --bind {f}/meminfo {r}/proc/meminfo",
                 f"mount --bind {f}/sys {r}/sys",
                 f"mount --rbind /dev {r}/dev",
                 f"mount --bind {f}/home {r}/root",
@@ -88,7 +91,7 @@ class Board:
 
     def _write_files(self) -> None:
         cpu = "sys/devices/system/cpu"
-        files: dict[str, str] = {"cpuinfo": _cpuinfo()}
+        files: dict[str, str] = {"cpuinfo": _cpuinfo(), "meminfo": _MEMINFO}
         listed = f"0-{CORES - 1}\n"
         files |= {f"{cpu}/{name}": listed for name in ("possible", "present", "online")}
         files |= {"sys/devices/system/node/online": "0\n", "sys/devices/system/node/node0/cpulist": listed}
