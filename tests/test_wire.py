@@ -141,6 +141,56 @@ def test_impossible_shapes_are_refused(shape):
         wire.read_frame(frame_of({"arrays": [{"name": "a", "dtype": "<f8", "shape": shape}]}, b"\0" * 64))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"arrays": [], "x": NaN}', "NaN is no JSON"), ('{"arrays": [], "x": -Infinity}', "-Infinity is no JSON"),
+        ('{"arrays": [], "x": 1e999}', "the number 1e999"), ('{"arrays": [], "x": ' + "7" * 50 + "}", "50 digits"),
+        ('{"arrays": [], "x": 0.' + "1" * 500 + "}", "the number 0.1"), ('{"arrays": {}}', "no list"), ("[]", "header"),
+        ('{"arrays": [{"name": 5, "dtype": "<f4", "shape": []}]}', "header"),
+        ('{"arrays": [{"name": "a", "dtype": "<f4,<f4", "shape": []}]}', "only numbers and booleans"),
+        ('{"arrays": [{"name": "a", "dtype": "<f4", "shape": [1.5]}]}', "no size"),
+        ('{"arrays": [{"name": "a", "dtype": "|u1", "shape": [0]}, {"name": "a", "dtype": "|u1", "shape": [0]}]}', "twice"),
+    ],
+)  # fmt: skip
+def test_numbers_without_an_end_and_arrays_of_other_forms_are_refused(text, words):
+    """Wherever they stand: nobody after this line sees an infinity, or reads digits for minutes."""
+    with pytest.raises(WireError, match=words):
+        wire.read_frame(frame_of(text.encode()))
+
+
+def test_more_arrays_than_anybody_sends_are_refused():
+    """Empty ones cost no bytes, but a place each."""
+    several = [{"name": str(number), "dtype": "|u1", "shape": [0]} for number in range(wire.MAX_ARRAYS + 1)]
+
+    assert len(wire.read_frame(frame_of({"arrays": several[1:]}))[1]) == wire.MAX_ARRAYS
+    with pytest.raises(WireError, match="at most 4096"):
+        wire.read_frame(frame_of({"arrays": several}))
+
+
+def test_a_header_is_refused_by_the_limit_of_its_reader():
+    """Who expects little reads little."""
+    stream = io.BytesIO(written({"x": "y" * 500}))
+    with pytest.raises(WireError, match="at most 100 are accepted"):
+        wire.read_frame(stream, max_header_bytes=100)
+
+    assert stream.tell() == 4
+
+
+def test_memory_is_taken_for_what_came():
+    """A payload that is announced and does not come costs nothing: 4 GB of it are not asked for."""
+    import tracemalloc
+
+    frame = frame_of({"arrays": [{"name": "a", "dtype": "|u1", "shape": [wire.MAX_PAYLOAD_BYTES]}]}, b"few")
+    tracemalloc.start()
+    with pytest.raises(WireError, match="3 of 4294967296 bytes came"):
+        wire.read_frame(frame)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 1 << 20
+
+
 def test_a_huge_header_is_refused_before_it_is_read():
     """The announced length alone is enough to refuse."""
 

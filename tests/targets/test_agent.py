@@ -371,3 +371,12 @@ def test_a_pipe_that_ends_in_the_middle_ends_the_agent(tmp_path):
     (answer,) = conversation(tmp_path / "f", b'{"command": "put", "name": "b", "offset": 0, "bytes": 10}\n1234')
 
     assert (answer["ok"], "after 4 of 10 bytes" in answer["message"]) == (False, True)
+
+
+def test_the_agent_is_text_that_an_old_python_reads():
+    """Python 3.7's grammar, so that a device whose Python is too old can say so."""
+    import ast
+
+    text = files("profiler.targets").joinpath("agent.py").read_text(encoding="utf-8")
+
+    ast.parse(text, feature_version=(3, 7))
