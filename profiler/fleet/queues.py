@@ -186,7 +186,8 @@ class Queues:
         reasons = "; ".join(f"{device}: {str(error).rstrip('.')}" for device, error in sorted(self._problems.items()))
         return DevicesLeft(
             f"{count - len(self._problems)} of {count} devices are measured, not {reasons}. "
-            f"Their cases stay unmeasured until `edgeprof run --resume {self._job.run_id}` goes on with them.",
+            f"Their cases stay unmeasured until `edgeprof run --resume {self._job.run_id}` goes on with them; "
+            f"`edgeprof report {self._job.run_id}` tells what was measured.",
             self._job.run_id,
         )
 
