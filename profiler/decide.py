@@ -20,7 +20,8 @@ from profiler.frontier import Frontier, frontier
 from profiler.latency import judged_ratio
 from profiler.machines import EMULATED, ENVELOPE
 from profiler.places import Place
-from profiler.records import Estimate, NotMeasured
+from profiler.records import LEFT_OUT_BY_SEARCH, Estimate, NotMeasured
+from profiler.targets import conditions
 from profiler.targets.config import LOCAL
 
 
@@ -332,8 +333,19 @@ def _ship(chosen: CaseResult, *, place: bool = False) -> str:
     threads = "" if case.threads == 1 else f", {case.threads} threads"
     what = f"{case.variant} on {case.backend}, batch {case.batch}{threads}"
     if chosen.machine.envelope is not None:
-        return f"Inside the envelope {case.target}, {what} is the one to take; its latency is not that device's"
+        return f"Inside the envelope {case.target}, {what} is the one to take{_over(chosen)}; its latency is not that device's"
     return f"Ship {what}" + ("" if case.target == LOCAL and not place else f", on {case.target}")
+
+
+def _over(chosen: CaseResult) -> str:
+    """What it held of the envelope's memory; the kernel counts pages of files for whoever read them first."""
+    limit, peak = conditions.parse(chosen.case.target)[1].memory_bytes, chosen.peak_rss_bytes
+    if limit is None or isinstance(peak, NotMeasured):
+        return ""
+    held = f"it held {units.size(int(peak.value))} of {units.size(limit)}"
+    if peak.value <= limit:
+        return f" ({held})"
+    return f", but fits only as long as pages of its files can be dropped ({held}; docs/envelopes.md)"
 
 
 def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierView) -> list[str]:
@@ -351,6 +363,14 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
 def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     ratio = chosen.time_ratio
     if chosen.key in analysis.references.values():
+        untried = sum(
+            failure.message.startswith(f"not tried {LEFT_OUT_BY_SEARCH}") for failure in analysis.run.failures
+        )
+        if untried:
+            return (
+                f"It is the reference itself: nothing faster that was tried meets the constraints; {untried} candidates were not "
+                f"tried for lack of time, a longer --time-budget reaches them.{_faster_but(analysis)}"
+            )
         return f"It is the reference itself: no variant that meets the constraints is faster.{_faster_but(analysis)}"
     if isinstance(ratio, NotMeasured):
         return f"Not compared with the reference: {ratio.reason}."

@@ -96,7 +96,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
                     try:
                         record = _record(key, metric, data, outputs, reference, time.perf_counter() - start)
                     except EdgeprofError as error:
-                        if case.is_reference_variant:
+                        if reference is outputs:
                             # Labels or metric don't fit the model itself: nothing that follows could mean anything.
                             raise
                         job.fail(key, "quality", WorkerFailure("error", str(error)))

@@ -74,7 +74,7 @@ def world(monkeypatch):
         study = make_study(model="m", effort={"processes": 3, "rounds": 4, **effort}, time_budget_s=budget)
         job = SimpleNamespace(
             study=study, store=store, run_id="r", progress=progress, budget=Budget(budget, clock=clock, began=0.0),
-            fail=lambda *a: None,
+            fail=lambda *a: None, resume="edgeprof run --resume latest",
         )  # fmt: skip
 
         @contextmanager

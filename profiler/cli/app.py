@@ -38,6 +38,7 @@ COMMANDS = {
     "selftest": "Validate the profiler on this machine: does it find what is there, and nothing else?",
     "backends": "Which runtimes and devices work here, and what is missing for the others.",
     "target": "Other machines to measure on: add, set up, check, probe, list, remove.",
+    "fleet": "Many devices at once: what each does now, and a study over all of them.",
     "cluster": "Certificates for a dask.distributed cluster, and whether one can be used from here.",
     "devices": "Device profiles and prices that a measurement can be declared as.",
     "export": "Export a model to ONNX and compare it with its source.",

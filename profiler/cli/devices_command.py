@@ -26,7 +26,9 @@ def command(
         Path | None,
         typer.Option("--model", help="With show: an .onnx file, and the floor that the device puts under its latency."),
     ] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="With --model: rows of an inference; default 1.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, max=65_536, help="With --model: rows of an inference; default 1.")
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(

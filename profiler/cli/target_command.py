@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,12 +50,18 @@ def add(
             ssh,
             lambda: {"prefix": config.ssh(str(ssh), config=ssh_config), "shell": True, "link_codes": (255,)},
         ),
-        "--docker": (docker, lambda: {"prefix": ("docker", "exec", "-i", str(docker))}),
-        "--kubectl": (kubectl, lambda: {"prefix": _kubectl(str(kubectl))}),
-        "--adb": (adb, lambda: {"prefix": ("adb", "-s", str(adb), "shell", "-T"), "shell": True}),
-        "--command": (command, lambda: {"prefix": tuple(shlex.split(str(command)))}),
+        "--docker": (docker, lambda: {"prefix": config.docker(str(docker))}),
+        "--kubectl": (kubectl, lambda: {"prefix": config.kubectl(str(kubectl))}),
+        "--adb": (adb, lambda: {"prefix": config.adb(str(adb)), "shell": True}),
+        "--command": (command, lambda: {"prefix": _words(str(command))}),
     }
     given = [way for way, (value, _) in ways.items() if value is not None]
+    known = config.load()
+    if not given and device is not None and name in known:
+        _check_device(device)
+        config.save(replace(known[name], device=device))
+        console.out.print(f"{name} is a {device} from now on", markup=False)
+        return
     if len(given) != 1:
         raise TargetError(f"give one of {', '.join(ways)}, got {' and '.join(given) or 'none'}.")
     if device is not None:
@@ -67,10 +74,22 @@ def add(
         emulated=emulated,
         device=device,
     )
-    known = config.load().get(name)
+    before = known.get(name)
+    if before is not None and before.bundles and (before.prefix, before.folder) != (spec.prefix, spec.folder):
+        raise TargetError(
+            f"'{name}' is known and has a worker in {before.folder}: `edgeprof target remove {name}` takes it away first. "
+            f"`edgeprof target add {name} --device ID` changes only what it is."
+        )
+    shared = [
+        other.name
+        for other in known.values()
+        if other.name != name and (other.prefix, other.folder) == (spec.prefix, spec.folder)
+    ]
+    if shared:
+        raise TargetError(f"'{shared[0]}' has the same command and folder: give this one a --folder of its own.")
     config.save(spec)
     console.out.print(
-        f"{'Replaced' if known else 'Added'} {name}: {shlex.join(config.words(spec))}\n"
+        f"{'Replaced' if before else 'Added'} {name}: {shlex.join(config.words(spec))}\n"
         f"Next: edgeprof target setup {name}", markup=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -112,6 +131,7 @@ def setup(
         str | None,
         typer.Option("--runtimes", help="Which to put there: ort,ov; default: all that there are wheels for."),
     ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Send everything again, whatever is there.")] = False,
 ) -> None:
     """Put a worker on it: made here for its Python, architecture and C library, so it needs no network and no pip."""
     from profiler.cli import console
@@ -127,7 +147,7 @@ def setup(
             console.err.print(f"edgeprof: {part}: {sent / 1e6:.1f} of {size / 1e6:.1f} MB", markup=False)
 
     console.err.print(f"edgeprof: looking at {name}, making its bundle", markup=False)
-    done = setup.set_up(config.get(name), wanted, bundle.default_cache(), told)
+    done = setup.set_up(config.get(name), wanted, bundle.default_cache(), told, fresh=fresh)
     packages = ", ".join(f"{key} {value}" for key, value in sorted(done.packages.items()))
     console.out.print(f"{name} has: {packages or 'no wheels of ours'}", markup=False, soft_wrap=True)
     if done.own:
@@ -204,7 +224,31 @@ def remove(
     console.out.print(f"{name} is forgotten; {there}", markup=False)
 
 
-COMMANDS = {"add": add, "list": list_, "setup": setup, "check": check, "probe": probe, "remove": remove}
+def restrict(
+    name: Name,
+    key: Annotated[Path, typer.Option("--key", help="The public key's file, e.g. ~/.ssh/measuring.pub.")],
+) -> None:
+    """Print the line for its ~/.ssh/authorized_keys that lets a key start the worker and do nothing else."""
+    from profiler.cli import console
+    from profiler.targets import config
+    from profiler.targets.restrict import authorized_key
+
+    try:
+        text = key.expanduser().read_text(encoding="utf-8")[:20_000]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TargetError(f"cannot read {key}: {error}.") from None
+    console.print_raw(authorized_key(config.get(name), text))
+
+
+COMMANDS = {
+    "add": add,
+    "list": list_,
+    "setup": setup,
+    "check": check,
+    "probe": probe,
+    "restrict": restrict,
+    "remove": remove,
+}
 
 
 def _found_lines(found: Found) -> list[tuple[str, str]]:
@@ -307,11 +351,6 @@ def _show_check(name: str) -> None:
         raise typer.Exit(1)
 
 
-def _kubectl(pod: str) -> tuple[str, ...]:
-    namespace, slash, name = pod.rpartition("/")
-    return ("kubectl", "exec", "-i", *(("-n", namespace) if slash else ()), name, "--")
-
-
 def _check_device(device: str) -> None:
     from profiler.cost.devices import load_profiles
     from profiler.errors import unknown
@@ -319,3 +358,10 @@ def _check_device(device: str) -> None:
     profiles = load_profiles()
     if device not in profiles:
         raise unknown("device profile", device, profiles, hint="`edgeprof devices` lists them.")
+
+
+def _words(command: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(command))
+    except ValueError as error:
+        raise TargetError(f"--command {command!r} cannot be split into words: {error}.") from None

@@ -14,7 +14,7 @@ class RaceStore(Store):
 
     def __init__(self, store: Store, look: int) -> None:
         """`store` stays open and is written to; `look` counts from 0."""
-        super().__init__(store._engine, store.place)  # noqa: SLF001 (the same connections, another view)
+        super().__init__(store._engine, store.place, lease=store.lease, clock=store._clock)  # noqa: SLF001 (the same connections, another view)
         self.first = FIRST_RACE_GROUP + look * LOOK_GROUPS
 
     def add(self, run_id: str, record: Record) -> bool:

@@ -18,7 +18,9 @@ _START = "import sys; sys.path[:] = [p for p in sys.path if p]; from profiler.wo
 # On a device: its bundles stand before what is installed there. No quote in it but ".
 _START_THERE = (
     "import os,sys;r=os.path.expanduser(sys.argv[1]);"
-    'sys.path[:]=[os.path.join(r,"bundles",b) for b in sys.argv[2:]]+[p for p in sys.path if p];'
+    'b=[os.path.join(r,"bundles",n) for n in sys.argv[2:]];'
+    'all(map(os.path.isdir,b)) or sys.exit("nothing is in "+r+" any more");'
+    "sys.path[:]=b+[p for p in sys.path if p];"
     'os.environ["EDGEPROF_WORKER_CACHE"]=os.path.join(r,"artifacts");'
     "from profiler.worker import main;main(remote=True)"
 )

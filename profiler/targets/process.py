@@ -69,6 +69,7 @@ class WorkerProcess:
         self._target = target
         self._memory_limit_bytes = memory_limit_bytes
         self._idle_limit_s: float | None = None
+        self._worker_pid: int | None = None
         self._outputs: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] | None = None
         self._log: Log = FileLog() if target.shares_files else TailLog()
         environment = {**os.environ, **target.environment}
@@ -120,6 +121,7 @@ class WorkerProcess:
                 f"`edgeprof target setup {self._target.name}` puts the same there."
             )
         self._idle_limit_s = idle_s
+        self._worker_pid = reply["pid"]
         return reply
 
     @property
@@ -255,8 +257,10 @@ class WorkerProcess:
             why = str(error).rstrip(".")
             return WorkerFailure("error", f"the pipe to the worker broke during '{command}': {why}.", self.log_tail())
         tail = self.log_tail()
-        if code in self._target.link_codes or (self._target.link_codes and code < 0):
-            # Of a negative code the client died, not the worker, which ends when its pipe does.
+        # A prefix that became the worker (`env`) has its number; of any other, a signal ended the client and not the worker,
+        # which ends when its pipe does.
+        client_died = code < 0 and not self._target.shares_files and self._worker_pid != self._process.pid
+        if code in self._target.link_codes or client_died:
             said = (tail or "").strip().splitlines()
             return LinkLost(
                 f"the connection to '{self._target.name}' was lost during '{command}'{f' ({said[-1][:200]})' if said else ''}."
@@ -273,6 +277,12 @@ class WorkerProcess:
             text = f"the worker crashed ({name}) during '{command}'."
         else:
             text = f"the worker ended with exit code {code} during '{command}'."
+            if command == "hello" and not self._target.shares_files:
+                said = (tail or "").strip().splitlines()
+                text += (
+                    f"{f' It said: {said[-1][:300]}.' if said else ''} What was put on '{self._target.name}' is gone or damaged: "
+                    f"`edgeprof target setup {self._target.name} --fresh` puts it there again."
+                )
         if code in (-signal.SIGABRT, 1) and speaks_of_memory(tail):
             # What C++ does with an exception that nobody caught, and Python outside of a command.
             found = self._witness.of_allocation(f"out of memory: {text}", alive=False)

@@ -65,34 +65,38 @@ def look(spec: config.TargetSpec) -> dict[str, Any]:
         return agent.ask("look")
 
 
-def set_up(spec: config.TargetSpec, runtimes: Sequence[str] | None, cache: Path, told: Told) -> SetUp:
+def set_up(
+    spec: config.TargetSpec, runtimes: Sequence[str] | None, cache: Path, told: Told, *, fresh: bool = False
+) -> SetUp:
     """Make the bundles for the target and bring them there; what it has already is not sent again.
 
     `runtimes` are names of backends; None takes every one that has wheels for the device. Raises TargetError with what is
-    missing: no Python, too old a C library, no wheel, no room.
+    missing: no Python, too old a C library, no wheel, no room. `fresh` throws away what is there and sends everything.
     """
     unknown = sorted(set(runtimes or ()) - set(bundle.RUNTIMES))
     if unknown:
         raise TargetError(f"no runtime '{unknown[0]}' can be put on a device; there are: {', '.join(bundle.RUNTIMES)}.")
     with Agent(spec) as agent:
+        if fresh:
+            agent.ask("keep", timeout_s=300.0, names=[])
         found = agent.ask("look")
         there = bundle.device(spec.name, found)
         wheels, left_out = _wheels(there, runtimes, cache)
         parts = [bundle.modules(cache), *([wheels] if wheels else [])]
         present = found.get("bundles")
         present = {str(name) for name in present} if isinstance(present, list) else set()
-        fresh = [part for part in parts if part.name not in present]
-        need, free = _ROOM * sum(part.archive.stat().st_size for part in fresh), found.get("free_bytes")
+        missing = [part for part in parts if part.name not in present]
+        need, free = _ROOM * sum(part.archive.stat().st_size for part in missing), found.get("free_bytes")
         if not found.get("writable"):
             raise TargetError(
                 f"'{spec.name}': {clean(str(found.get('folder')))[:200]} cannot be written: choose another place with --folder."
             )
-        if fresh and isinstance(free, int) and free < need:
+        if missing and isinstance(free, int) and free < need:
             raise TargetError(
                 f"'{spec.name}' has {free / 1e6:.0f} MB free where {spec.folder} is, {need / 1e6:.0f} MB are needed: free some, "
                 "choose another place with --folder, or put fewer runtimes there with --runtimes."
             )
-        for part in fresh:
+        for part in missing:
             agent.send_bundle(
                 part.name,
                 part.archive,
@@ -103,7 +107,7 @@ def set_up(spec: config.TargetSpec, runtimes: Sequence[str] | None, cache: Path,
     ready = replace(spec, bundles=tuple(part.name for part in parts))
     config.save(ready)
     return SetUp(
-        ready, tuple(part.name for part in fresh), {} if wheels is None else wheels.packages,
+        ready, tuple(part.name for part in missing), {} if wheels is None else wheels.packages,
         {name: there.modules[name] for name in there.modules if wheels is None or name not in wheels.packages}, left_out,
     )  # fmt: skip
 

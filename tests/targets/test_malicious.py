@@ -414,6 +414,7 @@ LIES = {
     "facts": {"at": "facts", "set": {"facts": {"runtime": "x"}}},
     "no outputs": {"at": "infer", "without": ["y"]},
     "outputs of other rows": {"at": "infer", "arrays": [["y", "<f4", [7, 2], "00" * 56]]},
+    "outputs of flags": {"at": "infer", "arrays": [["y", "|b1", [1, 2], "0001"]]},
     "outputs of no rows": {"at": "infer", "arrays": [["y", "<f4", [], "00" * 4]]},
     "a cache that has everything and nothing": {"at": "have", "set": {"have": "perhaps"}},
     "a death": {"at": "time", "cut": 5, "then": "exit", "code": 139},
