@@ -27,7 +27,7 @@ def command(
         typer.Option("--model", help="With show: an .onnx file, and the floor that the device puts under its latency."),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, max=65_536, help="With --model: rows of an inference; default 1.")
+        int | None, typer.Option("--batch", max=65_536, help="With --model: rows of an inference; default 1.")
     ] = None,
     shape: Annotated[
         list[str] | None,
