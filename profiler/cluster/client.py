@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -141,8 +142,11 @@ class Cluster:
 
     @property
     def slots(self) -> int:
-        """Units that can be done at the same time."""
-        return max(1, len(self.machines))
+        """Units that can be done at the same time, now: workers come and go."""
+        try:
+            return max(1, len(self._client.nthreads()))
+        except _Interrupted:
+            return 1
 
     def close(self) -> None:
         """Stop waiting, in all threads, and disconnect. Units that are not done are forgotten there."""
@@ -255,12 +259,18 @@ class Cluster:
         ]
 
     def _end_worker_of(self, key: str) -> None:
-        """A thread cannot be stopped: have the worker's nanny start it anew, where it has one."""
-        places = self._places(key)
-        try:
-            self._client.restart_workers(places[-1:], timeout=CONNECT_S, raise_for_error=False)
-        except Exception:  # noqa: BLE001 (no nanny, or gone already: that worker is lost to the cluster)
-            return
+        """A thread cannot be stopped: end the worker's process, and its nanny starts it anew, where it has one.
+
+        Not by Dask's `restart_workers`: it first asks the worker to close, and one that cannot may take its nanny with it.
+        """
+        places = self._places(key)[-1:]
+
+        def end() -> None:
+            with contextlib.suppress(Exception):
+                self._client.run(tasks.end, workers=places, on_error="return")
+
+        # Nobody waits: a worker that is dead gives no answer, and one that is frozen gives none for minutes.
+        threading.Thread(target=end, daemon=True, name="edgeprof-cluster-end").start()
 
     def _deliver(self, worker: str, files: Sequence[File]) -> None:
         """Bring files to a worker. One that died meanwhile gets none; whoever takes the unit next asks again."""
