@@ -1069,6 +1069,70 @@ def test_a_run_with_a_cluster_gives_the_artifacts_and_accuracies_of_one_without(
 
 
 @pytest.mark.process
+def test_a_whole_run_uses_the_cluster_and_stores_the_same(cluster, fake_study, tmp_path: Path, listener) -> None:
+    from profiler.run import execute
+    from profiler.store import open_store
+
+    study = fake_study(variants=("fp32", "int8-dynamic", PRUNED), limit=32)
+    found = []
+    for place_, used in ((tmp_path / "here", None), (tmp_path / "there", cluster)):
+        heard = listener()
+        run_id = execute(study, out=place_, progress=heard, cluster=used)
+        run = open_store(place_).run(run_id)
+        assert run.status == "finished"
+        made_notes = [any("on the cluster machine" in note for note in record.notes) for record in run.artifacts]
+        assert made_notes == [False, used is not None, used is not None]
+        assert all(
+            any("on the cluster" in note for note in record.notes) is (used is not None) for record in run.qualities
+        )
+        assert not any("cluster" in note for note in heard.notes)
+        found.append(
+            (
+                {record.variant: (record.sha256, record.facts) for record in run.artifacts},
+                {record.case: record.per_sample.tolist() for record in run.qualities},
+                {block.case for block in run.blocks},
+            )
+        )
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 3
+
+
+def test_the_command_line_makes_keys_and_refuses_what_is_not_safe(
+    tmp_path: Path, small_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    from profiler.cli import main
+
+    monkeypatch.delenv(address.KEYS_VARIABLE, raising=False)
+
+    def said(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        return int(str(ended.value.code)), " ".join("".join(capsys.readouterr()).split())
+
+    code, text = said("cluster", "keys", str(tmp_path / "keys"), "--days", "3")
+    assert (code, len(list((tmp_path / "keys").iterdir()))) == (0, 8)
+    assert "ca.key stays on none of them" in text
+    assert said("cluster", "keys", str(tmp_path / "keys"))[0] == 2
+    out = ("--out", str(tmp_path / "runs"))
+    for words, reason in (
+        (("--cluster", "tcp://10.0.0.1:8786", "--cluster-insecure"), "not encrypted"),
+        (("--cluster", "tcp://127.0.0.1:8786"), "--cluster-insecure"),
+        (("--cluster-insecure",), "belong to --cluster ADDRESS"),
+        (("--cluster", "tls://build.example"), "EDGEPROF_CLUSTER_KEYS"),
+    ):
+        for command in (("profile", str(small_model)), ("search", str(small_model)), ("cluster", "check")):
+            if command[0] == "cluster":
+                if words[0] != "--cluster":
+                    continue
+                code, text = said(*command, *words[1:])
+            else:
+                code, text = said(*command, *words, *out)
+            assert (code, reason in text) == (2, True), text
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.process
 def test_a_scheduler_without_workers_is_refused_with_words() -> None:
     from distributed import LocalCluster
 
