@@ -51,24 +51,35 @@ def run(folder: Path, size: Size, checks: Checks) -> dict[str, Any]:
     """Everything; what was found for the page. Raises Failed or Missing when it cannot go on."""
     edgeprof = Edgeprof(folder)
     with Server(folder / "server") as server:
-        before = server.listing()
-        print(f"sshd on 127.0.0.1:{server.port}, home empty: {not before}", flush=True)
-        offline = bool(server.isolation)
-        checks.expect(offline, "the account has no network", "this machine gives no network namespace")
-        _add(edgeprof, server, checks)
-        _host_keys(edgeprof, server, checks)
-        _set_up(edgeprof, server, checks)
-        _look(edgeprof, checks)
-        inputs = write_data(folder, 400)
-        found = {"tables": [
-            _storm(edgeprof, server, inputs, folder, size, checks), _ratios(edgeprof, inputs, folder, size, checks),
-        ]}  # fmt: skip
-        edgeprof.must("target", "remove", NAME)
-        kills.await_empty(server, checks, "after remove")
-        after = server.listing()
-        checks.expect(after == before, "remove leaves the home as it was", f"{after[:5]} are there")
-        listed = edgeprof.must("target", "list", "--json")
-        checks.expect(NAME not in listed, "the target is forgotten", listed)
+        try:
+            return _run(edgeprof, server, folder, size, checks)
+        except Failed as failed:
+            if server.ended() is None:
+                raise
+            raise Failed(
+                f"the ssh server itself was ended ({server.ended()}), by whom is not known. {failed}"
+            ) from None
+
+
+def _run(edgeprof: Edgeprof, server: Server, folder: Path, size: Size, checks: Checks) -> dict[str, Any]:
+    before = server.listing()
+    print(f"sshd on 127.0.0.1:{server.port}, home empty: {not before}", flush=True)
+    offline = bool(server.isolation)
+    checks.expect(offline, "the account has no network", "this machine gives no network namespace")
+    _add(edgeprof, server, checks)
+    _host_keys(edgeprof, server, checks)
+    _set_up(edgeprof, server, checks)
+    _look(edgeprof, checks)
+    inputs = write_data(folder, 400)
+    found = {"tables": [
+        _storm(edgeprof, server, inputs, folder, size, checks), _ratios(edgeprof, inputs, folder, size, checks),
+    ]}  # fmt: skip
+    edgeprof.must("target", "remove", NAME)
+    kills.await_empty(server, checks, "after remove")
+    after = server.listing()
+    checks.expect(after == before, "remove leaves the home as it was", f"{after[:5]} are there")
+    listed = edgeprof.must("target", "list", "--json")
+    checks.expect(NAME not in listed, "the target is forgotten", listed)
     return found
 
 

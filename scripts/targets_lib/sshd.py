@@ -100,6 +100,10 @@ class Server:
         """End it and every session."""
         self._end()
 
+    def ended(self) -> int | None:
+        """Exit code of the server itself when somebody ended it, None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     def trust(self, key: str | None) -> None:
         """Make the client know the server by that key (`host` is the right one), or by none."""
         text = "" if key is None else (self.folder / f"{key}_key.pub").read_text()
