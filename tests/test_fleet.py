@@ -305,6 +305,15 @@ def test_all_devices_are_compared_with_the_outputs_of_one(tmp_path, device, fake
     assert len([record for record in run.failures if record.stage == "quality"]) == 3
 
 
+@pytest.fixture
+def interruptible():
+    """A shell that starts the tests in its background makes them deaf to Ctrl-C: Python's own handler, for a while."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.process
 def test_ctrl_c_ends_all_devices_and_the_run_goes_on_later(tmp_path, device, fake_study):
     """No failure is made of it, no process stays, every block is there once in the end."""
