@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from profiler.targets import launch
 from profiler.targets.base import get as get_target
 from profiler.targets.modes import Modes
 from profiler.targets.process import WorkerFailure, WorkerProcess
+from profiler.wire import file_sha256
 
 _SHORTEST_S = 0.5
 _Stage = Literal["load", "warmup", "measure", "quality"]
@@ -91,7 +91,7 @@ class Job:
             path = str(self.artifact_store.path(record.sha256).resolve())
         else:
             files = self.artifact_store.files(record.sha256)
-            hashes = {name: _sha256(file) for name, file in files.items()}
+            hashes = {name: file_sha256(file) for name, file in files.items()}
             worker.send_artifact(record.sha256, files, hashes, timeout_s=self.limit_s)
         shapes = {name: [case.batch, *array.shape[1:]] for name, array in self.prepared.rows.items()}
         reply, _ = worker.request(
@@ -127,11 +127,3 @@ class Job:
         self.store.add(self.run_id, record)
         self.progress.note(f"{case_key} failed ({record.kind}): {record.message.splitlines()[0][:200]}")
         return record
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -109,7 +109,7 @@ def machine(run: RunData, target: str) -> Machine:
 
 
 def device_of(target: str) -> str:
-    """The device of a target's text."""
+    """The device of a target's text: `jetson` of `jetson{power=15W}`. It has one queue, whatever its conditions."""
     return target.partition("{")[0]
 
 

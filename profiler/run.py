@@ -33,11 +33,12 @@ from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
 from profiler.errors import DataError, ModelError, StoreError, StudyError, TargetError
 from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate
-from profiler.fleet.devices import device_of, devices, machine_of
+from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
+from profiler.machines import device_of
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store

@@ -333,7 +333,8 @@ class Store:
         """
         ids = [summary.id for summary in self.runs()]
         if text == "latest" and search is not None:
-            ids = [one for one in ids if ("search" in self.plan(one)) == search] or ids
+            # Only as many plans are read as it takes.
+            ids = [next((one for one in ids if ("search" in self.plan(one)) == search), ids[0])] if ids else ids
         if not ids:
             raise StoreError(f"there are no runs in {self.place} yet: `edgeprof profile MODEL --data DATA` makes one.")
         if text == "latest":

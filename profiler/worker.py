@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
-import hashlib
 import importlib
 import math
 import os
@@ -240,7 +239,7 @@ def _put(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
             )
         file.write(chunk.data if chunk.size else b"")
     if offset + chunk.size == size:
-        if _digest(part) != header["file_sha256"]:
+        if wire.file_sha256(part) != header["file_sha256"]:
             part.unlink()
             raise wire.WireError(f"'{path.name}' arrived damaged: send it again.")
         part.replace(path)
@@ -252,18 +251,10 @@ def _have(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     del arrays
     path = _cached(state, str(header["sha256"]), str(header["name"]))
     size, part = int(header["size"]), _part(path)
-    if path.is_file() and path.stat().st_size == size and _digest(path) == header["file_sha256"]:
+    if path.is_file() and path.stat().st_size == size and wire.file_sha256(path) == header["file_sha256"]:
         return {"have": True, "offset": size}, {}
     there = part.stat().st_size if part.is_file() else 0
     return {"have": False, "offset": there if there < size else 0}, {}
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _part(path: Path) -> Path:

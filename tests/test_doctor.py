@@ -13,7 +13,8 @@ import pytest
 from backends.base import Availability
 from profiler.doctor import CHECKS, Probes, Report, dedicated, examine, fixed_clocks
 from profiler.doctor.findings import ORDER, Finding
-from profiler.doctor.machine import Process, core_list, cores_text
+from profiler.doctor.machine import Process, core_list
+from profiler.measure.cores import shown as cores_text
 from profiler.measure.host import Counters
 
 sys.path.insert(0, str(Path(__file__).parent / "trees"))

@@ -26,6 +26,7 @@ from profiler.fleet.stop import Stop, Stopped
 from profiler.fleet.together import Together
 from profiler.job import Job
 from profiler.leases import Lease, LeaseLost, Owner
+from profiler.machines import device_of
 from profiler.progress import Silent
 from profiler.run import execute
 from profiler.store import open_store
@@ -672,7 +673,7 @@ def test_a_queue_waits_for_its_turn_no_longer_than_the_budget(job, monkeypatch):
 )
 def test_conditions_are_no_device_of_their_own(text, name):
     """One queue for a board in all its power modes."""
-    assert devices.device_of(text) == name
+    assert device_of(text) == name
 
 
 def test_this_machines_lease_is_not_that_of_another_controller():

@@ -406,11 +406,7 @@ def machine(told: Any) -> Machine:
 
 def file_of(path: Path) -> File:
     """A file on disk."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return File(digest.hexdigest(), path.stat().st_size, lambda: path.open("rb"))
+    return File(wire.file_sha256(path), path.stat().st_size, lambda: path.open("rb"))
 
 
 def file_of_arrays(make: Callable[[], wire.Arrays]) -> File:

@@ -9,7 +9,6 @@ cannot tell a task that its worker's death interrupted from one that was only qu
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import io
 import json
@@ -111,7 +110,7 @@ def receive(sha256: str, size: int, offset: int, chunk: bytes, sender: str, dask
         file.write(chunk)
     if offset + len(chunk) < size:
         return "more"
-    if _file_sha256(part) != sha256:
+    if wire.file_sha256(part) != sha256:
         part.unlink()
         raise wire.WireError(f"the file {sha256[:12]} did not arrive whole.")
     part.replace(folder / sha256)
@@ -290,11 +289,3 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
         except OSError:
             continue
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from profiler.doctor.findings import Finding
-from profiler.doctor.machine import Machine, core_list, cores_text
+from profiler.doctor.machine import Machine, core_list
 from profiler.measure import sensors
+from profiler.measure.cores import shown as cores_text
 
 CPU = "sys/devices/system/cpu"
 STEADY_GOVERNORS = ("performance", "userspace")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from backends import cpu
 from profiler.doctor.findings import Finding
-from profiler.doctor.machine import Machine, core_list, cores_text
+from profiler.doctor.machine import Machine, core_list
+from profiler.measure.cores import shown as cores_text
 from profiler.measure.sensors import count, number
 from profiler.units import size
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -201,14 +201,3 @@ def core_list(value: str | None) -> frozenset[int]:
             continue
         found.update(range(int(first), int(last if dash else first) + 1))
     return frozenset(found)
-
-
-def cores_text(cores: Iterable[int]) -> str:
-    """Numbers as a list that the kernel would write: `0-3,8`."""
-    runs: list[list[int]] = []
-    for core in sorted(set(cores)):
-        if runs and core == runs[-1][1] + 1:
-            runs[-1][1] = core
-        else:
-            runs.append([core, core])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from backends import spec
 from profiler import leases
+from profiler.machines import device_of
 from profiler.study import Case
 from profiler.targets import config
 from profiler.targets.pipe import Pipe
@@ -20,11 +20,6 @@ LOCAL = config.LOCAL
 _BOOT_ID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*")
 _ASK = 'import sys;sys.stdout.write(open("/proc/sys/kernel/random/boot_id").read())'
 _ASK_S = 20.0
-
-
-def device_of(target: str) -> str:
-    """The device of a target's text: `jetson` of `jetson{power=15W}`. It has one queue, whatever its conditions."""
-    return spec.parse(target).name
 
 
 def devices(cases: Iterable[Case]) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from profiler.fleet.devices import device_of, lease_name
+from profiler.fleet.devices import lease_name
 from profiler.leases import LeaseState, QueueState, has_ended
+from profiler.machines import device_of
 from profiler.records import BESIDE_TIMING, FailureRecord, LoadRecord
 from profiler.store import Store
 from profiler.study import Case

@@ -9,7 +9,7 @@ Documentation/intel-hybrid.txt (`/sys/devices/cpu_core/cpus`, `cpu_atom/cpus`), 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 CPU = "sys/devices/system/cpu"
@@ -89,10 +89,10 @@ def cpu_list(content: str) -> tuple[int, ...]:
     return tuple(sorted(cores))
 
 
-def shown(cores: tuple[int, ...]) -> str:
+def shown(cores: Iterable[int]) -> str:
     """The same list as the kernel writes it: `0-3,8`."""
     parts: list[list[int]] = []
-    for core in cores:
+    for core in sorted(set(cores)):
         if parts and core == parts[-1][1] + 1:
             parts[-1][1] = core
         else:

@@ -31,6 +31,7 @@ from profiler import __version__
 from profiler.errors import TargetError
 from profiler.targets.agent import MODULES
 from profiler.targets.log import clean
+from profiler.wire import file_sha256
 
 RUNTIMES: Mapping[str, str] = {"ort": "onnxruntime", "ov": "openvino"}
 """Backends whose runtime comes as a wheel, with its package. TensorRT is the device's own."""
@@ -237,7 +238,7 @@ def _packed(kind: str, contents: Mapping[str, Any], cache: Path, packages: Mappi
             info.size, info.mode = len(data), 0o644
             tar.addfile(info, io.BytesIO(data))
     fresh.replace(archive)
-    return Bundle(name, archive, _file_digest(archive), packages)
+    return Bundle(name, archive, file_sha256(archive), packages)
 
 
 def _content(contents: Mapping[str, Any]) -> str:
@@ -249,7 +250,7 @@ def _from_index(index: Path, cache: Path) -> Bundle | None:
     try:
         known = json.loads(index.read_text(encoding="utf-8"))
         archive = cache / f"{known['name']}.tar.gz"
-        if _file_digest(archive) == known["sha256"]:
+        if file_sha256(archive) == known["sha256"]:
             return Bundle(known["name"], archive, known["sha256"], known["packages"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -258,14 +259,6 @@ def _from_index(index: Path, cache: Path) -> Bundle | None:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _shown(value: object) -> str:

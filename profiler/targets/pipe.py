@@ -6,7 +6,8 @@ import io
 import os
 import select
 import time
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 
 class Pipe(io.RawIOBase):
@@ -48,3 +49,11 @@ class Pipe(io.RawIOBase):
         poll.register(descriptor, event)
         if not poll.poll(max(0.0, self.until - time.monotonic()) * 1000):
             raise TimeoutError
+
+
+def close_quietly(*streams: IO[bytes] | io.BufferedIOBase | None) -> None:
+    """Close what is there; what can no longer be written to a process that is gone is let go."""
+    for stream in streams:
+        with suppress(OSError, ValueError):
+            if stream is not None:
+                stream.close()

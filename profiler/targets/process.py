@@ -22,7 +22,7 @@ from profiler.targets import answers
 from profiler.targets.base import Target
 from profiler.targets.log import FileLog, Log, TailLog, clean
 from profiler.targets.out_of_memory import Finding, Witness, peak_of, speaks_of_memory
-from profiler.targets.pipe import Pipe
+from profiler.targets.pipe import Pipe, close_quietly
 from profiler.targets.remote import LinkLost
 
 _CHUNK_BYTES = 4 << 20
@@ -222,11 +222,7 @@ class WorkerProcess:
         """End the process: its stdin ends, and after a moment of grace it is killed."""
         # The writer first, and whether or not the process lives: bytes that it could not send stay in its buffer, and
         # flushed later they would land in whatever file has got the pipe's number by then.
-        for stream in (self._writer, self._process.stdin):
-            try:
-                stream.close()  # type: ignore[union-attr]
-            except (OSError, ValueError):
-                continue
+        close_quietly(self._writer, self._process.stdin)
         try:
             self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:

@@ -18,7 +18,7 @@ from typing import Any
 from profiler.errors import TargetError
 from profiler.targets import config
 from profiler.targets.log import TailLog, clean
-from profiler.targets.pipe import Pipe
+from profiler.targets.pipe import Pipe, close_quietly
 
 __all__ = ["Agent", "LinkLost", "clean"]
 
@@ -185,11 +185,7 @@ class Agent:
         return f" It said: {' / '.join(lines[-3:])[:600]}" if lines else ""
 
     def _end(self) -> None:
-        for stream in (self._writer, self._process.stdin):
-            try:
-                stream.close()  # type: ignore[union-attr]
-            except (OSError, ValueError):
-                continue
+        close_quietly(self._writer, self._process.stdin)
         try:
             self._process.wait(2.0)
         except subprocess.TimeoutExpired:

@@ -59,12 +59,6 @@ class Place:
     """Its device profile."""
 
 
-def look(spec: config.TargetSpec) -> dict[str, Any]:
-    """The agent's facts about a target. Raises TargetError."""
-    with Agent(spec) as agent:
-        return agent.ask("look")
-
-
 def set_up(
     spec: config.TargetSpec, runtimes: Sequence[str] | None, cache: Path, told: Told, *, fresh: bool = False
 ) -> SetUp:

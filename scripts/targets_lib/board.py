@@ -136,9 +136,7 @@ def arm64_root() -> Path:
         (fresh / "usr" / "bin" / "python3").symlink_to("python3.11")
         for name in ("tmp", "proc", "sys", "dev", "root"):
             (fresh / name).mkdir(exist_ok=True)
-        (fresh / ".complete").touch()
-        shutil.rmtree(place, ignore_errors=True)
-        fresh.rename(place)
+        packages.publish(fresh, place)
     finally:
         shutil.rmtree(state, ignore_errors=True)
         shutil.rmtree(fresh, ignore_errors=True)

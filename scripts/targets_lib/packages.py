@@ -43,13 +43,18 @@ def unpacked(name: str, packages: Sequence[str]) -> Path:
             if done.returncode:
                 raise Missing(f"apt-get cannot download {', '.join(packages)}: {done.stderr.strip()[-300:]}")
         unpack(sorted(debs.glob("*.deb")), fresh)
-        (fresh / ".complete").touch()
-        shutil.rmtree(place, ignore_errors=True)
-        fresh.rename(place)
+        publish(fresh, place)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(debs, ignore_errors=True)
     return place
+
+
+def publish(fresh: Path, place: Path) -> None:
+    """Let a folder that was made whole appear at its place, marked so that it is not made again."""
+    (fresh / ".complete").touch()
+    shutil.rmtree(place, ignore_errors=True)
+    fresh.rename(place)
 
 
 def unpack(debs: Sequence[Path], place: Path) -> None:
