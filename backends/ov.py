@@ -21,7 +21,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from backends import ov_embedded
+from backends import ov_embedded, signal_stack
 from backends.base import (
     Availability,
     BackendError,
@@ -111,7 +111,8 @@ class OvBackend:
             try:
                 model = ov_embedded.read_model(core, artifact)
                 note = _fix_shapes(model, options) if static else "dynamic, as asked"
-                return core.compile_model(model, device, {**settings, **more}), note
+                with signal_stack.kept():
+                    return core.compile_model(model, device, {**settings, **more}), note
             except RuntimeError as error:
                 raise BackendError(f"ov could not load '{artifact.name}': {_words(error)}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx import ModelProto
 
+from backends import signal_stack
 from profiler.errors import VariantError
 from profiler.onnx_io import write_model
 from profiler.variants.base import Fact
@@ -39,7 +40,8 @@ def _openvino_refuses(model: ModelProto) -> str | None:
         path = write_model(model, folder)
         try:
             core = openvino.Core()
-            core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_NUM_THREADS": 1})
+            with signal_stack.kept():
+                core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_NUM_THREADS": 1})
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             return short(RuntimeError(lines[-1] if lines else "no reason was given"))

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
-from backends import ov_embedded
+from backends import ov_embedded, signal_stack
 from backends.base import TensorInfo
 from profiler import units
 from profiler.errors import VariantError
@@ -47,7 +47,8 @@ def read_ir(path: Path, names: Sequence[str]) -> ModelProto:
     try:
         core = openvino.Core()
         model = core.read_model(str(path))
-        core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1})
+        with signal_stack.kept():
+            core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1})
         inputs = [_info(port, names) for port in model.inputs]
         outputs = [_info(port, names) for port in model.outputs]
     except (RuntimeError, TypeError) as error:
