@@ -14,6 +14,8 @@ plans memory and kernels for fixed shapes. Without sample shapes, or if the mode
 from __future__ import annotations
 
 import copy
+import hashlib
+import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,6 +99,7 @@ class OvBackend:
             raise BackendUnavailable(
                 f"ov:{device} cannot run here: {availability.reason}. Install: {availability.install}."
             )
+        core = _core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": options.streams}
         if device.startswith("CPU"):
             # OpenVINO counts the threads of all streams together.
@@ -104,8 +107,7 @@ class OvBackend:
         if precision != "runtime":
             settings["INFERENCE_PRECISION_HINT"] = precision
         if options.cache_dir is not None:
-            settings["CACHE_DIR"] = str(options.cache_dir)
-        core = _core()
+            settings["CACHE_DIR"] = str(options.cache_dir / _kind(core, device, settings))
 
         def compile_with(more: Mapping[str, Any]) -> tuple[Any, str]:
             try:
@@ -344,6 +346,25 @@ def _core() -> Any:
     except ImportError as error:
         raise BackendUnavailable(f"openvino cannot be imported: {error}. Install it: {_INSTALL['CPU']}.") from error
     return openvino.Core()
+
+
+def _kind(core: Any, device: str, settings: Mapping[str, Any]) -> str:
+    """A name for what compiled models depend on beside the model: settings, device, machine and version.
+
+    OpenVINO's own key is not enough. Seen with 2026.4.1 on arm64: after a session in f16, one that asked for f32 took the
+    cached f16 model, computed in f16 and reported f32; nor does the key tell one Arm core from another.
+    """
+
+    def told(name: str) -> str:
+        try:
+            return str(core.get_property(device, name))
+        except RuntimeError:
+            return ""
+
+    of_device = [told(name) for name in ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "OPTIMIZATION_CAPABILITIES")]
+    asked = [f"{name}={value}" for name, value in sorted(settings.items())]
+    text = "\n".join([platform.machine(), metadata.version("openvino"), device, *of_device, *asked])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _words(error: Exception) -> str:

@@ -12,17 +12,26 @@ Importing this package is cheap: everything heavy is imported when it is first u
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from profiler._selfcheck import check
 
 check(Path(__file__).resolve().parent)
-
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from profiler.api import Result, open_run, profile
     from profiler.errors import EdgeprofError
     from profiler.study import Study
+
+# Runtimes look at these when they are imported. ONNX Runtime 1.32 reports its use from Linux too: it writes a device id into
+# the user's home and keeps a thread in every process that is timed. `import openvino` does so with `openvino_telemetry`.
+for _switch in ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"):
+    os.environ.setdefault(_switch, "1")
+sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
 
 __version__ = "0.1.0"
 __all__ = ["EdgeprofError", "Result", "Study", "__version__", "open_run", "profile"]

@@ -163,16 +163,26 @@ def facts(root: str) -> dict[str, str]:
     found: dict[str, str] = {}
     left = MAX_FACTS_CHARS
     for name in [*FILES, *(name for pattern in PATTERNS for name in _fitting(root, pattern))]:
-        try:
-            with open(os.path.join(root, name), "rb") as file:
-                text = file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
-        except OSError:  # not there, not ours to read, or a sensor that is powered down
+        text = _text(root, name)
+        if text is None:
             continue
         left -= len(name) + len(text)
         if left < 0:
             break
         found[name] = text
     return found
+
+
+def _text(root: str, name: str) -> str | None:
+    # An emulator may hide the whole of /proc/device-tree; the kernel has the same tree below /sys.
+    elsewhere = name.replace("proc/device-tree/", "sys/firmware/devicetree/base/")
+    for place in (name, elsewhere):
+        try:
+            with open(os.path.join(root, place), "rb") as file:
+                return file.read(MAX_FILE_BYTES).decode("utf-8", "replace")
+        except OSError:  # not there, not ours to read, or a sensor that is powered down
+            continue
+    return None
 
 
 def _fitting(root: str, pattern: str) -> list[str]:

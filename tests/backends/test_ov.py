@@ -136,6 +136,49 @@ def test_compiled_models_are_cached_only_where_asked(mlp_file, tmp_path):
 
 
 @pytest.mark.runtime
+def test_a_cached_model_is_taken_only_for_the_same_settings(mlp_file, tmp_path):
+    """OpenVINO's own key leaves out the precision on some processors, and then gives f16 for f32."""
+
+    def load(**options):
+        precision = {"precision": options.pop("precision")} if "precision" in options else {}
+        BACKEND.load(mlp_file, LoadOptions(cache_dir=tmp_path, options=precision, **options)).close()
+        return {path.parent for path in tmp_path.rglob("*.blob")}
+
+    first = load()
+    assert len(first) == 1
+    assert load() == first
+    assert len(load(precision="runtime")) == 2
+    assert len(load(threads=2)) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "told"),
+    [
+        ("GPU", {"NUM_STREAMS": 1}, {}),
+        ("CPU", {"NUM_STREAMS": 2}, {}),
+        ("CPU", {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f16"}, {}),
+        ("CPU", {"NUM_STREAMS": 1}, {"OPTIMIZATION_CAPABILITIES": ["FP32", "FP16"]}),
+        ("CPU", {"NUM_STREAMS": 1}, {"FULL_DEVICE_NAME": "Cortex-A76"}),
+    ],
+)
+def test_kinds_of_compiled_models_do_not_mix(device, settings, told):
+    """Another device, setting, capability or processor is another folder of the cache."""
+
+    class Core:
+        def __init__(self, told):
+            self.told = told
+
+        def get_property(self, device, name):
+            if name not in self.told:
+                raise RuntimeError(f"{device} has no {name}")
+            return self.told[name]
+
+    plain = ov._kind(Core({}), "CPU", {"NUM_STREAMS": 1})
+    assert plain == ov._kind(Core({}), "CPU", {"NUM_STREAMS": 1})
+    assert ov._kind(Core(told), device, settings) != plain
+
+
+@pytest.mark.runtime
 @pytest.mark.parametrize("device", ["GPU", "NPU"])
 def test_absent_devices_are_unavailable_with_the_reason(mlp_file, device):
     """A device that OpenVINO does not see is told with those it sees, and not replaced."""

@@ -787,3 +787,12 @@ def test_another_target_can_be_probed(tmp_path):
 
     assert through == direct
     assert not (tmp_path / "there").exists()
+
+
+def test_the_device_tree_below_sys_stands_in_for_a_hidden_one(tmp_path):
+    """The kernel shows the same tree in two places, and an emulator may hide one; the names told stay the same."""
+    tree = tmp_path / "sys/firmware/devicetree/base"
+    tree.mkdir(parents=True)
+    (tree / "model").write_text("Raspberry Pi 4 Model B")
+
+    assert agent.facts(str(tmp_path)) == {"proc/device-tree/model": "Raspberry Pi 4 Model B"}
