@@ -92,6 +92,8 @@ class CaseResult:
     """Why the measurement of this case ended."""
     time_ratio: Figure
     """p50 time of this case / of the reference case on the same target at the same batch and threads; below 1 is faster."""
+    compared_with: str | None
+    """Key of that reference: the unmodified model on the first backend where it ran; None where it ran on none."""
     time_ratio_verdict: str
     """`differs`, `equivalent` (within ±2 %) or `inconclusive`; corrected for the number of cases (Holm)."""
     time_ratio_own: Figure
@@ -390,6 +392,7 @@ def _result(
         **timed.clean, observed=timed.observed, excluded_share=timed.excluded_share, dirty_share=timed.dirty_share,
         stopping=_stopping(case, evidence),
         time_ratio=_ratio_figure(evidence, case, reference, why), time_ratio_verdict="inconclusive",
+        compared_with=None if reference is None else reference.key,
         time_ratio_own=_ratio_figure(evidence, case, own, why),
         import_s=_spread([process.import_s for process in processes], "s", why),
         load_s=_spread([process.load_s for process in processes], "s", why),
@@ -662,7 +665,7 @@ def _unplanned(number: int, failure: FailureRecord, run: RunData) -> CaseResult:
         status="skipped" if failure.kind == "skipped" else "failed", failure=failure,
         latency_p50_s=absent, latency_p90_s=absent, latency_p99_s=absent, throughput_per_s=absent, observed={},
         excluded_share=None, dirty_share=None, stopping=Stopping("fixed", "nothing was measured"), time_to_steady_s=absent,
-        time_ratio=absent,
+        time_ratio=absent, compared_with=None,
         time_ratio_verdict="inconclusive", time_ratio_own=absent, import_s=absent, load_s=absent, first_inference_s=absent,
         peak_rss_bytes=absent, size_bytes=absent, compressed_bytes=absent, energy_j=absent, accuracy=absent,
         accuracy_change=absent, agreement=absent, reference_quality=None, usd_per_million=absent, checks=(),

@@ -362,7 +362,7 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
 
 def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     ratio = chosen.time_ratio
-    if chosen.key in analysis.references.values():
+    if chosen.key == chosen.compared_with:
         untried = sum(
             failure.message.startswith(f"not tried {LEFT_OUT_BY_SEARCH}") for failure in analysis.run.failures
         )
@@ -374,7 +374,7 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
         return f"It is the reference itself: no variant that meets the constraints is faster.{_faster_but(analysis)}"
     if isinstance(ratio, NotMeasured):
         return f"Not compared with the reference: {ratio.reason}."
-    reference = analysis.reference or "the reference"
+    reference = chosen.compared_with or "the reference"
     name = reference.split("/", maxsplit=1)[0].replace("@", " on ")
     if ratio.low is None or ratio.high is None:
         return f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}×, {ratio.note or 'without interval'}."

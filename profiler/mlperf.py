@@ -209,7 +209,7 @@ def compare(study: Study, asked: Asked, progress: Progress) -> Comparison:
         try:
             job = Job("mlperf", study, database, store, {r.variant: r for r in made}, prepared, folder, progress)
             progress.stage("comparing", 4)
-            with job.open(case) as worker:
+            with job.modes, job.open(case) as worker:
                 return _Comparing(job, case, worker, asked).result()
         finally:
             database.close()

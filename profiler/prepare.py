@@ -65,8 +65,8 @@ def check_names(study: Study) -> tuple[Variant, ...]:
     if study.metric is not None:
         get_metric(study.metric)
     book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
-    if study.cost.machine is not None:
-        parse_deployment(study.cost.machine, book)
+    for kind in study.cost.declared.values():
+        parse_deployment(kind, book)
     texts = study.variants or variant_registry.default_variants("default")
     return tuple(variant_registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *texts)))
 

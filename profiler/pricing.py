@@ -14,6 +14,7 @@ from profiler.machines import Machine
 from profiler.machines import machines as machines_of
 from profiler.records import Estimate, Figure, NotMeasured, ProcessRecord
 from profiler.store import RunData
+from profiler.study import CostOptions
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,15 @@ class Pricing:
         detected = None if stored is None else detect.DetectedMachine(stored["target"], stored["evidence"])
         machines = machines_of(run)
         devices = list(dict.fromkeys(machine.name for machine in machines.values() if machine.real))
-        declared = asked.machine if len(devices) < 2 else None
-        notes: list[str] = []
-        if asked.machine is not None and declared is None:
-            notes.append(
-                f"--as {asked.machine} names one machine, and {len(devices)} were measured ({', '.join(devices)}): each is "
-                "priced as its own"
-            )
-        priced = {
-            target: replace(machine, priced_as=declared or _own(machine, detected)) if machine.real else machine
-            for target, machine in machines.items()
-        }
-        if declared is None:
-            notes += dict.fromkeys(
-                f"{'' if len(devices) < 2 else f'{machine.name} is '}priced as {machine.priced_as}: "
-                + (detected.evidence if machine.here and detected is not None else "the target's device profile")
-                for machine in priced.values()
-                if machine.priced_as is not None
-            )
+        notes = [note] if (note := undecided(asked, devices)) is not None else []
+        declared = asked.declared if len(devices) < 2 else {name: kind for name, kind in asked.declared.items() if name}
+        priced = {}
+        for target, machine in machines.items():
+            kind = declared.get(machine.name, declared.get(""))
+            priced[target] = replace(machine, priced_as=kind or _own(machine, detected)) if machine.real else machine
+            if kind is None and (own := priced[target].priced_as) is not None:
+                why = detected.evidence if machine.here and detected is not None else "the target's device profile"
+                notes.append(f"{'' if len(devices) < 2 else f'{machine.name} is '}priced as {own}: {why}")
         options = cost_model.CostOptions(
             utilisation=asked.utilisation,
             lifetime_years=asked.lifetime_years,
@@ -68,7 +60,7 @@ class Pricing:
             # The file may be gone, or on another machine: what was measured can still be told.
             book = prices.load_prices()
             notes.append(f"your own prices are left out: {error}")
-        return cls(priced, len(devices) > 1, book, options, today, detected, tuple(notes))
+        return cls(priced, len(devices) > 1, book, options, today, detected, tuple(dict.fromkeys(notes)))
 
     def price(self, machine: Machine, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
         """USD per million inferences on that machine, or why not."""
@@ -79,11 +71,11 @@ class Pricing:
         if machine.priced_as is None and not machine.here:
             return NotMeasured(
                 f"target '{machine.name}' has no device profile, so there is no price for it: `edgeprof target probe "
-                f"{machine.name}` looks for one, and --as prices a run on one machine"
+                f"{machine.name}` looks for one, and --as {machine.name}=TYPE says what it is sold as"
             )
         if machine.priced_as is None and self.several:
             return NotMeasured(
-                "what this machine is sold as was not recognised, so there is no price for it; --as prices a run on one machine"
+                "what this machine is sold as was not recognised, so there is no price for it; --as local=TYPE says it"
             )
         if machine.environment is None:
             return NotMeasured(f"the run does not tell what machine '{machine.target}' is")
@@ -99,6 +91,17 @@ class Pricing:
             note = f"measured in power mode {machine.power}, power as in the profile's default mode"
             return replace(found, note=f"{found.note}; {note}" if found.note else note)
         return found
+
+
+def undecided(asked: CostOptions, devices: Sequence[str]) -> str | None:
+    """What to say where one type was declared and several devices are measured; None where every declaration has its device."""
+    if "" not in asked.declared or len(devices) < 2:
+        return None
+    example = ",".join(f"{device}=TYPE" for device in devices)
+    return (
+        f"--as {asked.machine} names one machine, and there are {len(devices)} ({', '.join(devices)}): each is priced as its "
+        f"own. Say which is which: --as {example}"
+    )
 
 
 def _own(machine: Machine, detected: detect.DetectedMachine | None) -> str | None:

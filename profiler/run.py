@@ -33,12 +33,14 @@ from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
 from profiler.errors import DataError, ModelError, StoreError, StudyError, TargetError
 from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate
+from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
 from profiler.machines import device_of
+from profiler.pricing import undecided
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
 from profiler.store import RunData, Store, open_store
@@ -90,6 +92,8 @@ def execute(
                 study = before.study
             elif study is None:
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
+            else:
+                study = settled(study, store, progress)
             variants = prepare.check_names(study)
             check_load(study.load)
             energy.check(study.energy)
@@ -137,6 +141,8 @@ def _execute(
         progress.stage("reading model and data", 1)
         prepared = prepare.prepare(_with_stored_model(study, before, artifact_store), tuple(variants), Path(scratch))
         progress.step()
+        # Before variants are made, which may take minutes: what a target cannot do is told now.
+        there = {} if before.plan else of_targets(study, before.environment, progress)
         make_ahead(artifact_store, prepared, variants, progress)
         made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
         _check_unchanged(before, prepared, made)
@@ -159,8 +165,7 @@ def _execute(
                 "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
                 "clusters": clusters(prepared),
                 "detected": asdict(detected),
-                "conditions": launch.conditions_of(study.targets),
-                **_places(study, before.environment, progress),
+                **there,
                 **conditions(store, before.environment),
             }
             store.set_plan(run_id, plan, prepared.notes)
@@ -221,7 +226,7 @@ def _measure_all(
 
     def work(mine: DeviceJob) -> None:
         def device() -> None:
-            _complete_places(mine, mine.device)
+            complete_places(mine, mine.device)
             own = [case for case in cases if device_of(case.target) == mine.device]
             _measure(mine, own, _only(planned, mine.device), elsewhere)
 
@@ -293,6 +298,11 @@ def _lanes_at_once(workers: int) -> int:
     return max(1, (soft - _OTHER_FILES) // (_FILES_PER_WORKER * max(1, workers)))
 
 
+def of_targets(study: Study, here: Environment, progress: Progress) -> dict[str, Any]:
+    """What the plan holds of the targets. Raises StudyError for what a target cannot do, TargetError when none can be reached."""
+    return {"conditions": launch.conditions_of(study.targets), **_places(study, here, progress)}
+
+
 def _places(study: Study, here: Environment, progress: Progress) -> dict[str, Any]:
     """What the plan says of each target's machine, by the target's text. Left out are devices that cannot be reached now.
 
@@ -302,10 +312,15 @@ def _places(study: Study, here: Environment, progress: Progress) -> dict[str, An
     names = [name for name in dict.fromkeys(map(device_of, study.targets)) if name != LOCAL]
 
     def ask(name: str) -> setup.Place | TargetError:
-        try:
-            return setup.place(name)
-        except TargetError as error:
-            return error
+        # A short stumble only: whoever mistyped a host wants to know now, and nothing was measured that could be lost.
+        pauses = list(LINK_PAUSES_S[:2])
+        while True:
+            try:
+                return setup.place(name)
+            except TargetError as error:
+                if not isinstance(error, LinkLost) or not pauses:
+                    return error
+                time.sleep(pauses.pop(0))
 
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
         found: dict[str, setup.Place | TargetError] = dict(zip(names, pool.map(ask, names), strict=True))
@@ -323,7 +338,7 @@ def _places(study: Study, here: Environment, progress: Progress) -> dict[str, An
     }
 
 
-def _complete_places(job: Job, device: str) -> None:
+def complete_places(job: Job, device: str) -> None:
     """Add to the plan what is known of a device that could not be reached when the plan was made."""
     with _plan_lock:
         plan = job.store.plan(job.run_id)
@@ -405,15 +420,17 @@ def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence
 
 
 def _warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
-    """Say before the measurement what would otherwise stand in its report: that this machine can't be priced as declared."""
-    if study.cost.machine is None or any(
-        spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends
-    ):
+    """Say before the measurement what would otherwise stand in its report: what can't be priced as declared."""
+    asked, names = study.cost, list(dict.fromkeys(map(device_of, study.targets)))
+    book = load_prices(None if asked.prices is None else Path(asked.prices))
+    if (note := undecided(asked, names)) is not None:
+        progress.note(note)
+    here = asked.declared.get(LOCAL, asked.declared.get("") if names == [LOCAL] else None)
+    if here is None or any(spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends):
         return
     facts = SessionFacts("", "", "CPU", max(study.threads), None)
-    book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
     figure = price_case(
-        Estimate(1.0, None, None, "samples/s"), study.cost.machine, environment=environment, facts=facts,
+        Estimate(1.0, None, None, "samples/s"), here, environment=environment, facts=facts,
         today=datetime.now(timezone.utc).date(), book=book, detected=detected,
     )  # fmt: skip
     if isinstance(figure, NotMeasured):

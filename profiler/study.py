@@ -43,12 +43,32 @@ class CostOptions(_Frozen):
     """How a measured throughput becomes money."""
 
     machine: str | None = None
-    """`aws:c7i.large` or `device:raspberry-pi-5-8gb`; None means: detect it, and price nothing when that fails."""
+    """`aws:c7i.large` or `device:raspberry-pi-5-8gb`, or for several devices `local=aws:c7i.large,pi=device:raspberry-pi-5-8gb`.
+
+    None means: detect it, and price nothing when that fails."""
     utilisation: float = Field(default=0.6, gt=0, le=1)
     lifetime_years: float = Field(default=3.0, gt=0, le=30)
     electricity_usd_per_kwh: float | None = Field(default=None, gt=0, le=10)
     prices: str | None = None
     """A CSV of your own prices, in the format of device_profiles/prices."""
+
+    @field_validator("machine")
+    @classmethod
+    def _one_type_each(cls, value: str | None) -> str | None:
+        pairs = [part.rpartition("=") for part in (value or "").split(",")]
+        if value is None or (len(pairs) == 1 and not pairs[0][1]):
+            return value
+        if not all(name.strip() and kind.strip() for name, _, kind in pairs):
+            raise ValueError("of several machines each needs its name: NAME=TYPE,NAME=TYPE")
+        if len({name.strip() for name, *_ in pairs}) < len(pairs):
+            raise ValueError("a machine is named twice")
+        return ",".join(f"{name.strip()}={kind.strip()}" for name, _, kind in pairs)
+
+    @property
+    def declared(self) -> Mapping[str, str]:
+        """Types by the device's name; by the empty name that which was given for all there is."""
+        pairs = [part.rpartition("=") for part in self.machine.split(",")] if self.machine else []
+        return {name: kind for name, _, kind in pairs}
 
 
 class Effort(_Frozen):
@@ -214,6 +234,10 @@ class Study(_Frozen):
             raise ValueError("at least one backend is needed")
         if not self.targets:
             raise ValueError("at least one target is needed")
+        devices = [target.partition("{")[0] for target in self.targets]
+        unknown = [name for name in self.cost.declared if name and name not in devices]
+        if unknown:
+            raise ValueError(f"--as names '{unknown[0]}', which is no target of this run: {', '.join(devices)}")
         return self
 
     def to_json(self) -> str:

@@ -484,12 +484,23 @@ def test_a_declared_machine_means_one(fleet_analysis):
     declared = {"cost": {"machine": "device:raspberry-pi-5-4gb"}}
     several = analyse(fleet(TRUTH, **declared), today=TODAY)
     assert [case.usd_per_million for case in several.cases] == [case.usd_per_million for case in fleet_analysis.cases]
-    assert any("names one machine, and 2 were measured (local, pi)" in note for note in several.notes)
+    assert any("names one machine, and there are 2 (local, pi)" in note for note in several.notes)
 
     board = {key: value for key, value in TRUTH.items() if key[1] == "pi"}
     alone = analyse(fleet(board, detected=CLOUD, **declared), today=TODAY)
     assert alone.machine == "device:raspberry-pi-5-4gb"
     assert all("raspberry-pi-5-4gb" in case.usd_per_million.note for case in alone.cases)
+
+
+def test_of_several_machines_each_can_be_declared():
+    """By name; who is not named stays what it is by itself."""
+    from tests.machines import TRUTH, fleet
+
+    declared = {"cost": {"machine": "pi=device:raspberry-pi-5-4gb"}}
+    found = analyse(fleet(TRUTH, **declared), today=TODAY)
+    assert [item.priced_as for item in found.machines[:2]] == ["aws:c7i.large", "device:raspberry-pi-5-4gb"]
+    assert "raspberry-pi-5-4gb" in found.case("fp32@ort/b1/t1@pi").usd_per_million.note
+    assert not any("names one machine" in note for note in found.notes)
 
 
 def test_without_a_device_profile_there_is_no_price_and_the_next_command():

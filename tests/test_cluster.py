@@ -5,6 +5,8 @@ Tests marked `process` use a real scheduler and real worker processes, which are
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import io
 import json
@@ -267,6 +269,30 @@ def test_accuracy_is_refused_on_another_processor_and_with_too_few_cores(tmp_pat
 # --------------------------------------------------- our side, without Dask
 
 
+class FakeFuture:
+    """Of `answer`: None means not yet, an exception is raised by whoever fetches it."""
+
+    def __init__(self, answer) -> None:
+        self.answer, self.found = answer, None
+
+    def exception(self, timeout):
+        self.found = self.answer()
+        if self.found is None:
+            raise TimeoutError
+        return self.found if isinstance(self.found, Exception) else None
+
+    def result(self, timeout):
+        if isinstance(self.found, BaseException):
+            raise self.found
+        return self.found
+
+    def cancelled(self):
+        return False
+
+    def release(self):
+        pass
+
+
 class FakeDask:
     """The part of a `distributed.Client` that is used, with answers from a function; None means: not yet."""
 
@@ -283,15 +309,7 @@ class FakeDask:
         assert function is tasks.unit
         self.asked.append(json.loads(text))
         self.options.append(options)
-        return SimpleNamespace(result=lambda timeout: self._result(self.asked[-1]), release=lambda: None)
-
-    def _result(self, asked):
-        found = self.answer(asked)
-        if found is None:
-            raise TimeoutError
-        if isinstance(found, Exception):
-            raise found
-        return found
+        return FakeFuture(lambda: self.answer(self.asked[-1]))
 
     def begin(self, asked) -> None:
         self.events.append((0.0, {"key": asked["key"], "worker": "tls://w"}))
@@ -384,6 +402,43 @@ def test_leaving_ends_all_waits() -> None:
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, concurrent.futures.CancelledError, TimeoutError])
+def test_a_fetch_that_ended_with_another_one_is_made_again(error, monkeypatch) -> None:
+    """Dask fetches results together: one that is given up ends the others, whose units are done all the same."""
+    dask, ends = FakeDask(lambda _: frame({"done": {"n": 1}})), [error()]
+    fetched = FakeFuture.result
+
+    def result(future, timeout):
+        if ends:
+            raise ends.pop()
+        return fetched(future, timeout)
+
+    monkeypatch.setattr(FakeFuture, "result", result)
+    assert cluster_of(dask).do("build", {}, [], limit_s=1e6).done == {"n": 1}
+    assert len(dask.asked) == 1
+
+
+def test_a_unit_that_was_cancelled_itself_is_lost(monkeypatch) -> None:
+    monkeypatch.setattr(FakeFuture, "result", lambda *_, **__: (_ for _ in ()).throw(asyncio.CancelledError()))
+    monkeypatch.setattr(FakeFuture, "cancelled", lambda _: True)
+    with pytest.raises(client.ClusterLost, match="the cluster is gone"):
+        cluster_of(FakeDask(lambda _: frame({"done": {}}))).do("build", {}, [], limit_s=1e6)
+
+
+def test_a_large_result_over_a_slow_link_has_time_to_come(monkeypatch) -> None:
+    """The short looks are for units that still run."""
+    limits = []
+    fetched = FakeFuture.result
+
+    def result(future, timeout):
+        limits.append(timeout)
+        return fetched(future, timeout)
+
+    monkeypatch.setattr(FakeFuture, "result", result)
+    cluster_of(FakeDask(lambda _: frame({"done": {}})), patience_s=50).do("build", {}, [], limit_s=1e6)
+    assert limits == [50]
+
+
 def test_a_unit_that_nobody_wants_any_more_is_let_go() -> None:
     dask = FakeDask()
     answers = iter([False, False, False, True])
@@ -423,7 +478,7 @@ def test_a_worker_that_asks_for_files_for_ever_is_given_up(tmp_path: Path) -> No
 ])  # fmt: skip
 def test_answers_that_no_worker_of_ours_gives_end_the_use_of_the_cluster(raw: Any) -> None:
     dask = FakeDask()
-    dask.submit = lambda *_, **__: SimpleNamespace(result=lambda timeout: raw, release=lambda: None)  # type: ignore[method-assign]
+    dask.submit = lambda *_, **__: FakeFuture(lambda: raw)  # type: ignore[method-assign]
     with pytest.raises(client.ClusterLost):
         cluster_of(dask).do("build", {}, [], limit_s=1)
 
@@ -927,7 +982,9 @@ def test_units_that_only_waited_for_a_dead_worker_are_done_elsewhere(cluster, tm
         thread.join(PATIENCE_S)
     outcomes = [type(found[0]).__name__ for _, found in holds]
     assert sorted(outcomes) == ["Answer", "WorkerDied"]
-    assert [found[0].done is not None and found[0].begun for _, found in echoes] == [1] * 6
+    # One that is no answer tells itself in the comparison.
+    assert [getattr(found[0], "begun", found[0]) for _, found in echoes] == [1] * 6
+    assert all(found[0].done for _, found in echoes)
     again = [key for key in begun(cluster) if not key.endswith("-1")]
     assert again, "nothing was queued on the worker that died"
 

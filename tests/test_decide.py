@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from profiler.analysis import AXES, analyse
 from profiler.decide import recommend, view
 from profiler.errors import StudyError
+from profiler.study import Case
 
 TODAY = date(2026, 1, 2)
 RIGHT = np.arange(2000) % 10 > 0
@@ -60,6 +61,23 @@ def test_the_fastest_case_that_loses_little_is_recommended(decided):
     assert any("1.5" in sentence and "faster" in sentence for sentence in advice.sentences)
     assert [case.case.variant for case, _ in advice.ruled_out] == ["wrecked"]
     assert all(reason for _, reason in advice.ruled_out)
+
+
+def test_a_case_is_compared_in_words_with_what_it_was_compared_with(made_run):
+    """At another batch size another backend's model may stand for the one that failed: not the case with itself."""
+    run = made_run()
+    for backend, batch, seconds in (("ov", 1, 2e-3), ("ort", 8, 9e-3), ("ov", 8, 6e-3)):
+        case = run.case("fp32", backend, batch)
+        run.timed(case, seconds).answered(case, worse(0))
+    run.made("fp32").failed("fp32@ort/b1/t1")
+    run.cases.insert(0, Case("fp32", "ort", "local", 1, 1))
+    analysis = analyse(run.data(backends=("ort", "ov"), batches=(1, 8)), today=TODAY)
+    chosen = analysis.case("fp32@ov/b8/t1")
+    told = recommend(analysis, view(analysis)).sentences
+
+    assert (analysis.reference, chosen.compared_with) == ("fp32@ov/b1/t1", "fp32@ort/b8/t1")
+    assert recommend(analysis, view(analysis)).case.key == chosen.key
+    assert "faster than fp32 on ort" in told[0]
 
 
 def test_a_case_that_fails_a_constraint_is_never_recommended(decided):

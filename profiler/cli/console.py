@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,24 +25,26 @@ from profiler.errors import StudyError
 if TYPE_CHECKING:
     from profiler.api import Result
 
+TOLD_EVERY_S = 30.0
+"""On a pipe a log should show that the run lives, and not every step of it."""
 # On a pipe there is no width to ask for; tables are written for a wide page then.
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 err = Console(stderr=True, highlight=False)
 
 
 class Bars:
-    """A bar per stage with the time left; on a pipe, a line per stage."""
+    """A bar per stage with the time left; on a pipe, a line per stage, and one now and then of how far it is."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, clock: Callable[[], float] = time.monotonic) -> None:
         """`progress` is None where there is no terminal."""
-        self._progress = progress
+        self._progress, self._clock = progress, clock
         self._task: TaskID | None = None
-        self._left = 0
+        self._title, self._steps, self._done, self._told_s = "", 0, 0, clock()
 
     def stage(self, title: str, steps: int) -> None:
         """Begin a stage."""
         self.finish()
-        self._left = steps
+        self._title, self._steps, self._done, self._told_s = title, steps, 0, self._clock()
         if self._progress is None:
             err.print(f"edgeprof: {title} ({steps} steps)", markup=False)
         else:
@@ -53,6 +56,10 @@ class Bars:
             self._progress.update(self._task, advance=1, detail=text[:40])
             # Drawn here and not by a timer thread: between measurements the parent must sleep.
             self._progress.refresh()
+        self._done += 1
+        if self._progress is None and self._clock() - self._told_s >= TOLD_EVERY_S:
+            self._told_s = self._clock()
+            err.print(f"edgeprof: {self._title}: {self._done} of {self._steps} steps", markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiler.cli import cluster_command as c
 from profiler.cli import options as o
 from profiler.errors import StudyError
 
@@ -45,8 +46,12 @@ def run(
     resume: Annotated[
         str | None, typer.Option("--resume", help="Go on with a run that was interrupted: its id, or latest.")
     ] = None,
+    yes: o.Yes = False,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
+    cluster: c.Address = None,
+    cluster_keys: c.Keys = None,
+    cluster_insecure: c.Insecure = False,
     json: o.Json = False,
 ) -> None:
     """Measure a study on all its targets, machines beside each other; a device that is lost is tried again, no other instead."""
@@ -61,10 +66,14 @@ def run(
     from profiler.study import read_study
 
     asked = None if study is None else read_study(study)
+    o.confirm_changes(
+        asked.targets if asked is not None else o.stored_targets(str(resume), out=out, database=database, search=False),
+        yes=yes,
+    )
     left: DevicesLeft | None = None
-    with bars() as progress:
+    with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
         try:
-            run_id = execute(asked, out=out, resume=resume, progress=progress, database=database)
+            run_id = execute(asked, out=out, resume=resume, progress=progress, database=database, cluster=place)
         except DevicesLeft as error:
             left, run_id = error, error.run_id
     if not json:

@@ -49,7 +49,11 @@ SloP99 = Annotated[str | None, typer.Option("--slo-p99", help="Largest accepted 
 MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Largest accepted peak RSS, e.g. 512MB.")]
 MaxCost = Annotated[float | None, typer.Option("--max-cost", help="Largest accepted USD per million inferences.")]
 Machine = Annotated[
-    str | None, typer.Option("--as", help="What this machine is priced as: aws:c7i.large, device:raspberry-pi-5-8gb.")
+    str | None,
+    typer.Option(
+        "--as",
+        help="What the machine is priced as: aws:c7i.large, device:raspberry-pi-5-8gb. Of several: NAME=TYPE,NAME=TYPE.",
+    ),
 ]
 Utilisation = Annotated[
     float, typer.Option("--utilisation", help="Share of the time that the machine is used, for costs.")

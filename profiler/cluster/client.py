@@ -226,9 +226,15 @@ class Cluster:
         asked_at, with_worker_at, began_at = self._clock(), self._clock(), None
         while True:
             try:
-                return future.result(timeout=self._look_s)
+                # This waits for the end of the unit, and fetches nothing: `result` within a short time would never bring a
+                # large one over a slow link, and Dask ends with one fetch that was given up all that are under way beside it.
+                future.exception(timeout=self._look_s)
+                return future.result(timeout=self._patience_s)
             except (TimeoutError, asyncio.TimeoutError):
                 pass
+            except (concurrent.futures.CancelledError, asyncio.CancelledError):
+                if future.cancelled():
+                    raise
             if self._closed.is_set():
                 raise ClusterLost("it was left")
             if unwanted():

@@ -50,16 +50,25 @@ class _Lane:
 
 
 def own_reference(analysis: Analysis, result: CaseResult) -> CaseResult:
-    """The unmodified model on the same backend, batch and threads. Raises StudyError when the run has none."""
+    """The unmodified model on the same backend, batch and threads; of that itself, the run's reference.
+
+    Raises StudyError when the run has none, or it is the reference that is to be explained.
+    """
     case = result.case
     if result.status != "measured" and case.backend == "—":
         why = result.failure.message if result.failure is not None else "it was not made"
         raise StudyError(f"{result.key} cannot be explained: {why}")
     key = Case(REFERENCE_VARIANT, case.backend, case.target, case.batch, case.threads).key
+    if key == result.key:
+        key = analysis.references.get(case.target, key)
     found = next((other for other in analysis.cases if other.key == key), None)
     if found is None:
         raise StudyError(
             f"run {analysis.run.id} has no {key} to explain {result.key} against: name one with --against."
+        )
+    if found.key == result.key:
+        raise StudyError(
+            f"{result.key} is the reference itself: name a variant of it, or a case to compare with by --against."
         )
     return found
 
@@ -92,10 +101,11 @@ def collect(
         prepared, notes = _prepared(analysis, source, Path(scratch))
         job = Job(run.id, run.study, store, store_of_files, records, prepared, folder, progress)
         failure = result.failure if result.status == "failed" and result.case.variant not in records else None
-        return compare(
-            job, result.case, against.case, goes=goes, accuracy_change=_accuracy(result), notes=notes,
-            failure=None if failure is None else (failure.kind, failure.message),
-        )  # fmt: skip
+        with job.modes:
+            return compare(
+                job, result.case, against.case, goes=goes, accuracy_change=_accuracy(result), notes=notes,
+                failure=None if failure is None else (failure.kind, failure.message),
+            )  # fmt: skip
 
 
 def _prepared(analysis: Analysis, source: Path, scratch: Path) -> tuple[prepare.Prepared, tuple[str, ...]]:

@@ -16,7 +16,7 @@ _STAGES = ("make", "screen", "race", "finish")
 
 
 def lines(run: RunData) -> list[str]:
-    """How many candidates ended where, and how much calibration rows mattered; empty for runs that are no search."""
+    """How many candidates ended where, whether one was enough, how much calibration rows mattered; empty for other runs."""
     search = run.plan.get("search")
     if not isinstance(search, Mapping):
         return []
@@ -31,9 +31,10 @@ def lines(run: RunData) -> list[str]:
     alpha = asked.get("alpha") if isinstance(asked, Mapping) else None
     sure = f"; a drop is wrong with at most {alpha:.0%} over all of them" if isinstance(alpha, float) else ""
     head = f"search: {', '.join(parts) or 'nothing decided yet'}{sure}. Each with its reason: report.html"
-    spreads = search.get("seed_spreads")
+    spreads, enough = search.get("seed_spreads"), search.get("enough")
     return [
         head,
+        *([f"enough: {words.one_line(enough)}"] if isinstance(enough, str) else []),
         *(_spread(item) for item in (spreads if isinstance(spreads, list) else []) if isinstance(item, Mapping)),
     ]
 

@@ -161,7 +161,7 @@ class LiveBench:
         study = job.study.model_copy(update={"effort": effort, "time_budget_s": None, "soak": None})
         before, self._looks[look] = self.spent_s, processes
         references = {case.key: (self._reference,) for case in cases}
-        planned = groups_beside(references, cases, self.made.values())
+        planned = groups_beside(references, cases, self.made.values(), self.plan.get("group_memory_bytes"))
         try:
             campaign.measure(replace(job, study=study, store=view), planned)
         except BudgetError as error:
@@ -246,7 +246,7 @@ class LiveBench:
             # What is left over belongs to the calibration seeds.
             job = replace(job, budget=replace(job.budget, seconds=_SEEDS_FROM * job.budget.seconds))
         try:
-            campaign.measure(job, groups(job.study, wanted, self.made.values()))
+            campaign.measure(job, groups(job.study, wanted, self.made.values(), self.plan.get("group_memory_bytes")))
         except BudgetError as error:
             job.progress.note(str(error))
         self.left_out()

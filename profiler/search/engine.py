@@ -141,6 +141,8 @@ class Found:
     """Measured at the full effort, the provisional frontier first."""
     provisional: tuple[Case, ...]
     """What the race took for the frontier, from screening data: only the final figures are to be shown."""
+    enough: str | None = None
+    """Whether something was enough, and what, in words; None where nothing was asked for."""
 
 
 @dataclass
@@ -167,15 +169,14 @@ class Search:
         left: list[Case] = []
         ladder = self._ladder()
         self._rungs = len(ladder)
+        winner = None
         for self._rung, variants in enumerate(ladder):
             fresh = self._screened(self._made(variants))
             candidates += [case for case in fresh if case not in candidates]
             left += [case for case in self._raced(fresh) if case not in left]
             if winner := self._enough(left):
                 for variant in (text for texts in ladder[self._rung + 1 :] for text in texts):
-                    self._tell(
-                        variant, "make", "not tried", f"{winner} is enough: cheaper rungs of the ladder come first"
-                    )
+                    self._tell(variant, "make", "not tried", f"cheaper rungs of the ladder come first, and {winner}")
                 break
         front = self._frontier(left)
         rest = sorted((case for case in left if case not in front), key=lambda case: self._behind(case, left))
@@ -185,7 +186,7 @@ class Search:
             self._tell(case.key, "finish", "contender", "measured at the full effort, confirmed on rows of its own")
         self.bench.confirm(contenders)
         self.bench.finish(contenders)
-        return Found(tuple(contenders), tuple(front))
+        return Found(tuple(contenders), tuple(front), self._how_it_ended(winner))
 
     def _ladder(self) -> list[list[str]]:
         """The variants that are raced together, each time with the reference."""
@@ -196,19 +197,45 @@ class Search:
         return [[text for text in texts if self.rung(text) == step] for step in steps]
 
     def _enough(self, left: Sequence[Case]) -> str | None:
-        """The first candidate that surely is as fast as was asked for and does not look worse than accepted, in words."""
+        """The first candidate that surely is as fast as was asked for and does not look worse than accepted, in words.
+
+        That it is surely not worse is not asked: few rows can show it, and then the whole ladder would be climbed for nothing.
+        Whether it was shown is told.
+        """
         if self.rules.enough is None or self.reference.key not in self._logs:
             return None
         timed = [case for case in left if case.key in self._logs]
         found = racing.separation(np.array([self._logs[case.key] for case in timed]))
         place = timed.index(self.reference)
-        upper = found.upper(self.rules.alpha / 2 / self._rungs / len(timed))[:, place]
-        base = self._mean_quality(self.reference)
-        margin = math.inf if self.rules.margin is None else self.rules.margin
-        for case, bound in zip(timed, upper, strict=True):
-            if bound <= math.log(self.rules.enough) and base - self._mean_quality(case) <= margin:
-                return f"{case.key} takes at most {math.exp(bound):.2f} of the reference's time, which"
+        level = self.rules.alpha / 2 / self._rungs / len(timed)
+        for case, bound in zip(timed, found.upper(level)[:, place], strict=True):
+            if bound <= math.log(self.rules.enough) and (quality := self._within_margin(case, level)) is not None:
+                return f"{case.key} takes at most {math.exp(bound):.2f} of the reference's time{quality}"
         return None
+
+    def _within_margin(self, case: Case, level: float) -> str | None:
+        """How its quality on the screening rows compares, in words; None when it looks worse than accepted."""
+        mine, base = (self._quality.get(key, np.zeros(0)) for key in (case.quality_key, self.reference.quality_key))
+        count, margin = min(len(mine), len(base)), self.rules.margin
+        if margin is None or not count:
+            return ""
+        change = mine[:count] - base[:count]
+        if -change.mean() > margin:
+            return None
+        bets = racing.cluster_means(change, self._clusters(count), -margin)
+        sure = racing.surely_above(bets, 0.0, level=level, low=-1.0 + margin)
+        return (
+            f"; its quality changed by {100 * change.mean():+.2f} points on {count} screening rows, which "
+            f"{'surely is' if sure else 'looks like it is, but they are too few to be sure,'} within {100 * margin:g}"
+        )
+
+    def _how_it_ended(self, winner: str | None) -> str | None:
+        if self.rules.enough is None:
+            return None
+        asked = f"{1 / self.rules.enough:.3g} times faster"
+        if winner is None:
+            return f"{asked} was not reached: no candidate surely is, within the accepted drop"
+        return f"{asked} was reached: {winner}. Its final figures are those in the table"
 
     def _made(self, variants: Sequence[str]) -> list[Case]:
         """All cases of the variants that could be made in time; from the second rung on beside the one reference."""

@@ -17,20 +17,36 @@ from profiler.budget import Budget
 from profiler.cluster.client import Cluster
 from profiler.cluster.evaluating import ClusterEvaluation
 from profiler.cost.detect import detect_machine
+from profiler.data.dataset import Dataset
 from profiler.environment import describe
 from profiler.errors import StudyError, unknown
+from profiler.evaluate import Elsewhere
+from profiler.fleet.classes import settled
+from profiler.fleet.devices import machine_of
+from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
+from profiler.machines import device_of
 from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, QualityRecord
-from profiler.run import clusters, conditions, make_ahead, only_run_in, status_kept, store_of_artifacts, without_closing
+from profiler.run import (
+    clusters,
+    complete_places,
+    conditions,
+    make_ahead,
+    of_targets,
+    only_run_in,
+    status_kept,
+    store_of_artifacts,
+    through_links,
+    without_closing,
+)
 from profiler.search import screening as screens
 from profiler.search.bench import LiveBench, Objective
 from profiler.search.engine import Found, Rules, Search
 from profiler.search.space import ladder, rung, seeds_of, suggestions
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study
-from profiler.targets import launch
 from profiler.variants import registry
 
 SEED_SPREADS = 3
@@ -95,6 +111,7 @@ def execute_search(
                 raise StudyError("there is nothing to search: give a model, or a search to resume with --resume RUN.")
             else:
                 # Written down whole: a later edgeprof, whose ladder is longer, resumes what this one began.
+                study = settled(study, store, progress)
                 study = study.model_copy(update={"variants": ladder(study.variants, _suggested(study))})
             asked = asked or Asked()
             variants = _checked(study)
@@ -136,7 +153,6 @@ def _execute(
     artifact_store, folder = store_of_artifacts(out, cluster, progress), out / run_id
     elsewhere = None if cluster is None else ClusterEvaluation(cluster)
     folder.mkdir(parents=True, exist_ok=True)
-    before = store.run(run_id)
     with prepare.working_folder() as scratch:
         progress.stage("reading model and data", 1)
         prepared = prepare.prepare(study, variants, Path(scratch))
@@ -147,28 +163,47 @@ def _execute(
             few = screens.too_few_rows(len(parts[1]), margin)
             if few is not None:
                 progress.note(few)
-        made: dict[str, ArtifactRecord] = {}
-        plan = _planned(before, prepared, store)
-        resume = f"edgeprof search --resume {run_id}"
-        job = Job(run_id, study, store, artifact_store, made, prepared, folder, progress, budget, resume)
-        screening = None if parts is None else screens.Screening(job, parts[0], elsewhere=elsewhere)
-        had = {record.variant: record.sha256 for record in before.artifacts}
-        bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had, elsewhere=elsewhere)
+        store.set_plan(run_id, _planned(store.run(run_id), prepared, store, progress), prepared.notes)
         rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha, enough=asked.enough)
         rungs = 1 if asked.enough is None else len({rung(variant.text) for variant in variants})
         # Before anything is timed, and so that its own turn, in which it comes from the cache, is still within its time.
         make_ahead(artifact_store, prepared, variants, progress, AHEAD_SHARE * rules.make_until / rungs * budget.left_s)
-        reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
-        progress.stage("searching", len(variants))
-        with job.modes:
-            found = Search(study.variants, reference, bench, rules, rung).run()
-            if asked.seeds and prepared.evaluation is not None:
-                spread_over_seeds(bench, found, store.run(run_id))
-            bench.left_out()
+        resume = f"edgeprof search --resume {run_id}"
+        job = Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget, resume)
+        screened = None if parts is None else parts[0]
+
+        def work(mine: DeviceJob) -> None:
+            # All of it again after a lost connection or lease: what is stored is not measured twice.
+            through_links(mine, lambda: _searched(mine, asked, rules, screened, elsewhere), mine.stop.sleep)
+
+        device = device_of(study.targets[0])
+        with job.modes, Queues(job, {device: machine_of(device)}) as queues:
+            queues.one(device, work)
     store.set_status(run_id, "finished")
 
 
-def _planned(before: RunData, prepared: prepare.Prepared, store: Store) -> dict[str, Any]:
+def _searched(
+    job: DeviceJob, asked: Asked, rules: Rules, screened: Dataset | None, elsewhere: Elsewhere | None
+) -> None:
+    complete_places(job, job.device)
+    study, before, made = job.study, job.store.run(job.run_id), dict[str, ArtifactRecord]()
+    job = replace(job, artifacts=made)
+    screening = None if screened is None else screens.Screening(job, screened, elsewhere=elsewhere)
+    had = {record.variant: record.sha256 for record in before.artifacts}
+    plan = json.loads(json.dumps(before.plan))
+    bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had, elsewhere=elsewhere)
+    reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
+    job.progress.stage("searching", len(study.variants))
+    found = Search(study.variants, reference, bench, rules, rung).run()
+    if found.enough is not None:
+        bench.plan["search"]["enough"] = found.enough
+        bench.save()
+    if asked.seeds and job.prepared.evaluation is not None:
+        spread_over_seeds(bench, found, job.store.run(job.run_id))
+    bench.left_out()
+
+
+def _planned(before: RunData, prepared: prepare.Prepared, store: Store, progress: Progress) -> dict[str, Any]:
     """The plan: as it is stored, or new. Raises StudyError when a resumed run finds another model or other data."""
     data = prepared.evaluation
     facts = {
@@ -181,7 +216,7 @@ def _planned(before: RunData, prepared: prepare.Prepared, store: Store) -> dict[
         what = "data" if changed[0] == "data_sha256" else "model"
         raise StudyError(f"the {what} changed since run {before.id} began: start a new search instead of resuming.")
     if "source_sha256" in stored:
-        return json.loads(json.dumps(stored))  # type: ignore[no-any-return]
+        return stored
     return {
         **stored, **facts,
         "data_name": None if data is None else data.name,
@@ -189,7 +224,7 @@ def _planned(before: RunData, prepared: prepare.Prepared, store: Store) -> dict[
         "calibration_rows": None if prepared.calibration is None else len(prepared.calibration),
         "clusters": clusters(prepared),
         "detected": asdict(detect_machine()),
-        "conditions": launch.conditions_of(before.study.targets),
+        **of_targets(before.study, before.environment, progress),
         **conditions(store, before.environment),
     }  # fmt: skip
 

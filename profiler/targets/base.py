@@ -15,13 +15,15 @@ from profiler.targets.conditions import Conditions, canonical, parse
 # Not `-m profiler.worker`: that puts the working directory first on the path, where a user's own `backends/` would
 # shadow ours. `python -P` does the same from 3.11 on; this also holds on 3.10 (JetPack 6).
 _START = "import sys; sys.path[:] = [p for p in sys.path if p]; from profiler.worker import main; main()"
-# On a device: its bundles stand before what is installed there. No quote in it but ".
+# On a device: its bundles stand before what is installed there, and what runtimes and drivers keep lies where `target remove`
+# takes it away. No quote in it but ".
 _START_THERE = (
     "import os,sys;r=os.path.expanduser(sys.argv[1]);"
     'b=[os.path.join(r,"bundles",n) for n in sys.argv[2:]];'
     'all(map(os.path.isdir,b)) or sys.exit("nothing is in "+r+" any more");'
     "sys.path[:]=b+[p for p in sys.path if p];"
-    'os.environ["EDGEPROF_WORKER_CACHE"]=os.path.join(r,"artifacts");'
+    'os.environ.update(EDGEPROF_WORKER_CACHE=os.path.join(r,"artifacts"),XDG_CACHE_HOME=os.path.join(r,"cache"),'
+    'CUDA_CACHE_PATH=os.path.join(r,"cache","cuda"));'
     "from profiler.worker import main;main(remote=True)"
 )
 

@@ -24,6 +24,8 @@ _MIN_MEMORY, _MAX_MEMORY = 1 << 24, 1 << 50
 _MIN_CPUS, _MAX_CPUS = 0.05, 1024
 _CASE = re.compile(r"/b\d+(?:/t\d+)?@([^@]+)$")
 _CLASS = re.compile(r"[a-z][a-z0-9_-]{0,19}")
+_CLASS_OF_TARGETS = "class"
+"""`class:edge`: any one target of that class (profiler.fleet.classes)."""
 _MODE = re.compile(r"[A-Z0-9][A-Z0-9_.+-]{0,39}")
 
 
@@ -68,7 +70,10 @@ class Conditions:
 def parse(text: str) -> tuple[str, Conditions]:
     """A target's name and its conditions. Raises StudyError for options that nobody knows, and values that cannot be."""
     read = spec.parse(text)
-    if read.device is not None:
+    machine = read.name
+    if read.name == _CLASS_OF_TARGETS and read.device is not None:
+        machine = f"{read.name}:{read.device}"
+    elif read.device is not None:
         raise StudyError(
             f"target '{text}': a target has no device after a colon; conditions stand in braces, such as {read.name}{{cpus=1}}."
         )
@@ -76,7 +81,7 @@ def parse(text: str) -> tuple[str, Conditions]:
         if key not in OPTIONS:
             raise unknown(f"option of target '{read.name}'", key, OPTIONS)
     cpus, memory, cores, power = (read.options.get(key) for key in ("cpus", "memory", "cores", "power"))
-    return read.name, Conditions(
+    return machine, Conditions(
         None if cpus is None else _cpus(text, cpus),
         None if memory is None else _memory(text, memory),
         None if cores is None else _cores(text, cores),

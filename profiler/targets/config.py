@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime
 from datetime import time as clock
@@ -127,14 +129,38 @@ def get(name: str) -> TargetSpec:
 
 def save(spec: TargetSpec) -> None:
     """Add or replace a target."""
-    _write({**load(), check(spec).name: spec})
+    with lock("targets"):
+        _write({**load(), check(spec).name: spec})
 
 
 def forget(name: str) -> None:
     """Take a target off the list; what is on the machine stays."""
-    known = load()
-    known.pop(get(name).name)
-    _write(known)
+    with lock("targets"):
+        known = load()
+        known.pop(get(name).name)
+        _write(known)
+
+
+@contextmanager
+def lock(name: str, busy: str | None = None) -> Iterator[None]:
+    """Keep other processes of this user out meanwhile: by waiting, or with `busy`, what to say to them. Raises TargetError.
+
+    The lock vanishes with the process, however that ends; its empty file stays beside the targets.
+    """
+    place = path().with_name(f".{name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise TargetError(f"cannot write the targets to {path()}: {error.strerror}.") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy is not None else 0))
+        except BlockingIOError:
+            raise TargetError(str(busy)) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def check(spec: TargetSpec) -> TargetSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -155,6 +156,11 @@ class WorkerProcess:
             if known == "out_of_memory":
                 found = self._witness.of_allocation(message, alive=True)
                 raise _failure(known, found, self.log_tail())
+            if os.strerror(errno.ENOSPC) in message and not self._target.shares_files:
+                message = (
+                    f"'{self._target.name}' has no room left on its disk: free some there, or give it another --folder "
+                    f"(`edgeprof target remove` and `add`). It said: {message}"
+                )
             raise WorkerFailure(known, message, self.log_tail())
         self._witness.heard(reply)
         return reply, reply_arrays

@@ -70,7 +70,8 @@ def set_up(
     unknown = sorted(set(runtimes or ()) - set(bundle.RUNTIMES))
     if unknown:
         raise TargetError(f"no runtime '{unknown[0]}' can be put on a device; there are: {', '.join(bundle.RUNTIMES)}.")
-    with Agent(spec) as agent:
+    busy = f"'{spec.name}' is being set up by another process: wait for it, or stop it."
+    with config.lock(f"setup-{spec.name}", busy), Agent(spec) as agent:
         if fresh:
             agent.ask("keep", timeout_s=300.0, names=[])
         found = agent.ask("look")

@@ -97,9 +97,14 @@ def _pre_process(model: ModelProto, notes: list[str]) -> ModelProto:
 
 
 def name_nodes(model: ModelProto) -> None:
-    """Give every node a name of its own: quantizers select nodes by name, exporters leave names empty or double."""
+    """Give every node a name of its own: quantizers select nodes by name, exporters leave names empty or double.
+
+    A nameless node is called by its first result, as `profiler.explain` calls it in the unmodified model.
+    """
     taken: set[str] = set()
     for index, node in enumerate(walk_nodes(model)):
+        if not node.name and node.output:
+            node.name = node.output[0]
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{index}_"
         taken.add(node.name)

@@ -56,6 +56,18 @@ def test_json(stored, capsys):
     assert content["evidence"]["machine"]["usable_cores"] >= 1
 
 
+def test_a_reference_of_another_backend_is_compared_with_that_of_the_run(stored, capsys):
+    """Not with itself."""
+    assert explain(stored, "2") == EXIT_OK
+    assert "slower than fp32@fake{latency_us=100" in capsys.readouterr().out
+
+
+def test_the_reference_is_not_explained_by_itself(stored, capsys):
+    """The next words say what to name instead."""
+    assert explain(stored, "1") == EXIT_ERROR
+    assert "is the reference itself: name a variant" in capsys.readouterr().err
+
+
 def test_an_unknown_case_is_answered_with_the_known_ones(stored, capsys):
     """As everywhere."""
     assert explain(stored, "int9") == EXIT_ERROR
@@ -64,7 +76,7 @@ def test_an_unknown_case_is_answered_with_the_known_ones(stored, capsys):
 
 def test_no_goes_are_a_mistake(stored, capsys):
     """With the number that works."""
-    assert _run(["explain", "latest", "1", "--out", str(stored), "--goes", "0"], debug=False) == EXIT_ERROR
+    assert _run(["explain", "latest", "2", "--out", str(stored), "--goes", "0"], debug=False) == EXIT_ERROR
     assert "--goes 1 or more" in capsys.readouterr().err
 
 

@@ -106,6 +106,14 @@ def test_what_some_devices_gave_is_shown_although_another_was_lost(edgeprof, tmp
     assert edgeprof("runs")[1].count("interrupted") == 1
 
 
+def test_power_modes_are_set_only_when_agreed_to(edgeprof, tmp_path, small_model):
+    """As by the other commands: they hold for everything that runs on the machine."""
+    code, _, told = edgeprof("fleet", "run", study_file(tmp_path, small_model, '"jetson{power=15W}"'))
+
+    assert code == 2
+    assert "agree with --yes" in told
+
+
 def test_a_study_or_a_run_to_resume_is_needed(edgeprof):
     """One of them."""
     code, _, told = edgeprof("fleet", "run")

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from profiler import demo
 from profiler.explain.layers import Names, file_facts
 from profiler.onnx_io import read_model
+from profiler.variants.preparing import name_nodes
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,20 @@ def test_the_demo_model_has_eight_layers_with_their_multiplications(model):
 def test_executed_ops_are_found_by_what_runtimes_keep_of_names(names, executed, layer):
     """All seen in profiles of onnxruntime 1.32 and OpenVINO 2026.4."""
     assert names.layer([executed]) == layer
+
+
+def test_layers_of_nameless_nodes_are_found_again_in_variants(model):
+    """Recipes name them as they are called here, else nothing of a variant would belong to a layer."""
+    bare, named = onnx.ModelProto(), onnx.ModelProto()
+    bare.CopyFrom(model)
+    for node in bare.graph.node:
+        node.ClearField("name")
+    named.CopyFrom(bare)
+    name_nodes(named)
+    expected = [layer.name for layer in file_facts(bare, 1).layers]
+
+    assert len(set(expected)) == 8
+    assert [layer.name for layer in file_facts(named, 1).layers] == expected
 
 
 def test_a_later_candidate_counts_when_the_first_says_nothing(names):

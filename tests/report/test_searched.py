@@ -48,8 +48,20 @@ def test_the_spread_over_calibration_seeds_is_shown_or_said_to_be_missing():
     assert lines[1] == "calibration seeds of int8@ov: not repeated, no time was left"
 
 
+def test_whether_a_stated_gain_was_reached_is_told():
+    lines = searched.lines(run({"decisions": [], "enough": "1.5 times faster was reached: it"}))
+
+    assert lines[1:] == ["enough: 1.5 times faster was reached: it"]
+
+
 def test_a_plan_of_another_shape_is_no_crash():
     """Records are untrusted."""
-    for search in ("text", [], {"decisions": "x", "seed_spreads": [1], "asked": None}, {"decisions": [3]}):
+    for search in (
+        "text",
+        [],
+        {"enough": [1]},
+        {"decisions": "x", "seed_spreads": [1], "asked": None},
+        {"decisions": [3]},
+    ):
         searched.lines(run(search))
         searched.rows(run(search))

@@ -124,12 +124,15 @@ def test_the_ladder_is_climbed_until_it_is_enough():
     (left,) = [d for d in bench.decisions if d.outcome == "not tried"]
     assert left.subject == "dearest"
     assert case("dear").key in left.reason
+    assert found.enough.startswith(f"1.5 times faster was reached: {case('dear').key} takes at most 0.")
+    assert "points on" in found.enough
 
 
 def test_what_is_never_enough_is_climbed_to_the_top():
     bench, found = searched(truths=LADDER, reference=REFERENCE, rules=Rules(enough=0.05), rung=RUNG)
     assert not [d for d in bench.decisions if d.outcome == "not tried"]
     assert case("dearest") in found.contenders
+    assert "20 times faster was not reached" in found.enough
 
 
 def test_a_fast_one_that_looks_too_inaccurate_is_not_enough():

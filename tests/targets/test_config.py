@@ -223,3 +223,22 @@ def test_without_a_shell_the_words_stay_apart():
     spec = TargetSpec("x", ("docker", "exec", "-i", "box"), python="python3.11")
 
     assert config.words(spec, "-c", "a b") == ("docker", "exec", "-i", "box", "python3.11", "-c", "a b")
+
+
+def test_targets_that_are_saved_at_the_same_time_are_all_kept(place):
+    """Reading and writing is one step: nobody writes back what he read before another's target was there."""
+    code = (
+        "import sys; from profiler.targets import config\n"
+        "for i in range(8): config.save(config.TargetSpec(f'{sys.argv[1]}{i}', ('true',)))"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert sorted(config.load()) == sorted(f"{name}{i}" for name in "ab" for i in range(8))
+
+
+def test_whoever_comes_second_to_a_lock_is_told_so(place):
+    """The first one is not disturbed, and afterwards it is free again."""
+    with config.lock("setup-pi", "busy"), pytest.raises(TargetError, match="busy"), config.lock("setup-pi", "busy"):
+        pass
+    with config.lock("setup-pi", "busy"):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -213,6 +214,25 @@ def test_something_that_is_no_worker_is_told(quick_grace, code, kind, words):
     assert kind == failure.kind
     assert words in str(failure)
     assert worker._process.poll() is not None
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("elsewhere", "named"), [(True, True), (False, False)])
+def test_a_full_disk_elsewhere_names_the_device_and_what_to_do(quick_grace, elsewhere, named):
+    """On this machine the words of the system are enough."""
+    told = json.dumps(
+        {"arrays": [], "ok": False, "kind": "error", "message": "[Errno 28] No space left on device: '/x'"}
+    )
+    code = (
+        "import struct, sys; text = sys.argv[1].encode(); out = sys.stdout.buffer\n"
+        "out.write(struct.pack('>I', len(text)) + text); out.flush(); sys.stdin.read()"
+    )
+    target = Target("pi", (sys.executable, "-c", code, told), shares_files=not elsewhere)
+    with WorkerProcess(target) as worker:
+        failure = failure_of(worker)
+
+    assert "No space left on device" in str(failure)
+    assert ("'pi' has no room left" in str(failure)) == named
 
 
 @pytest.mark.process

@@ -12,6 +12,9 @@ import pytest
 
 from profiler import run
 from profiler.errors import TargetError
+from profiler.progress import Silent
+from profiler.records import Environment
+from profiler.study import make_study
 from profiler.targets import bundle, config, setup
 from profiler.targets.config import TargetSpec
 from profiler.targets.remote import Agent, LinkLost
@@ -254,6 +257,27 @@ def test_a_flapping_link_that_gets_somewhere_is_followed_for_as_long_as_it_does(
     run.through_links(job, job.measure, job.naps.append)
 
     assert job.naps == [run.LINK_PAUSES_S[0]] * 20
+
+
+@pytest.mark.parametrize(("stumbles", "known"), [(0, True), (2, True), (3, False)])
+def test_a_stumble_at_the_very_beginning_ends_no_run(monkeypatch, stumbles, known):
+    """Two further tries; then the host is more likely mistyped than busy."""
+    left = [LinkLost("the connection to 'dev' was lost.")] * stumbles
+    here = Environment("h", "x86_64", "Linux", "3.11", "cpu", (), 1, 1, 1, None, (), {})
+
+    def place(name: str) -> setup.Place:
+        if left:
+            raise left.pop()
+        return setup.Place(here, emulated=False, device=None)
+
+    monkeypatch.setattr(run.setup, "place", place)
+    monkeypatch.setattr(run, "LINK_PAUSES_S", (0.0, 0.0, 0.0))
+    study = make_study(model="m.onnx", targets=("dev",))
+    if known:
+        assert list(run.of_targets(study, here, Silent())["targets"]) == ["dev"]
+    else:
+        with pytest.raises(LinkLost):
+            run.of_targets(study, here, Silent())
 
 
 def test_other_errors_are_no_lost_link():
