@@ -10,7 +10,6 @@ import typer
 
 from profiler.cli import cluster_command as c
 from profiler.cli import options as o
-from profiler.errors import StudyError
 
 if TYPE_CHECKING:
     from profiler.store import Store
@@ -55,21 +54,14 @@ def run(
     json: o.Json = False,
 ) -> None:
     """Measure a study on all its targets, machines beside each other; a device that is lost is tried again, no other instead."""
-    if (study is None) == (resume is None):
-        raise StudyError("give either a study file, or --resume RUN (`edgeprof runs` lists them).")
     from profiler import api
     from profiler.cli.app import EXIT_ERROR
     from profiler.cli.console import bars, err, show_result
     from profiler.fleet.queues import DevicesLeft
     from profiler.run import execute
     from profiler.store import open_store
-    from profiler.study import read_study
 
-    asked = None if study is None else read_study(study)
-    o.confirm_changes(
-        asked.targets if asked is not None else o.stored_targets(str(resume), out=out, database=database, search=False),
-        yes=yes,
-    )
+    asked = o.asked_study(study, resume, out=out, database=database, yes=yes)
     left: DevicesLeft | None = None
     with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
         try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from backends.spec import split_list
 from profiler.errors import StudyError
 from profiler.units import parse_bytes, parse_drop, parse_seconds, parse_share
+
+if TYPE_CHECKING:
+    from profiler.study import Study
 
 OUT_DEFAULT = Path("runs")
 
@@ -167,6 +170,23 @@ def confirm_changes(texts: Sequence[str], *, yes: bool) -> None:
         abort=True,
         err=True,
     )
+
+
+def asked_study(file: Path | None, resume: str | None, *, out: Path, database: str | None, yes: bool) -> Study | None:
+    """The study of a file, or None where a run is to be resumed; what it changes on its targets was agreed to.
+
+    Raises StudyError unless exactly one of the two is given.
+    """
+    from profiler.study import read_study
+
+    if (file is None) == (resume is None):
+        raise StudyError("give either a study file, or --resume RUN (`edgeprof runs` lists them).")
+    asked = None if file is None else read_study(file)
+    texts = (
+        asked.targets if asked is not None else stored_targets(str(resume), out=out, database=database, search=False)
+    )
+    confirm_changes(texts, yes=yes)
+    return asked
 
 
 def stored_targets(run: str, *, out: Path, database: str | None, search: bool) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ import typer
 
 from profiler.cli import cluster_command as c
 from profiler.cli import options as o
-from profiler.errors import StudyError
 
 
 def command(
@@ -26,18 +25,11 @@ def command(
     json: o.Json = False,
 ) -> None:
     """Do a study file, or resume an interrupted run."""
-    if (study is None) == (resume is None):
-        raise StudyError("give either a study file, or --resume RUN (`edgeprof runs` lists them).")
     from profiler import api
     from profiler.cli.console import bars, show_result
     from profiler.run import execute
-    from profiler.study import read_study
 
-    asked = None if study is None else read_study(study)
-    o.confirm_changes(
-        asked.targets if asked is not None else o.stored_targets(str(resume), out=out, database=database, search=False),
-        yes=yes,
-    )
+    asked = o.asked_study(study, resume, out=out, database=database, yes=yes)
     with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
         run_id = execute(asked, out=out, resume=resume, progress=progress, database=database, cluster=place)
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))
