@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from backends import cpu
+from profiler.measure.memory import own_limit
 from profiler.records import Environment
 
 _PACKAGES = (
@@ -29,6 +30,7 @@ def describe(root: Path = Path("/")) -> Environment:
     """Look at this machine. `root` lets tests give a recorded tree in place of `/proc` and `/sys`."""
     import psutil
 
+    total, limit = psutil.virtual_memory().total, own_limit(root)
     gpus, gpu_note = _gpus()
     return Environment(
         hostname=platform.node(),
@@ -39,7 +41,7 @@ def describe(root: Path = Path("/")) -> Environment:
         cpu_isa=cpu.isa(root),
         logical_cores=psutil.cpu_count() or 1,
         usable_cores=cpu.usable_cores(root),
-        memory_bytes=psutil.virtual_memory().total,
+        memory_bytes=total if limit is None else min(total, limit),
         hypervisor=_hypervisor(root),
         gpus=gpus,
         versions=_versions(),

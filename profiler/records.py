@@ -73,6 +73,7 @@ class Environment:
     usable_cores: int
     """Cores this process may run on (affinity mask, container quota)."""
     memory_bytes: int
+    """What this process may use of it (container limit)."""
     hypervisor: str | None
     gpus: tuple[str, ...]
     versions: Mapping[str, str]

@@ -320,6 +320,7 @@ def _places(study: Study, here: Environment, progress: Progress) -> dict[str, An
             except TargetError as error:
                 if not isinstance(error, LinkLost) or not pauses:
                     return error
+                progress.note(f"{error} Trying again in {pauses[0]:g} s.")
                 time.sleep(pauses.pop(0))
 
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:

@@ -121,3 +121,17 @@ def test_another_version_of_edgeprof_must_test_itself_again():
 def test_the_fingerprint_is_the_same_in_every_process():
     """A known answer: stored self-tests are found by it."""
     assert environment.fingerprint(HERE, "0.1") == "596732072b126f71"
+
+
+def test_a_containers_limit_is_the_memory_that_there_is(tmp_path):
+    """What lies beyond it cannot be used, whatever the machine has."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/box\n")
+    group = tmp_path / "sys/fs/cgroup/box"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text("1000\n")
+    (group / "memory.max").write_text("50000000\n")
+
+    assert environment.describe(tmp_path).memory_bytes == 50_000_000
+    (group / "memory.max").write_text("max\n")
+    assert environment.describe(tmp_path).memory_bytes > 50_000_000

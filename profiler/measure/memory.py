@@ -236,6 +236,44 @@ def group_folder(root: Path = Path("/"), pid: int | None = None) -> tuple[Path, 
     return None
 
 
+def group_limit(folder: Path, version: int) -> int | None:
+    """The lowest memory limit on a control group and those above it, bytes; None when nothing limits it."""
+    if version == 1:
+        limit = counter(folder / "memory.stat", "hierarchical_memory_limit")
+        # Without a limit it is the largest number of pages that fit into 64 bits.
+        return limit if limit is not None and limit < 1 << 60 else None
+    limits = []
+    while (folder / "memory.max").is_file():
+        text = small_text(folder / "memory.max")
+        limits += [int(text)] if text is not None and text.isdecimal() else []
+        folder = folder.parent
+    return min(limits, default=None)
+
+
+def own_limit(root: Path = Path("/")) -> int | None:
+    """What a container or service lets this process use, bytes; None when nothing limits it."""
+    found = group_folder(root)
+    return None if found is None else group_limit(*found)
+
+
+def counter(path: Path, key: str) -> int | None:
+    """The number behind `key` in a file of lines `key number`; None when there is none."""
+    for line in (small_text(path) or "").splitlines():
+        name, _, rest = line.partition(" ")
+        value = rest.split()
+        if name == key and value and value[0].isdecimal():
+            return int(value[0])
+    return None
+
+
+def small_text(path: Path) -> str | None:
+    """What stands in a file of the kernel's; None when it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return None
+
+
 class _GroupPeak:
     """The highest memory use of this process's control group.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from profiler.measure.memory import PHASES, group_folder, status_fields
+from profiler.measure.memory import PHASES, counter, group_folder, group_limit, small_text, status_fields
 from profiler.units import size
 
 ENOUGH_SHARE = 0.1
@@ -193,53 +193,23 @@ def peak_of(usage: resource.struct_rusage) -> int:
 
 def machine_kills(root: Path = Path("/")) -> int | None:
     """Processes that the kernel has killed for memory since boot, in control groups and machine-wide (Linux 4.13 on)."""
-    return _counter(root / "proc/vmstat", "oom_kill")
+    return counter(root / "proc/vmstat", "oom_kill")
 
 
 def group_kills(folder: Path, version: int) -> int | None:
     """Processes of a control group that the kernel has killed for memory."""
-    return _counter(folder / ("memory.oom_control" if version == 1 else "memory.events"), "oom_kill")
-
-
-def group_limit(folder: Path, version: int) -> int | None:
-    """The lowest memory limit on a control group and those above it, bytes; None when nothing limits it."""
-    if version == 1:
-        limit = _counter(folder / "memory.stat", "hierarchical_memory_limit")
-        # Without a limit it is the largest number of pages that fit into 64 bits.
-        return limit if limit is not None and limit < 1 << 60 else None
-    limits = []
-    while (folder / "memory.max").is_file():
-        text = _text(folder / "memory.max")
-        limits += [int(text)] if text is not None and text.isdecimal() else []
-        folder = folder.parent
-    return min(limits, default=None)
+    return counter(folder / ("memory.oom_control" if version == 1 else "memory.events"), "oom_kill")
 
 
 def _group_room(folder: Path, version: int) -> tuple[int, int] | None:
     limit = group_limit(folder, version)
-    used = _text(folder / ("memory.usage_in_bytes" if version == 1 else "memory.current"))
+    used = small_text(folder / ("memory.usage_in_bytes" if version == 1 else "memory.current"))
     if limit is None or used is None or not used.isdecimal():
         return None
     return limit - int(used), limit
 
 
 def _machine_room(root: Path) -> tuple[int, int] | None:
-    free = _counter(root / "proc/meminfo", "MemAvailable:")
-    total = _counter(root / "proc/meminfo", "MemTotal:")
+    free = counter(root / "proc/meminfo", "MemAvailable:")
+    total = counter(root / "proc/meminfo", "MemTotal:")
     return None if free is None or total is None else (free * 1024, total * 1024)
-
-
-def _counter(path: Path, key: str) -> int | None:
-    for line in (_text(path) or "").splitlines():
-        name, _, rest = line.partition(" ")
-        value = rest.split()
-        if name == key and value and value[0].isdecimal():
-            return int(value[0])
-    return None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, ValueError):
-        return None

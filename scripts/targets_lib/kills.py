@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from profiler.store import DATABASE_NAME, open_store
+from scripts.targets_lib.container import Container
 from scripts.targets_lib.product import Checks, Edgeprof, Failed
 from scripts.targets_lib.sshd import Server, kill_session
 
@@ -19,7 +20,7 @@ _RUN_S = 900.0
 class Storm:
     """So many broken connections, drawn from one seed."""
 
-    def __init__(self, server: Server, kills: int, longest_gap_s: float, seed: int) -> None:
+    def __init__(self, server: Server | Container, kills: int, longest_gap_s: float, seed: int) -> None:
         """`kills` over all runs that are driven through it, with pauses between them up to `longest_gap_s`."""
         self._server, self.left, self._gap_s = server, kills, longest_gap_s
         self._random = random.Random(seed)
@@ -63,7 +64,8 @@ class Storm:
     def _strike(self, process: subprocess.Popen[str]) -> bool:
         """Break one connection or all, at either end; False when there is none."""
         try:
-            clients = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "ssh"]
+            below = psutil.Process(process.pid).children(recursive=True)
+            clients = [child for child in below if child.name() == self._server.client]
         except psutil.NoSuchProcess:
             return False
         sessions = [session for session in self._server.sessions() if session]
@@ -85,13 +87,13 @@ def notes(log: Path) -> int:
     return log.read_text(errors="replace").count("Trying again")
 
 
-def await_empty(server: Server, checks: Checks, when: str, seconds: float = 20.0) -> None:
+def await_empty(server: Server | Container, checks: Checks, when: str, seconds: float = 20.0) -> None:
     """Nothing may go on running in the account once nobody is connected."""
     end = time.monotonic() + seconds
     while server.processes() and time.monotonic() < end:
         time.sleep(0.1)
     left = [" ".join(process.cmdline())[:100] for process in server.processes()]
-    checks.expect(not left, f"no process is left in the account {when}", "; ".join(left))
+    checks.expect(not left, f"no process is left there {when}", "; ".join(left))
 
 
 def _begun(out: Path) -> bool:

@@ -45,6 +45,9 @@ MaxStartups 100:30:200
 class Server:
     """The server and what is needed to reach it, below one folder. Use it in a `with` block."""
 
+    client = "ssh"
+    """Name of the processes here that lead to it."""
+
     def __init__(self, folder: Path) -> None:
         """Raises Missing for what cannot be had here."""
         packages.needs("ssh", "ssh-keygen", "unshare")

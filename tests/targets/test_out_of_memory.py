@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from profiler.measure.memory import group_folder
+from profiler.measure.memory import group_folder, group_limit
 from profiler.targets.base import local
-from profiler.targets.out_of_memory import Witness, group_limit, machine_kills, speaks_of_memory
+from profiler.targets.out_of_memory import Witness, machine_kills, speaks_of_memory
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 MB = 1_000_000
