@@ -25,6 +25,7 @@ from profiler.records import EnergyRecord, FailureRecord, ProcessRecord
 from profiler.stats.energy import idle_of
 from profiler.study import Case, EnergyPlan
 from profiler.targets.process import WorkerFailure, WorkerProcess
+from profiler.targets.remote import LinkLost
 
 _MAX_LOST_IN_A_ROW = 3
 _PHASE_S = 0.1
@@ -132,6 +133,8 @@ def _lanes(job: Job, plan: EnergyPlan, cases: Sequence[Case], outside: external.
         if outside is None and place not in found:
             try:
                 found[place] = _ask(job, case, gpu)
+            except LinkLost:
+                raise
             except TargetError as error:
                 _fail(job, case.key, error)
                 continue
@@ -210,6 +213,8 @@ def _one(
     )
     try:
         record = _window(job, plan, lane, number, phase_s, outside, unix)
+    except LinkLost:
+        raise
     except TargetError as error:
         if lane.idle:
             job.progress.note(f"no idle window: {str(error).splitlines()[0][:200]}")

@@ -20,7 +20,7 @@ from profiler.cost.prices import load_prices
 from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
-from profiler.errors import DataError, EdgeprofError, StudyError, unknown
+from profiler.errors import DataError, EdgeprofError, StoreError, StudyError, unknown
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
@@ -214,6 +214,8 @@ def make_artifacts(
                 None if calibration is None else calibration.inputs,
                 None if calibration is None else calibration.sha256,
             )
+        except StoreError:
+            raise
         except EdgeprofError as error:
             if variant.text == REFERENCE_VARIANT:
                 raise

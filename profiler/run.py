@@ -31,7 +31,7 @@ from profiler.cost.model import price_case
 from profiler.cost.prices import load_prices
 from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
-from profiler.errors import DataError, ModelError, StoreError, StudyError, TargetError
+from profiler.errors import BudgetError, DataError, ModelError, StoreError, StudyError, TargetError
 from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate
 from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
@@ -118,6 +118,7 @@ def status_kept(store: Store, run_id: str, folder: Path, *, fresh: bool) -> Iter
             if (
                 fresh
                 and isinstance(error, (StudyError, ModelError, DataError))
+                and not isinstance(error, BudgetError)
                 and not store.run(run_id).plan.get("cases")
             ):
                 # Not possible as asked, and nothing was measured: `latest` should stay a run with results.

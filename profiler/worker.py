@@ -232,12 +232,17 @@ def _put(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     part, offset, size = _part(path), int(header["offset"]), int(header["size"])
     chunk = np.ascontiguousarray(arrays["chunk"]).reshape(-1).view(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab" if offset else "wb") as file:
-        if file.tell() != offset or offset + chunk.size > size:
-            raise wire.WireError(
-                f"{file.tell()} bytes of '{path.name}' are here, {chunk.size} more came for {offset} of {size}."
-            )
-        file.write(chunk.data if chunk.size else b"")
+    try:
+        with part.open("ab" if offset else "wb") as file:
+            if file.tell() != offset or offset + chunk.size > size:
+                raise wire.WireError(
+                    f"{file.tell()} bytes of '{path.name}' are here, {chunk.size} more came for {offset} of {size}."
+                )
+            file.write(chunk.data if chunk.size else b"")
+    except OSError:
+        # A disk that is full should not stay so for a part that is of no use.
+        part.unlink(missing_ok=True)
+        raise
     if offset + chunk.size == size:
         if wire.file_sha256(part) != header["file_sha256"]:
             part.unlink()

@@ -29,7 +29,7 @@ from profiler.leases import Lease, LeaseLost, Owner
 from profiler.machines import device_of
 from profiler.progress import Silent
 from profiler.run import execute
-from profiler.search.run import Asked, execute_search
+from profiler.search.run import Asked, decisions, execute_search
 from profiler.store import open_store
 from profiler.study import Case, Effort
 from profiler.targets import bundle, config
@@ -309,26 +309,31 @@ def test_all_devices_are_compared_with_the_outputs_of_one(tmp_path, device, fake
 
 @pytest.mark.process
 def test_a_search_has_the_device_to_itself_and_goes_on_after_a_lost_link(tmp_path, device, fake_study, monkeypatch):
-    """Under the device's lease, as a run; what the plan tells of the machine is the device's."""
+    """Under the device's lease, as a run. A candidate whose screening the link broke is no failed one."""
     monkeypatch.setattr("profiler.run.LINK_PAUSES_S", (0.0, 0.0))
     monkeypatch.setattr("profiler.search.bench.RACE_EFFORT", Effort(**ONE))
-    pi, taken = device("pi"), []
+    pi, taken, notes = device("pi"), [], []
 
-    def cut() -> None:
-        store = open_store(tmp_path, create=False)
-        taken.append(store.acquire(devices.lease_name("pi"), run_id="another"))
-        store.close()
-        pi.signal(signal.SIGKILL, relay=True)
+    def step(text: str = "") -> None:
+        if text == "fp32@fake{read=false,seed=1}/b1@pi" and not taken:
+            store = open_store(tmp_path, create=False)
+            taken.append(store.acquire(devices.lease_name("pi"), run_id="another"))
+            store.close()
+            pi.down.touch()
 
-    heard = Acts(**{"fp32@fake{read=false,seed=1}/b1/t1@pi": (1, cut)})
-    heard.step = lambda text="": Acts.step(heard, text.partition(" ")[0])
+    def note(text: str) -> None:
+        notes.append(text)
+        if "Trying again" in text:
+            pi.down.unlink()
+
+    heard = SimpleNamespace(stage=lambda *_: None, step=step, note=note)
     study = fake_study(backends=many(2), targets=("pi",), effort=ONE, variants=("fp32",))
     run = read(tmp_path, execute_search(study, Asked(seeds=False), out=tmp_path, progress=heard))
 
-    assert heard.acts == {}
-    assert (run.status, list(run.plan["targets"])) == ("finished", ["pi"])
+    assert (run.status, run.failures, list(run.plan["targets"])) == ("finished", (), ["pi"])
     assert [state.run_id for state in taken] == [run.id]
-    assert any("the connection to 'pi' was lost" in note for note in heard.notes)
+    assert any("the connection to 'pi' was lost" in text for text in notes)
+    assert {item["outcome"] for item in decisions(run)} <= {"contender", "dropped"}
     assert {state.device: state.status for state in run.queues} == {"pi": "done"}
     assert len({(b.case, b.replicate, b.group, b.round) for b in run.blocks}) == len(run.blocks)
     assert_one_at_a_time(run)

@@ -77,6 +77,13 @@ def test_a_free_one_comes_before_a_busy_one_which_is_not_asked(store):
     assert "it is busy, as 2 of 2 are" in notes[0]
 
 
+def test_one_whose_holder_has_ended_is_free(store, monkeypatch):
+    """A run that was killed keeps nobody waiting."""
+    store.acquire(lease_name("a"), run_id="another")
+    monkeypatch.setattr("profiler.fleet.classes.has_ended", lambda owner: True)
+    assert settle(store, "class:raspberry-pi-5-8gb")[0].targets == ("a",)
+
+
 def test_what_cannot_be_is_told(store):
     """No such class, with those that there are; none that answers, with the reasons."""
     with pytest.raises(

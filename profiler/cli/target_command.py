@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,13 +53,13 @@ def add(
         "--docker": (docker, lambda: {"prefix": config.docker(str(docker))}),
         "--kubectl": (kubectl, lambda: {"prefix": config.kubectl(str(kubectl))}),
         "--adb": (adb, lambda: {"prefix": config.adb(str(adb)), "shell": True}),
-        "--command": (command, lambda: {"prefix": _words(str(command))}),
+        "--command": (command, lambda: _prefix(str(command))),
     }
     given = [way for way, (value, _) in ways.items() if value is not None]
     known = config.load()
     if not given and device is not None and name in known:
         _check_device(device)
-        config.save(replace(known[name], device=device))
+        config.update(name, device=device)
         console.out.print(f"{name} is a {device} from now on", markup=False)
         return
     if len(given) != 1:
@@ -70,7 +70,8 @@ def add(
         name,
         **ways[given[0]][1](),
         python=python,
-        folder=folder or config.DEFAULT_FOLDER,
+        # Two names may lead to one machine: each has a folder of its own, which goes with it.
+        folder=folder or f"{config.DEFAULT_FOLDER}/{name}",
         emulated=emulated,
         device=device,
     )
@@ -87,10 +88,12 @@ def add(
     ]
     if shared:
         raise TargetError(f"'{shared[0]}' has the same command and folder: give this one a --folder of its own.")
+    if before is not None and (before.prefix, before.folder, before.python) == (spec.prefix, spec.folder, spec.python):
+        spec = replace(spec, bundles=before.bundles)
     config.save(spec)
     console.out.print(
         f"{'Replaced' if before else 'Added'} {name}: {shlex.join(config.words(spec))}\n"
-        f"Next: edgeprof target setup {name}", markup=False, soft_wrap=True,
+        + ("" if spec.bundles else f"Next: edgeprof target setup {name}"), markup=False, soft_wrap=True,
     )  # fmt: skip
 
 
@@ -120,7 +123,7 @@ def list_(
             state = "another edgeprof is on it: set it up again"
         words = [word for word in spec.prefix if "=" not in word and word != "-o"]
         table.add_row(
-            name, shlex.join(words), spec.device or "not probed", state + (", emulated" if spec.emulated else "")
+            name, shlex.join(words), spec.device or "no profile known", state + (", emulated" if spec.emulated else "")
         )
     console.out.print(table)
 
@@ -179,7 +182,7 @@ def probe(
 ) -> None:
     """Recognise which device it is, and remember the device profile that fits."""
     import json as json_module
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from profiler.cli import console
     from profiler.targets import config
@@ -192,7 +195,7 @@ def probe(
     found = probing.recognise(probing.ask(spec, metadata=metadata))
     remembered = ""
     if spec is not None and found.device is not None and found.device != spec.device:
-        config.save(replace(spec, device=found.device))
+        config.update(spec.name, device=found.device)
         remembered = f"remembered for {name}" + (f" (it was {spec.device})" if spec.device else "")
     if json:
         console.print_raw(json_module.dumps(asdict(found), indent=2))
@@ -358,6 +361,13 @@ def _check_device(device: str) -> None:
     profiles = load_profiles()
     if device not in profiles:
         raise unknown("device profile", device, profiles, hint="`edgeprof devices` lists them.")
+
+
+def _prefix(command: str) -> dict[str, Any]:
+    """A prefix, and what is known of it: ssh gives its words to a shell, and ends with 255 when the connection is lost."""
+    words = _words(command)
+    ssh = bool(words) and PurePath(words[0]).name == "ssh"
+    return {"prefix": words, "shell": ssh, "link_codes": (255,) if ssh else ()}
 
 
 def _words(command: str) -> tuple[str, ...]:

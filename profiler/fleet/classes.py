@@ -1,7 +1,8 @@
 """`class:edge`, `class:raspberry-pi-5-8gb`: any one of the user's targets of that kind, chosen when a run begins and kept.
 
 What is measured on one device is compared on that device, so a class is not a pool that cases are dealt to: the first of its
-devices that is free and answers stands for it from then on, in the plan and on resume.
+devices that is free and answers stands for it from then on, in the plan and on resume. Nothing is reserved: two runs that begin
+at the same moment may choose the same device, and take turns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from profiler.cost.devices import load_profiles
 from profiler.errors import StudyError, TargetError
 from profiler.fleet.devices import lease_name
+from profiler.leases import has_ended
 from profiler.machines import device_of
 from profiler.progress import Progress
 from profiler.store import Store
@@ -58,7 +60,7 @@ def _members(wanted: str) -> list[str]:
     if not found:
         there = ", ".join(sorted({kind for own in kinds.values() for kind in own})) or "none"
         raise StudyError(
-            f"no target is of the class '{wanted}'; those of your targets: {there}. `edgeprof target probe NAME` finds out "
+            f"no target is of the class '{wanted[:60]}'; those of your targets: {there}. `edgeprof target probe NAME` finds out "
             "what a target is, `edgeprof target add NAME --device ID` says it."
         )
     return found
@@ -73,8 +75,12 @@ def _first(
     name: str, members: Sequence[str], store: Store, progress: Progress, place: Callable[[str], Any]
 ) -> str:  # fmt: skip
     """The first that nobody has and that answers; else the first that somebody has: asking it would disturb that one."""
-    left_s = {state.device: state.left_s or 0.0 for state in store.leases()}
-    busy = [member for member in members if left_s.get(lease_name(member), 0.0) > 0]
+    held = {
+        state.device
+        for state in store.leases()
+        if (state.left_s or 0.0) > 0 and not (state.owner is not None and has_ended(state.owner))
+    }
+    busy = [member for member in members if lease_name(member) in held]
     problems: list[str] = []
     for member in (one for one in members if one not in busy):
         try:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from profiler import artifacts, campaign, prepare
 from profiler.disturbance import judge_run
-from profiler.errors import BudgetError, EdgeprofError, StudyError
+from profiler.errors import BudgetError, EdgeprofError, StoreError, StudyError
 from profiler.evaluate import Elsewhere, evaluate
 from profiler.job import Job
 from profiler.records import (
@@ -62,6 +62,8 @@ class LiveBench:
     """Where accuracy is evaluated that need not be on the target."""
     before: Mapping[str, str] = field(default_factory=dict)
     """Of a search that is resumed: the hash of each artifact that it had, by variant."""
+    raced_before: frozenset[str] = frozenset()
+    """Of such a search: the cases with blocks of a race."""
     _cases: dict[str, tuple[Case, ...]] = field(default_factory=dict)
     _looks: dict[int, int] = field(default_factory=dict)
     process_s: float = _PROCESS_S
@@ -88,6 +90,8 @@ class LiveBench:
                 job.prepared.source, recipe,
                 None if calibration is None else calibration.inputs, None if calibration is None else calibration.sha256,
             )  # fmt: skip
+        except StoreError:
+            raise
         except EdgeprofError as error:
             if variant == REFERENCE_VARIANT:
                 raise
@@ -256,6 +260,10 @@ class LiveBench:
         for record in self._put_off.values():
             self.job.store.add(self.job.run_id, record)
 
+    def raced(self, case: Case) -> bool:
+        """Whether blocks of a race are stored from before this attempt."""
+        return case.key in self.raced_before
+
     def race_takes_s(self, cases: int, processes: int) -> float:
         """From what processes took so far."""
         rounds = self.effort.rounds * (self.effort.block_s + 0.025)
@@ -272,6 +280,8 @@ class LiveBench:
         """Store a decision at once; what it drops becomes a record that the report shows with its reason."""
         known = {(item["subject"], item["stage"], item["outcome"]) for item in self.decisions}
         if (decision.subject, decision.stage, decision.outcome) not in known:
+            # A search that goes on may find other than it did before: what became of a candidate is the newest.
+            self.decisions[:] = [item for item in self.decisions if item["subject"] != decision.subject]
             self.decisions.append(asdict(decision))
             self.save()
         if decision.outcome in ("dropped", "not tried"):

@@ -120,6 +120,10 @@ class Bench(Protocol):
         """Measure at the full effort; the first ones are the more important ones."""
         ...
 
+    def raced(self, case: Case) -> bool:
+        """Whether it has taken part in a race already, before the search was gone on with."""
+        ...
+
     def race_takes_s(self, cases: int, processes: int) -> float:
         """About how long a look takes."""
         ...
@@ -162,9 +166,12 @@ class Search:
     """Log of the time over the reference's, of every case that was raced."""
     _rung: int = 0
     _rungs: int = 1
+    _began_s: float = 0.0
+    """When it could begin: what came before (waiting for the device, an attempt whose link was lost) is nobody's share."""
 
     def run(self) -> Found:
         """Make, screen, race, confirm, finish."""
+        self._began_s = self.bench.spent_s
         candidates: list[Case] = []
         left: list[Case] = []
         ladder = self._ladder()
@@ -183,7 +190,12 @@ class Search:
         ordered = [*front, *rest]
         contenders = self._with_references(self._fitting(ordered), candidates)
         for case in contenders:
-            self._tell(case.key, "finish", "contender", "measured at the full effort, confirmed on rows of its own")
+            self._tell(
+                case.key,
+                "finish",
+                "contender",
+                "in the final: measured as far as time allows, confirmed on other rows",
+            )
         self.bench.confirm(contenders)
         self.bench.finish(contenders)
         return Found(tuple(contenders), tuple(front), self._how_it_ended(winner))
@@ -234,7 +246,10 @@ class Search:
             return None
         asked = f"{1 / self.rules.enough:.3g} times faster"
         if winner is None:
-            return f"{asked} was not reached: no candidate surely is, within the accepted drop"
+            return (
+                f"{asked} was not shown in the race, by no candidate within the accepted drop, so the ladder was climbed as far "
+                "as the time allowed; the final figures are those in the table"
+            )
         return f"{asked} was reached: {winner}. Its final figures are those in the table"
 
     def _made(self, variants: Sequence[str]) -> list[Case]:
@@ -345,14 +360,17 @@ class Search:
         if look + 1 >= len(self.rules.looks):
             return True
         needed = self.bench.race_takes_s(left, self.rules.looks[look + 1])
-        return self.bench.spent_s + needed > self._until(self.rules.race_until) * self.bench.budget_s
+        return self.bench.spent_s + needed > self._deadline_s(self.rules.race_until)
 
     def _affordable(self, left: list[Case], look: int, processes: int) -> list[Case]:
         """All of them, or as many as one look can have: the first look is the only one that a short budget cuts down."""
-        room = self._until(self.rules.race_until) * self.bench.budget_s - self.bench.spent_s
+        room = self._deadline_s(self.rules.race_until) - self.bench.spent_s
+        # What was raced before the search went on costs nothing.
+        new = [case for case in left if not self.bench.raced(case)]
         fits = left
-        while not look and len(fits) > 2 and self.bench.race_takes_s(len(fits), processes) > room:
-            fits = fits[:-1]
+        while not look and len(fits) > 2 and new and self.bench.race_takes_s(len(new), processes) > room:
+            fits = [case for case in fits if case != new[-1]]
+            new.pop()
         for case in left:
             if case not in fits and not self._protected(case):
                 self._tell(case.key, "race", "not tried", "the time budget is too short to race as many candidates")
@@ -364,7 +382,10 @@ class Search:
         whole = [case for case in left if len(self._logs.get(case.key, ())) == most > 0]
         for case in left:
             if case not in whole and not self._protected(case):
-                self._tell(case.key, "race", "failed", "it could not be measured: see its failure")
+                if self._past(1.0):
+                    self._tell(case.key, "race", "not tried", "the time budget ended while it was raced")
+                else:
+                    self._tell(case.key, "race", "failed", "it could not be measured: see its failure")
         return [case for case in left if case in whole or self._protected(case)]
 
     def _without_dominated(
@@ -466,12 +487,13 @@ class Search:
         return case == self.reference
 
     def _past(self, share: float) -> bool:
-        return self.bench.spent_s > self._until(share) * self.bench.budget_s
+        return self.bench.spent_s > self._deadline_s(share)
 
-    def _until(self, share: float) -> float:
-        """Up to where a stage may go, as a share of the budget: each rung has its part of what is before the final."""
+    def _deadline_s(self, share: float) -> float:
+        """Up to when a stage may go, by its share; each rung has its part of what is before the final."""
         race = self.rules.race_until
-        return share if share >= 1 else (self._rung * race + share) / self._rungs
+        until = share if share >= 1 else (self._rung * race + share) / self._rungs
+        return self._began_s + until * (self.bench.budget_s - self._began_s)
 
     def _tell(
         self, subject: str, stage: Stage, outcome: Outcome, reason: str, *, against: str | None = None,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from backends.base import OpTime, read_op_time
 from profiler import onnx_io
-from profiler.errors import BudgetError, EdgeprofError
+from profiler.errors import BudgetError, EdgeprofError, StoreError, TargetError
 from profiler.explain.evidence import without_overhead
 from profiler.explain.layers import Names, file_facts
 from profiler.job import Job
@@ -42,7 +42,7 @@ def mixed_variants(job: Job, reference: Case) -> list[str]:
         names = Names(model, file_facts(model, reference.batch).layers)
         before, after = (op_times(job, replace(reference, variant=name), names) for name in (REFERENCE_VARIANT, BASE))
         found = mixes(gains(errors, before, after))
-    except BudgetError:
+    except (BudgetError, TargetError, StoreError):
         raise
     except (EdgeprofError, ValueError) as error:
         job.progress.note(f"no mixed precision: {error}")

@@ -28,7 +28,7 @@ from profiler.job import Job
 from profiler.machines import device_of
 from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
-from profiler.records import REFERENCE_VARIANT, ArtifactRecord, QualityRecord
+from profiler.records import RACE, REFERENCE_VARIANT, ArtifactRecord, QualityRecord
 from profiler.run import (
     clusters,
     complete_places,
@@ -191,7 +191,10 @@ def _searched(
     screening = None if screened is None else screens.Screening(job, screened, elsewhere=elsewhere)
     had = {record.variant: record.sha256 for record in before.artifacts}
     plan = json.loads(json.dumps(before.plan))
-    bench = LiveBench(job, asked.objective, screening, plan, made=made, before=had, elsewhere=elsewhere)
+    raced = frozenset(block.case for block in before.blocks if RACE in block.labels)
+    bench = LiveBench(
+        job, asked.objective, screening, plan, made=made, before=had, raced_before=raced, elsewhere=elsewhere
+    )
     reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
     job.progress.stage("searching", len(study.variants))
     found = Search(study.variants, reference, bench, rules, rung).run()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from profiler import wire
 from profiler.data import Dataset, split_calibration
-from profiler.errors import BudgetError, DataError, EdgeprofError
+from profiler.errors import BudgetError, DataError, EdgeprofError, StoreError, TargetError
 from profiler.evaluate import Elsewhere
 from profiler.job import Job
 from profiler.quality.metrics import Metric, default_metric, get_metric
@@ -121,6 +121,9 @@ class Screening:
         except BudgetError as error:
             self.job.progress.note(str(error))
             return None
+        except (TargetError, StoreError):
+            # Of the device or the run, and not of the case: that the connection broke, or the disk is full.
+            raise
         except EdgeprofError as error:
             if self._reference is None:
                 # Labels or metric don't fit the model itself: nothing that follows could mean anything.

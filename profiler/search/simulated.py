@@ -125,6 +125,10 @@ class SimulatedBench:
             time = math.exp(self.truths[case].log_time + float((offsets + blocks).mean()))
             self.finished[case.key] = time, float(self._rows(case, CONFIRMATION_ROWS, "confirmation").mean())
 
+    def raced(self, case: Case) -> bool:
+        """Whether it was."""
+        return case.key in self._logs
+
     def race_takes_s(self, cases: int, processes: int) -> float:
         """Exactly what it takes."""
         return cases * processes * PROCESS_S

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime
 from datetime import time as clock
 from pathlib import Path
@@ -133,6 +133,14 @@ def save(spec: TargetSpec) -> None:
         _write({**load(), check(spec).name: spec})
 
 
+def update(name: str, **changes: Any) -> TargetSpec:
+    """Change some settings of a target, and none that others change meanwhile. Raises StudyError when it was forgotten."""
+    with lock("targets"):
+        spec = check(replace(get(name), **changes))
+        _write({**load(), name: spec})
+    return spec
+
+
 def forget(name: str) -> None:
     """Take a target off the list; what is on the machine stays."""
     with lock("targets"):
@@ -152,7 +160,7 @@ def lock(name: str, busy: str | None = None) -> Iterator[None]:
         place.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise TargetError(f"cannot write the targets to {path()}: {error.strerror}.") from None
+        raise TargetError(f"cannot lock the targets: {place}: {error.strerror}.") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy is not None else 0))

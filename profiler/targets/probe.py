@@ -167,7 +167,9 @@ def recognise(facts: Mapping[str, Any]) -> Found:
         device, target = fit.device, f"device:{fit.device}" if fit.device else None
         (evidence if fit.device else unsure).append(fit.reason)
     elif virtual and cloud is None:
-        unsure.append("which machine is behind this virtual one: declare it with --device")
+        unsure.append(
+            "which machine is behind this virtual one: `edgeprof target add NAME --device ID` or --as in a run says it"
+        )
     for gpu in gpus:
         unsure += [gpu.reason] if gpu.reason else []
     if device is None:

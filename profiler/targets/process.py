@@ -32,6 +32,8 @@ _GREETING_S = 60.0
 _IDLE_S = 3600.0
 """Parked workers wait while others are measured; one that hears nothing for so long has lost us."""
 _LOG_TAIL_LINES = 15
+_STARTED_CODES = (1, 2, 126, 127)
+"""Of an interpreter that ended by itself, or is not there: any other is of the prefix that leads to it."""
 _KILLED_EXIT_CODE = 128 + signal.SIGKILL
 """What shells, containers and ssh make of a SIGKILL on the other side."""
 
@@ -157,7 +159,8 @@ class WorkerProcess:
                 found = self._witness.of_allocation(message, alive=True)
                 raise _failure(known, found, self.log_tail())
             if os.strerror(errno.ENOSPC) in message and not self._target.shares_files:
-                message = (
+                # Of the device and not of the case, which can be measured when there is room.
+                raise TargetError(
                     f"'{self._target.name}' has no room left on its disk: free some there, or give it another --folder "
                     f"(`edgeprof target remove` and `add`). It said: {message}"
                 )
@@ -280,16 +283,23 @@ class WorkerProcess:
         else:
             text = f"the worker ended with exit code {code} during '{command}'."
             if command == "hello" and not self._target.shares_files:
-                said = (tail or "").strip().splitlines()
-                text += (
-                    f"{f' It said: {said[-1][:300]}.' if said else ''} What was put on '{self._target.name}' is gone or damaged: "
-                    f"`edgeprof target setup {self._target.name} --fresh` puts it there again."
-                )
+                return self._no_worker(code, tail)
         if code in (-signal.SIGABRT, 1) and speaks_of_memory(tail):
             # What C++ does with an exception that nobody caught, and Python outside of a command.
             found = self._witness.of_allocation(f"out of memory: {text}", alive=False)
             return _failure("out_of_memory", found, tail)
         return WorkerFailure("crash", text, tail)
+
+    def _no_worker(self, code: int, tail: str | None) -> TargetError:
+        """None came to answer: that says nothing about a case, which stays unmeasured."""
+        lines = (tail or "").strip().splitlines()
+        name, said = self._target.name, f" It said: {lines[-1][:300].rstrip('.')}." if lines else ""
+        if code not in _STARTED_CODES:
+            return LinkLost(f"'{name}' cannot be reached: its command ended with exit code {code}.{said}")
+        return TargetError(
+            f"no worker starts on '{name}' (exit code {code}).{said} If what was put there is gone or damaged, "
+            f"`edgeprof target setup {name} --fresh` puts it there again."
+        )
 
     def _reap(self, timeout_s: float) -> int:
         """Wait for the end of the process; keeps its highest resident set, which `Popen.wait` throws away."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,7 @@ def set_up(
     unknown = sorted(set(runtimes or ()) - set(bundle.RUNTIMES))
     if unknown:
         raise TargetError(f"no runtime '{unknown[0]}' can be put on a device; there are: {', '.join(bundle.RUNTIMES)}.")
-    busy = f"'{spec.name}' is being set up by another process: wait for it, or stop it."
-    with config.lock(f"setup-{spec.name}", busy), Agent(spec) as agent:
+    with _alone(spec), Agent(spec) as agent:
         if fresh:
             agent.ask("keep", timeout_s=300.0, names=[])
         found = agent.ask("look")
@@ -99,8 +99,7 @@ def set_up(
                 lambda sent, size, name=part.name: told(name, sent, size),  # type: ignore[misc]
             )
         agent.ask("keep", names=[part.name for part in parts])
-    ready = replace(spec, bundles=tuple(part.name for part in parts))
-    config.save(ready)
+        ready = config.update(spec.name, bundles=tuple(part.name for part in parts))
     return SetUp(
         ready, tuple(part.name for part in missing), {} if wheels is None else wheels.packages,
         {name: there.modules[name] for name in there.modules if wheels is None or name not in wheels.packages}, left_out,
@@ -138,10 +137,17 @@ def place(name: str) -> Place:
 
 def remove(spec: config.TargetSpec) -> bool:
     """Take everything of ours off the target; False when nothing was there. Raises TargetError when it cannot be reached."""
-    with Agent(spec) as agent:
+    with _alone(spec), Agent(spec) as agent:
         removed = agent.ask("remove", timeout_s=300.0).get("removed") is True
-    config.save(replace(spec, bundles=()))
+        config.update(spec.name, bundles=())
     return removed
+
+
+def _alone(spec: config.TargetSpec) -> AbstractContextManager[None]:
+    """Nobody else puts something there or takes it away meanwhile."""
+    return config.lock(
+        f"setup-{spec.name}", f"'{spec.name}' is being set up by another process: wait for it, or stop it."
+    )
 
 
 def _wheels(

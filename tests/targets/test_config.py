@@ -242,3 +242,16 @@ def test_whoever_comes_second_to_a_lock_is_told_so(place):
         pass
     with config.lock("setup-pi", "busy"):
         pass
+
+
+def test_one_setting_is_changed_and_those_that_others_changed_stay(place):
+    """Setting up takes minutes, in which a target may be described, or forgotten."""
+    config.save(TargetSpec("pi", ("true",)))
+    config.update("pi", device="raspberry-pi-5-8gb")
+    assert config.update("pi", bundles=("a",)) == TargetSpec(
+        "pi", ("true",), device="raspberry-pi-5-8gb", bundles=("a",)
+    )
+    config.forget("pi")
+    with pytest.raises(StudyError):
+        config.update("pi", bundles=())
+    assert config.load() == {}

@@ -449,7 +449,7 @@ def stored(out, progress) -> RunData:
         store.close()
     for text in (*progress.notes, *(failure.message + (failure.log_tail or "") for failure in data.failures)):
         assert not RAW.search(text), text
-    assert sorted(path.name for path in out.iterdir()) == ["runs", "targets.toml"]
+    assert sorted(path.name for path in out.iterdir()) == [".targets.lock", "runs", "targets.toml"]
     return data
 
 

@@ -22,6 +22,7 @@ from profiler.targets import process
 from profiler.targets.base import Target, local
 from profiler.targets.out_of_memory import machine_kills
 from profiler.targets.process import WorkerFailure, WorkerProcess
+from profiler.targets.remote import LinkLost
 
 ROWS = {"0/x": np.zeros((1, 4), np.float32)}
 TIMED = {"min_s": 0.0, "min_samples": 3, "max_s": 1.0}
@@ -217,6 +218,29 @@ def test_something_that_is_no_worker_is_told(quick_grace, code, kind, words):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (
+            "sys.exit('connect: no route')",
+            TargetError,
+            "no worker starts on 'pi' (exit code 1). It said: connect: no route.",
+        ),
+        ("print('no route', file=sys.stderr); sys.exit(255)", LinkLost, "exit code 255. It said: no route."),
+        ("sys.exit(7)", LinkLost, "'pi' cannot be reached"),
+    ],
+)
+def test_a_device_that_does_not_answer_at_all_is_no_failure_of_a_case(quick_grace, code, kind, words):
+    """Whatever prefix leads to it, and whether or not its own exit codes are known: the case stays unmeasured."""
+    target = Target("pi", (sys.executable, "-c", f"import sys; {code}"), shares_files=False)
+    with WorkerProcess(target) as worker, pytest.raises(TargetError) as caught:
+        worker.greet()
+
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+
+
+@pytest.mark.process
 @pytest.mark.parametrize(("elsewhere", "named"), [(True, True), (False, False)])
 def test_a_full_disk_elsewhere_names_the_device_and_what_to_do(quick_grace, elsewhere, named):
     """On this machine the words of the system are enough."""
@@ -228,11 +252,13 @@ def test_a_full_disk_elsewhere_names_the_device_and_what_to_do(quick_grace, else
         "out.write(struct.pack('>I', len(text)) + text); out.flush(); sys.stdin.read()"
     )
     target = Target("pi", (sys.executable, "-c", code, told), shares_files=not elsewhere)
-    with WorkerProcess(target) as worker:
-        failure = failure_of(worker)
+    with WorkerProcess(target) as worker, pytest.raises(TargetError) as caught:
+        worker.request("put", timeout_s=10)
 
-    assert "No space left on device" in str(failure)
-    assert ("'pi' has no room left" in str(failure)) == named
+    assert "No space left on device" in str(caught.value)
+    assert ("'pi' has no room left" in str(caught.value)) == named
+    # There a case fails, elsewhere the device: it is measured when there is room.
+    assert isinstance(caught.value, WorkerFailure) != named
 
 
 @pytest.mark.process

@@ -47,6 +47,7 @@ def test_the_forced_command_starts_a_worker_and_no_agent(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     place = tmp_path / folder
     there = TargetSpec("dev", ("sh", "-c"), shell=True, python=sys.executable, folder=str(place))
+    config.save(there)
     done = setup.set_up(there, ("ort",), tmp_path / "cache", lambda *_: None)
     command = forced(authorized_key(replace(done.spec, prefix=config.ssh("host")), KEY))
     with WorkerProcess(Target("dev", ("sh", "-c", command), shares_files=False)) as worker:
