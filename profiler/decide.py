@@ -208,6 +208,8 @@ def _priced(case: CaseResult) -> bool:
     return isinstance(case.usd_per_million, Estimate)
 
 
+ENOUGH_PROCESSES = 3
+"""Fewer do not tell how much processes differ."""
 DEFAULT_DROP = 0.01
 """Loss accepted when the user names none: one percentage point, or one per cent of an error metric."""
 
@@ -353,7 +355,8 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
         filter(
             None,
             (
-                _faster(analysis, chosen), _accuracy(analysis, chosen), _latency(chosen), _money(analysis, chosen),
+                _faster(analysis, chosen), _provisional(analysis, chosen), _accuracy(analysis, chosen), _latency(chosen),
+                _money(analysis, chosen),
                 _ties(chosen, frontier_view), _untested(analysis, chosen),
             ),
         )
@@ -391,18 +394,28 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     return f"{factor:.2f}× {word} than {name} ({shown})."
 
 
+def _provisional(analysis: Analysis, chosen: CaseResult) -> str:
+    """A search whose time ended early has measured its contenders in fewer processes than an interval needs."""
+    count = len({record.replicate for record in analysis.run.processes if record.case == chosen.key})
+    if not 0 < count < ENOUGH_PROCESSES or analysis.run.study.time_budget_s is None:
+        return ""
+    return (
+        f"Provisional: the time budget left room for {count} of at least {ENOUGH_PROCESSES} processes; give more time before "
+        "it is shipped."
+    )
+
+
 def _faster_but(analysis: Analysis) -> str:
     """The fastest case that a constraint ruled out, and which: undecided ones may be worth more samples."""
     out = [
         (case.time_ratio.value, case) for case in analysis.measured
-        if case.verdict != "PASS" and isinstance(case.time_ratio, Estimate) and case.time_ratio_verdict == "differs"
+        if not _fits(analysis, case) and isinstance(case.time_ratio, Estimate) and case.time_ratio_verdict == "differs"
         and case.time_ratio.value < 1
     ]  # fmt: skip
     if not out:
         return ""
     ratio, case = min(out, key=lambda item: item[0])
-    why = "; ".join(f"{check.name} {check.verdict}: {check.text}" for check in case.checks if check.verdict != "PASS")
-    return f" {case.key} is {1 / ratio:.2f}× faster, but {why}."
+    return f" {case.key} is {1 / ratio:.2f}× faster, but {_why_out(case)}."
 
 
 def _accuracy(analysis: Analysis, chosen: CaseResult) -> str:

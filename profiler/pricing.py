@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from profiler.cost import detect, prices
+from profiler.cost import detect, fit, prices
 from profiler.cost import model as cost_model
 from profiler.errors import EdgeprofError
 from profiler.machines import Machine
@@ -41,25 +41,28 @@ class Pricing:
         machines = machines_of(run)
         devices = list(dict.fromkeys(machine.name for machine in machines.values() if machine.real))
         notes = [note] if (note := undecided(asked, devices)) is not None else []
-        declared = asked.declared if len(devices) < 2 else {name: kind for name, kind in asked.declared.items() if name}
-        priced = {}
-        for target, machine in machines.items():
-            kind = declared.get(machine.name, declared.get(""))
-            priced[target] = replace(machine, priced_as=kind or _own(machine, detected)) if machine.real else machine
-            if kind is None and (own := priced[target].priced_as) is not None:
-                why = detected.evidence if machine.here and detected is not None else "the target's device profile"
-                notes.append(f"{'' if len(devices) < 2 else f'{machine.name} is '}priced as {own}: {why}")
-        options = cost_model.CostOptions(
-            utilisation=asked.utilisation,
-            lifetime_years=asked.lifetime_years,
-            usd_per_kwh=asked.electricity_usd_per_kwh,
-        )
         try:
             book = prices.load_prices(None if asked.prices is None else Path(asked.prices))
         except EdgeprofError as error:
             # The file may be gone, or on another machine: what was measured can still be told.
             book = prices.load_prices()
             notes.append(f"your own prices are left out: {error}")
+        declared = asked.declared if len(devices) < 2 else {name: kind for name, kind in asked.declared.items() if name}
+        priced = {}
+        for target, machine in machines.items():
+            kind = declared.get(machine.name, declared.get(""))
+            priced[target] = replace(machine, priced_as=kind or _own(machine, detected)) if machine.real else machine
+            whose = "" if len(devices) < 2 else f"{machine.name} is "
+            if kind is None and (own := priced[target].priced_as) is not None:
+                why = detected.evidence if machine.here and detected is not None else "the target's device profile"
+                notes.append(f"{whose}priced as {own}: {why}")
+            elif kind is not None and (doubt := _doubt(kind, machine, book)) is not None:
+                notes.append(f"{whose}priced as {kind}, as declared, although {doubt}: is it that machine?")
+        options = cost_model.CostOptions(
+            utilisation=asked.utilisation,
+            lifetime_years=asked.lifetime_years,
+            usd_per_kwh=asked.electricity_usd_per_kwh,
+        )
         return cls(priced, len(devices) > 1, book, options, today, detected, tuple(dict.fromkeys(notes)))
 
     def price(self, machine: Machine, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
@@ -102,6 +105,16 @@ def undecided(asked: CostOptions, devices: Sequence[str]) -> str | None:
         f"--as {asked.machine} names one machine, and there are {len(devices)} ({', '.join(devices)}): each is priced as its "
         f"own. Say which is which: --as {example}"
     )
+
+
+def _doubt(kind: str, machine: Machine, book: prices.PriceBook) -> str | None:
+    if machine.environment is None or not machine.real:
+        return None
+    try:
+        place = cost_model.parse_deployment(kind, book)
+    except EdgeprofError:  # told where the price would stand
+        return None
+    return fit.doubt(place.price, place.profile, machine.environment)
 
 
 def _own(machine: Machine, detected: detect.DetectedMachine | None) -> str | None:

@@ -94,6 +94,8 @@ def execute(
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
             else:
                 study = settled(study, store, progress)
+                if (unclear := undecided(study.cost, list(dict.fromkeys(map(device_of, study.targets))))) is not None:
+                    raise StudyError(unclear)
             variants = prepare.check_names(study)
             check_load(study.load)
             energy.check(study.energy)
@@ -425,8 +427,6 @@ def _warn_about_price(study: Study, environment: Environment, detected: Detected
     """Say before the measurement what would otherwise stand in its report: what can't be priced as declared."""
     asked, names = study.cost, list(dict.fromkeys(map(device_of, study.targets)))
     book = load_prices(None if asked.prices is None else Path(asked.prices))
-    if (note := undecided(asked, names)) is not None:
-        progress.note(note)
     here = asked.declared.get(LOCAL, asked.declared.get("") if names == [LOCAL] else None)
     if here is None or any(spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends):
         return

@@ -492,6 +492,24 @@ def test_a_declared_machine_means_one(fleet_analysis):
     assert all("raspberry-pi-5-4gb" in case.usd_per_million.note for case in alone.cases)
 
 
+@pytest.mark.parametrize(
+    ("target", "declared", "said"),
+    [
+        ("local", "aws:c7i.4xlarge", "c7i.4xlarge has 16 vCPUs, there are 2: is it that machine?"),
+        ("local", "aws:c7i.large", None),
+        ("pi", "device:raspberry-pi-5-8gb", None),
+        ("pi", "device:jetson-agx-orin-64gb", "there are 4: is it that machine?"),
+    ],
+)
+def test_a_declaration_that_does_not_look_like_the_machine_is_doubted(target, declared, said):
+    """It may be right (cores that are switched off), so it holds, and is said beside the decision."""
+    from tests.machines import fleet
+
+    found = analyse(fleet({("fp32", target): (1e-3, 0)}, detected=None, cost={"machine": declared}), today=TODAY)
+    doubts = [note for note in found.notes if "is it that machine?" in note]
+    assert [said in note for note in doubts] == ([] if said is None else [True])
+
+
 def test_of_several_machines_each_can_be_declared():
     """By name; who is not named stays what it is by itself."""
     from tests.machines import TRUTH, fleet

@@ -80,6 +80,26 @@ def test_a_case_is_compared_in_words_with_what_it_was_compared_with(made_run):
     assert "faster than fp32 on ort" in told[0]
 
 
+def test_what_the_limit_that_nobody_set_ruled_out_is_named(decided):
+    """A reader who sees a faster row in the table wants to know why it is not taken."""
+    _, _, advice = decided({"fp32": (1.5e-3, 0), "int8-static": (1e-3, 90)})
+
+    assert advice.case.case.variant == "fp32"
+    assert "× faster, but may lose more than one point" in advice.sentences[0]
+    assert "no --max-drop was given" in advice.sentences[0]
+
+
+@pytest.mark.parametrize(("processes", "budget_s", "told"), [(1, 60.0, True), (3, 60.0, False), (1, None, False)])
+def test_what_a_short_budget_measured_once_is_provisional(decided, processes, budget_s, told):
+    """Who asks for one process has it; a budget that allowed no more is said beside the decision."""
+    _, _, advice = decided({"fp32": (1.5e-3, 0), "int8-static": (1e-3, 2)}, processes=processes, time_budget_s=budget_s)
+
+    assert (
+        any("Provisional: the time budget left room for 1 of at least 3 processes" in one for one in advice.sentences)
+        == told
+    )
+
+
 def test_a_case_that_fails_a_constraint_is_never_recommended(decided):
     """Also when it is the only one left."""
     _, _, advice = decided({"fp32": (1e-3, 0)}, constraints={"slo_p99_s": 1e-6})

@@ -59,7 +59,9 @@ class Bars:
         self._done += 1
         if self._progress is None and self._clock() - self._told_s >= TOLD_EVERY_S:
             self._told_s = self._clock()
-            err.print(f"edgeprof: {self._title}: {self._done} of {self._steps} steps", markup=False)
+            # A search has more steps than it has candidates.
+            far = f"{self._done} of {self._steps}" if self._done <= self._steps else str(self._done)
+            err.print(f"edgeprof: {self._title}: {far} steps", markup=False)
 
     def note(self, text: str) -> None:
         """Print a line above the bars."""

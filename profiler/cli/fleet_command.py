@@ -132,8 +132,10 @@ def _show_run(store: Store, run_id: str, *, json: bool) -> None:
             one.device, escape(state), _time(one.since_unix_s), f"{one.measured} of {one.cases}", str(one.failed)
         )
     console.out.print(table)
-    if any(one.measured + one.failed < one.cases for one in found):
-        console.out.print(f"go on with: edgeprof fleet run --resume {run_id}", markup=False)
+    at_work = any(one.state.startswith("measuring") for one in found)
+    if not at_work and any(one.measured + one.failed < one.cases for one in found):
+        command = "search" if "search" in store.plan(run_id) else "fleet run"
+        console.out.print(f"go on with: edgeprof {command} --resume {run_id}", markup=False)
 
 
 def _time(unix_s: float | None) -> str:

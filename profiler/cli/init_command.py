@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,7 @@ def command(
         model = _from(output.parent, path)
     if data is not None and Path(data).exists():
         data = _from(output.parent, Path(data))
-    output.write_text(_text(model, data, inputs, default_variants("default")), encoding="utf-8")
+    output.write_text(_text(output, model, data, inputs, default_variants("default")), encoding="utf-8")
     console.out.print(f"{output} written; next: edgeprof run {output}", markup=False, soft_wrap=True)
 
 
@@ -54,13 +55,13 @@ def _from(folder: Path, path: Path) -> str:
         return str(path.resolve())
 
 
-def _text(model: str, data: str | None, inputs: list[str], variants: tuple[str, ...]) -> str:
+def _text(file: Path, model: str, data: str | None, inputs: list[str], variants: tuple[str, ...]) -> str:
     listed = "".join(f"#   {line}\n" for line in inputs)
     quoted = ",\n".join(f"  {_quoted(variant)}" for variant in variants)
     limit = "" if data else "# "  # without data no accuracy is measured, and nothing could keep to the limit
     data_line = f"data = {_quoted(data)}" if data else '# data = "test.npz"'
     return f"""# A study for edgeprof: which variant of this model to deploy, on what, at what cost.
-# Run it with: edgeprof run {{this file}}     Lines that start with # are off.
+# Run it with: edgeprof run {shlex.quote(str(file))}     Lines that start with # are off.
 
 model = {_quoted(model)}
 {"# Its inputs are:" + chr(10) + listed if inputs else ""}
@@ -76,6 +77,7 @@ variants = [
 {quoted},
 ]
 backends = ["ort", "ov"]        # also ort:cuda, ort:tensorrt, ov:GPU, ov:NPU, trt; `edgeprof backends` tells what works here
+# targets = ["local", "jetson"] # machines that `edgeprof target list` shows, beside each other: edgeprof fleet run
 batches = [1]
 threads = [1]
 # metric = "top1"               # top1, top5, f1, auc, rmse, mae, cosine, or "package.module:function"
@@ -95,6 +97,7 @@ seed = 0
 # What this machine is priced as. Costs are given only for the machine that was measured, never for another one.
 [cost]
 # machine = "aws:c7i.large"     # or "device:raspberry-pi-5-8gb"; `edgeprof devices [--prices]` lists them
+#                               # with several targets: "local=aws:c7i.large,jetson=device:jetson-orin-nano-8gb"
 utilisation = 0.6
 
 # Shapes of one row where the model leaves them open and there is no data:

@@ -83,6 +83,21 @@ def fit_device(profile: DeviceProfile, environment: Environment, facts: SessionF
     return Fit(refusal, tuple(remarks))
 
 
+def doubt(price: Price | None, profile: DeviceProfile | None, environment: Environment) -> str | None:
+    """What speaks against the declared machine without ruling it out: another number of cores. None where nothing does.
+
+    Cores can be switched off (power modes of boards), and containers see those of their host.
+    """
+    here = environment.logical_cores
+    if price is not None:
+        known = price.vcpus is not None and price.vcpus != here
+        return f"{price.sku} has {price.vcpus:g} vCPUs, there are {here}" if known else None
+    cores = None if profile is None or profile.needs_host else profile.cpu.cores
+    if profile is None or cores is None or cores <= here <= cores * (2 if profile.arch == "x86_64" else 1):
+        return None
+    return f"{profile.name} has {cores} cores, there are {here}"
+
+
 def contradicts(declared: str, detected: DetectedMachine) -> str | None:
     """Why `declared` (as `--as` takes it) is not the machine that its own firmware names, or None."""
     if detected.target is None or detected.target == declared.partition("@")[0]:

@@ -10,8 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from statistics import median
 
-from profiler.explain.cause import Cause, is_int8, kinds_of, ops_of, reference_seconds, seconds_of, shown, wall_of
-from profiler.explain.evidence import Evidence
+from profiler.explain.cause import (
+    WEIGHTED,
+    Cause,
+    is_int8,
+    kinds_of,
+    ops_of,
+    reference_seconds,
+    seconds_of,
+    shown,
+    wall_of,
+)
+from profiler.explain.evidence import Evidence, Side
 from profiler.explain.machine_causes import (
     badly_filled,
     isa_limited,
@@ -24,6 +34,7 @@ from profiler.explain.machine_causes import (
     weight_only,
 )
 from profiler.explain.model_causes import (
+    QUANTIZERS,
     dynamic_conv,
     left_float,
     never_ran,
@@ -37,14 +48,16 @@ __all__ = ["Cause", "causes", "ratio"]
 
 NOTABLE_SHARE = 0.05
 """Of the variant's time: what explains less comes last, however certain it is."""
+NEGLIGIBLE_SHARE = 0.002
+"""What explains less than this is not told."""
 
 
 def causes(evidence: Evidence) -> tuple[Cause, ...]:
     """Every cause that the evidence supports, the one to look at first in front. Empty when none of the known ones holds."""
     if evidence.failure is not None:
         return (never_ran(evidence),)
-    found = [cause for rule in _RULES for cause in rule(evidence)]
     wall = wall_of(evidence.variant)
+    found = [cause for rule in _RULES for cause in rule(evidence) if _matters(cause, wall)]
 
     def rank(cause: Cause) -> tuple[int, float]:
         lost = cause.lost_s if cause.lost_s is not None else 0.0
@@ -53,6 +66,11 @@ def causes(evidence: Evidence) -> tuple[Cause, ...]:
         return tier, -lost
 
     return tuple(sorted(found, key=rank))
+
+
+def _matters(cause: Cause, wall_s: float | None) -> bool:
+    """Whether it explains more than clocks and profilers get wrong."""
+    return cause.decisive or cause.lost_s is None or wall_s is None or cause.lost_s >= NEGLIGIBLE_SHARE * wall_s
 
 
 def ratio(evidence: Evidence) -> float | None:
@@ -109,8 +127,41 @@ def _slower_kernels(evidence: Evidence) -> Iterator[Cause]:
     )  # fmt: skip
 
 
+def _slower_others(evidence: Evidence) -> Iterator[Cause]:
+    """Ops without weights that take longer than those of the same type in the reference: pooling that has no fast int8 kernel."""
+
+    def seconds(side: Side) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for op in ops_of(side):
+            kind = op.time.op_type
+            if (
+                not WEIGHTED.search(kind)
+                and op.time.precision != "conversion"
+                and kind not in QUANTIZERS | {"Transpose"}
+            ):
+                found[kind] = found.get(kind, 0.0) + op.duration_s
+        return found
+
+    mine, before = seconds(evidence.variant), seconds(evidence.reference)
+    # What the reference has none of was added, or split from something fused, which other rules tell.
+    slower = {
+        kind: mine[kind] - before[kind] for kind in mine if before.get(kind, 0.0) and mine[kind] > 1.5 * before[kind]
+    }
+    for kind, lost in sorted(slower.items(), key=lambda item: -item[1]):
+        precisions = {op.time.precision for op in ops_of(evidence.variant) if op.time.op_type == kind}
+        yield Cause(
+            "slower-ops", f"{kind} takes {mine[kind] / before[kind]:.3g} times as long as in the reference", "speed", "estimate",
+            lost, "their time less the reference's",
+            (f"{kind} in {', '.join(sorted(precisions))}: {shown(mine[kind])}, in the reference {shown(before[kind])}",),
+            (
+                f"keep what stands around {kind} in float, and it runs in float too: the option skip=NAME|NAME of int8-static",
+                "try the other backend: --backends ort,ov",
+            ),
+        )  # fmt: skip
+
+
 _RULES: tuple[Callable[[Evidence], Iterator[Cause]], ...] = (
     nothing_quantized, per_tensor, dynamic_conv, unfused_qdq, isa_limited, provider_fallback, thread_contention,
     precision_not_realised, tiny_model, weight_only, memory_bound, reference_kernels, left_float, small_shapes, _conversions,
-    _slower_kernels,
+    _slower_kernels, _slower_others,
 )  # fmt: skip

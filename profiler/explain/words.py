@@ -75,6 +75,10 @@ def _lines(evidence: Evidence, *, show_ops: bool) -> Iterator[str]:
         yield "  --show-ops shows where both spend theirs."
     for place, cause in enumerate(found[:SHOWN_CAUSES], start=1):
         yield from _cause(place, cause, wall_of(evidence.variant))
+    told = _explained(evidence, found)
+    if told:
+        yield told
+        yield ""
     if len(found) > SHOWN_CAUSES:
         yield f"  and {len(found) - SHOWN_CAUSES} smaller ones: --json shows all."
         yield ""
@@ -85,6 +89,16 @@ def _lines(evidence: Evidence, *, show_ops: bool) -> Iterator[str]:
         yield from _table(evidence)
     for note in evidence.notes:
         yield f"  note: {note}"
+
+
+def _explained(evidence: Evidence, found: Sequence[Cause]) -> str:
+    """What the variant takes longer beside what the causes stand for; empty where it is not slower, or not measured."""
+    walls = [wall_of(side) for side in _sides(evidence)]
+    losses = [cause.lost_s for cause in found if cause.lost_s is not None and cause.kind == "speed"]
+    if None in walls or not losses or (walls[0] or 0.0) <= (walls[1] or 0.0):
+        return ""
+    slower = (walls[0] or 0.0) - (walls[1] or 0.0)
+    return f"  It takes {shown(slower)} longer than the reference; the causes stand for {shown(sum(losses))}, and may overlap."
 
 
 def headline(evidence: Evidence) -> str:

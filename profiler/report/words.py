@@ -170,7 +170,11 @@ def scaled(figure: Figure, scales: Sequence[tuple[float, str]], *, more: int = 2
     """A quantity in the unit that suits its size: 0.08 ms [0.079, 0.081]."""
     if isinstance(figure, NotMeasured):
         return _missing(figure)
-    scale, unit = next(((s, u) for s, u in scales if abs(figure.value) >= s), scales[-1])
+    # Of a figure that is nothing, its bounds say how large it may be.
+    large = abs(figure.value) or max(
+        (abs(end) for end in (figure.low, figure.high) if end is not None and _bounded(end)), default=0.0
+    )
+    scale, unit = next(((s, u) for s, u in scales if large >= s), scales[-1])
     places = decimals_for(figure, scale, more=more)
 
     def show(value: float) -> str:
@@ -391,12 +395,14 @@ def machine_lines(machines: Sequence[Machine]) -> list[str]:
     lines = []
     for group in dict.fromkeys(machine.group for machine in machines):
         same = [machine for machine in machines if machine.group == group]
-        lines.append(f"machine {one_line(', '.join(item.target for item in same))}: {machine_told(same[0])}")
+        lines.append(
+            f"machine {one_line(', '.join(item.target for item in same))}: {machine_told(same[0], several=True)}"
+        )
     return lines
 
 
-def machine_told(machine: Machine) -> str:
-    """What one machine is, what its figures stand for, and what it is priced as."""
+def machine_told(machine: Machine, *, several: bool = False) -> str:
+    """What one machine is, what its figures stand for, and what it is priced as; of this machine alone the decision tells it."""
     what = (
         "the run does not tell what machine this is"
         if machine.environment is None
@@ -406,7 +412,11 @@ def machine_told(machine: Machine) -> str:
         return f"emulated: {EMULATED}; accuracy, size and failures count · {what}"
     if machine.envelope is not None:
         return f"{one_line(machine.envelope)} · {what}"
-    price = "" if machine.priced_as is None or machine.here else f" · priced as {one_line(machine.priced_as)}"
+    price = (
+        ""
+        if machine.priced_as is None or (machine.here and not several)
+        else f" · priced as {one_line(machine.priced_as)}"
+    )
     return f"{what}{price}"
 
 

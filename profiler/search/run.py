@@ -53,6 +53,8 @@ SEED_SPREADS = 3
 """Frontier variants at most whose calibration is repeated with other seeds."""
 AHEAD_SHARE = 0.8
 """How much of the time for making variants a cluster may take to make all of them at once."""
+SHORT_S = 5.0
+"""Seconds for each candidate below which a search cannot try most of them: each is made, screened and raced in a process."""
 DEFAULT_MARGIN = 0.01
 """Accepted drop where the user names none: the search must know what is hopeless."""
 
@@ -164,6 +166,8 @@ def _execute(
             if few is not None:
                 progress.note(few)
         store.set_plan(run_id, _planned(store.run(run_id), prepared, store, progress), prepared.notes)
+        if (short := _too_short(study, len(variants), budget.left_s)) is not None:
+            progress.note(short)
         rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha, enough=asked.enough)
         rungs = 1 if asked.enough is None else len({rung(variant.text) for variant in variants})
         # Before anything is timed, and so that its own turn, in which it comes from the cache, is still within its time.
@@ -180,6 +184,17 @@ def _execute(
         with job.modes, Queues(job, {device: machine_of(device)}) as queues:
             queues.one(device, work)
     store.set_status(run_id, "finished")
+
+
+def _too_short(study: Study, variants: int, left_s: float) -> str | None:
+    """What to say beforehand of a budget that leaves most candidates untried; None where there is time."""
+    candidates = variants * len(study.backends) * len(study.batches) * len(study.threads)
+    if left_s / candidates >= SHORT_S:
+        return None
+    return (
+        f"{candidates} candidates in {left_s:.0f} s are about {left_s / candidates:.2g} s each: many will not be tried. "
+        "Name fewer with --variants, or give more time."
+    )
 
 
 def _searched(

@@ -34,6 +34,31 @@ def test_a_variant_that_gains_everywhere_has_no_cause():
     assert causes(evidence(GOOD)) == ()
 
 
+def test_an_op_without_weights_that_is_slower_than_in_the_reference_is_named():
+    """Pooling without a fast int8 kernel: the layers around it gain, and it takes all of it."""
+    pool = op("p", "MaxPool", "i8", 139)
+    mine = side("int8-static", (*GOOD_OPS, pool), [layer("a", "qdq"), layer("b", "qdq")], 170)
+    other = side("fp32", (*REFERENCE_OPS, op("p", "MaxPool", "f32", 5.6)), [layer("a"), layer("b")], 91)
+    found = first(evidence(mine, other))
+
+    assert found.key == "slower-ops"
+    assert found.title.startswith("MaxPool takes 24.8 times as long")
+    assert found.lost_s == pytest.approx(133.4 * US)
+    # One that the reference has none of was added, and a little slower is noise.
+    assert keys(evidence(mine)) == []
+    assert "slower-ops" not in keys(
+        evidence(mine, replace(other, ops=(*REFERENCE_OPS, op("p", "MaxPool", "f32", 120))))
+    )
+
+
+def test_what_explains_next_to_nothing_is_not_told():
+    """Less than clocks get wrong."""
+    ops = (*GOOD_OPS[:2], op("c", "Reorder", "conversion", 0.03))
+    assert keys(evidence(side("int8-static", ops, [layer("a", "qdq"), layer("b", "qdq")], 30))) == []
+    ops = (*GOOD_OPS[:2], op("c", "Reorder", "conversion", 3))
+    assert keys(evidence(side("int8-static", ops, [layer("a", "qdq"), layer("b", "qdq")], 30))) == ["conversions"]
+
+
 def test_the_ratio_is_taken_within_each_go():
     """A machine that slows down for both sides changes no ratio."""
     mine = replace(GOOD, wall_s=(30 * US, 300 * US, 60 * US))

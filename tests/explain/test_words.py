@@ -24,6 +24,7 @@ def test_the_first_line_compares_and_the_first_cause_follows():
     assert text.startswith("int8-dynamic@ort/b1/t1 is 2.47× slower than fp32@ort/b1/t1: 210 µs against 85 µs")
     assert "1. dynamic int8 on 1 convolutions" in text
     assert "explains 120 µs, 57 % of its time" in text
+    assert "It takes 125 µs longer than the reference; the causes stand for 150 µs" in text
     assert "10 µs pass outside of them" in text
     assert "layer of the model" not in text
 

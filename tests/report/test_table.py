@@ -159,3 +159,11 @@ def test_durations_show_value_unit_and_interval(estimate: Estimate, expected: st
 def test_changes_show_their_sign(figure: Estimate | NotMeasured, expected: str) -> None:
     """Percentage points for proportions, the metric's own number otherwise; never a signed zero."""
     assert expected == str(words.change(figure))
+
+
+def test_a_figure_that_is_nothing_has_the_unit_of_its_bounds():
+    """Zero to 28.8 ms, and not 28,785,882 ns."""
+    cell = words.seconds(Estimate(0.0, 0.0, 0.028785882, "s"))
+
+    assert cell.value == "0.00 ms"
+    assert "28.79" in str(cell)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -125,6 +127,17 @@ def test_killed_anywhere_it_is_readable_and_goes_on_to_the_same_end(small_model,
     ends = {item["subject"] for item in decisions(run)}
     assert {case["variant"] for case in run.plan["cases"]} == {case["variant"] for case in expected.plan["cases"]}
     assert f"fp32@{FAST}/b1/t1" in ends
+
+
+def test_a_budget_that_leaves_most_candidates_untried_is_told_beforehand(small_model, data, tmp_path):
+    notes = []
+    heard = SimpleNamespace(stage=lambda *_: None, step=lambda *_: None, note=notes.append)
+    study = asked(small_model, data, backends=(FAST, SLOW), threads=(1, 2), time_budget_s=8.0)
+    execute_search(study, Asked(seeds=False), out=tmp_path, progress=heard)
+
+    assert any(
+        re.search(r"candidates in \d+ s are about [\d.]+ s each: many will not be tried", note) for note in notes
+    )
 
 
 def test_what_cannot_be_searched_says_so(small_model, data, tmp_path):
