@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+# pytest-xdist hands a width of its own down; on a pipe edgeprof writes for a wide page.
+os.environ.pop("COLUMNS", None)
 # The same examples everywhere and no wall-clock deadline: a busy machine is no failure.
 settings.register_profile("edgeprof", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("edgeprof")
