@@ -97,7 +97,7 @@ class TrtBackend:
             trt = self._load(found)
             built, origin = engine_for(trt, found, device, artifact, settings, options)
             details = details_of(found, device, settings, built, origin)
-            return TrtSession(trt, found, device, artifact.name, built.plan, options, details)
+            return TrtSession(trt, found, device, artifact.name, built.plan, options, details, graph=settings.graph)
         except BaseException:
             with contextlib.suppress(CudaError):
                 device.close()
@@ -123,8 +123,11 @@ class TrtSession:
         plan: bytes,
         options: LoadOptions,
         details: dict[str, str],
+        *,
+        graph: bool = False,
     ) -> None:
         """Made by `TrtBackend.load`. Owns `device` from here on if it returns."""
+        self._wants_graph, self._graph = graph, 0
         self._artifact, self._found, self._device, self._details = artifact, found, device, details
         self._version = str(trt.__version__)
         self._trt: Any = trt
@@ -166,6 +169,7 @@ class TrtSession:
 
     def _rebind(self, feeds: Feeds) -> None:
         """Take other shapes, where none were promised. Costs new buffers, so only the first such inference pays."""
+        self._forget_graph()
         self._buffers.close()
         try:
             self._bind(replace(self._options, sample_shapes={name: array.shape for name, array in feeds.items()}))
@@ -189,17 +193,47 @@ class TrtSession:
         """
         if self._context is None:
             raise BackendError(f"trt: the session of '{self._artifact}' is closed; load it again.")
-        device, stream = self._device, self._stream
         if not self._options.sample_shapes and any(feeds[i.info.name].shape != i.info.shape for i in self._inputs):
             self._rebind(feeds)
+        self._send(feeds)
+        self._execute()
+        self._fetch()
+        self._device.synchronize(self._stream)
+        return {out.info.name: out.array(self._device, self._stream) for out in self._outputs}
+
+    def _send(self, feeds: Feeds) -> None:
         for item in self._inputs:
-            item.send(feeds[item.info.name], device, stream)
-        if not self._context.execute_async_v3(stream):
+            item.send(feeds[item.info.name], self._device, self._stream)
+
+    def _execute(self) -> None:
+        if self._graph:
+            self._device.launch(self._graph, self._stream)
+            return
+        self._enqueue()
+        if self._wants_graph:
+            # The first inference is a usual one: TensorRT sets up what belongs to the shapes then, which cannot be captured.
+            self._device.synchronize(self._stream)
+            try:
+                self._graph = self._device.capture(self._stream, self._enqueue)
+            except BackendError as error:
+                raise BackendError(
+                    f"{self._found.title} cannot capture '{self._artifact}' as a CUDA graph: {error} Leave graph=true out: "
+                    "loops, conditions and sizes that depend on the data cannot be in one."
+                ) from error
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream):
             raise BackendError(f"{self._found.title} could not run '{self._artifact}': {self._log.quote()}")
+
+    def _forget_graph(self) -> None:
+        """It holds the addresses of the buffers and the context that it was captured with."""
+        if self._graph:
+            self._device.destroy_graph(self._graph)
+            self._graph = 0
+
+    def _fetch(self) -> None:
         for out in self._outputs:
-            out.fetch(device, stream)
-        device.synchronize(stream)
-        return {out.info.name: out.array(device, stream) for out in self._outputs}
+            out.fetch(self._device, self._stream)
 
     @property
     def facts(self) -> SessionFacts:
@@ -220,9 +254,10 @@ class TrtSession:
         return self._facts
 
     def op_times(self, feeds: Feeds, runs: int) -> Sequence[OpTime] | NoOpTimes:
-        """Times per layer of the engine, as TensorRT reports them to a profiler. A layer may stand for many ops of the model.
+        """Times per layer of the engine, as TensorRT reports them to a profiler, and of the copies to the GPU and back.
 
-        A context that was profiled stays synchronous, so the session gets a new one afterwards.
+        A layer may stand for many ops of the model. A context that was profiled stays synchronous, so the session gets a new one
+        afterwards; the copies are timed in that one.
         """
         if not hasattr(self._trt, "IProfiler"):
             return NoOpTimes(f"{self._found.title} {self._version} has no profiler in its Python binding")
@@ -230,6 +265,9 @@ class TrtSession:
             raise BackendError(f"trt: the session of '{self._artifact}' is closed; load it again.")
         warm = warm_runs(runs)
         seen: dict[str, list[float]] = {}
+        # A graph tells a profiler nothing of its layers.
+        self._forget_graph()
+        wanted, self._wants_graph = self._wants_graph, False
         try:
             self._context.profiler = _recorder(self._trt, seen)
             for run in range(warm + runs):
@@ -237,6 +275,7 @@ class TrtSession:
                     seen.clear()
                 self.infer(feeds)
         finally:
+            self._wants_graph = wanted
             self._renew(feeds)
         layers = inspected_layers(self._trt, self._engine)
         ops = []
@@ -246,7 +285,32 @@ class TrtSession:
             each = len(times) // runs or 1
             totals = [sum(times[start : start + each]) for start in range(0, each * runs, each)]
             ops.append(OpTime(name, kind, precision, self._device.name, middle_mean(totals), len(times) / runs, kernel))
-        return tuple(ops) or NoOpTimes(f"{self._found.title} reported no layer times for this engine")
+        if not ops:
+            return NoOpTimes(f"{self._found.title} reported no layer times for this engine")
+        return (*ops, *self._copy_times(feeds, warm, runs))
+
+    def _copy_times(self, feeds: Feeds, warm: int, runs: int) -> list[OpTime]:
+        """What an inference spends on the way to the GPU and back, by the GPU's own clock."""
+        device, stream = self._device, self._stream
+        with contextlib.ExitStack() as stack:
+            marks = [device.create_event() for _ in range(4)]
+            for mark in marks:
+                stack.callback(device.destroy_event, mark)
+            times: tuple[list[float], list[float]] = ([], [])
+            for run in range(-warm, runs):
+                device.record(marks[0], stream)
+                self._send(feeds)
+                device.record(marks[1], stream)
+                self._execute()
+                device.record(marks[2], stream)
+                self._fetch()
+                device.record(marks[3], stream)
+                device.synchronize(stream)
+                if run >= 0:
+                    times[0].append(device.elapsed_s(marks[0], marks[1]))
+                    times[1].append(device.elapsed_s(marks[2], marks[3]))
+        named = zip(("host to device", "device to host"), ("HostToDevice", "DeviceToHost"), times, strict=True)
+        return [OpTime(name, kind, "copy", device.name, middle_mean(each), 1.0, None) for name, kind, each in named]
 
     def _renew(self, feeds: Feeds) -> None:
         self._buffers.close()
@@ -261,6 +325,7 @@ class TrtSession:
         # In this order: memory and stream, then context before engine before runtime, as TensorRT asks. After a fault on
         # the GPU every CUDA call fails; the fault was raised already, and the process's end frees the rest.
         with contextlib.suppress(CudaError):
+            self._forget_graph()
             self._closing.close()
         self._context = None
         self._engine = None

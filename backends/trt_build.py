@@ -19,9 +19,10 @@ from backends.options import choice, number, require_known
 from backends.trt_cache import external_files
 from backends.trt_find import FLAVOURS, Found, find, load
 
-OPTION_NAMES = ("flavour", "precision", "workspace_mib", "level", "tf32")
+OPTION_NAMES = ("flavour", "precision", "workspace_mib", "level", "tf32", "build", "graph")
 PRECISION_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 NODES_SHOWN = 20
+MAX_BUILDS = 101
 LOG_LINES = 200
 
 FREE_ROWS = 64
@@ -41,6 +42,11 @@ class Settings:
     """Builder optimisation level, 0 to 5; None leaves TensorRT's own."""
     tf32: bool = False
     """Off, unlike TensorRT's default: a float32 reference must not change its arithmetic with the GPU."""
+    build: int = 0
+    """Above 0 an engine of its own, built without the timings of others: how much builds differ is seen by having several."""
+
+    graph: bool = False
+    """Whether inferences launch a captured CUDA graph instead of each kernel by itself."""
 
     @classmethod
     def read(cls, options: Mapping[str, str]) -> Settings:
@@ -54,6 +60,8 @@ class Settings:
             workspace_bytes=int(workspace * 2**20) or None,
             level=None if level == "auto" else int(level),
             tf32=choice("trt", options, "tf32", ("true", "false"), "false") == "true",
+            graph=choice("trt", options, "graph", ("true", "false"), "false") == "true",
+            build=int(choice("trt", options, "build", tuple(map(str, range(MAX_BUILDS))), "0")),
         )
 
 

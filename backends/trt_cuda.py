@@ -6,6 +6,7 @@ Each call is checked. Names and signatures: NVIDIA, "CUDA Driver API" reference 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -41,11 +42,24 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuStreamSynchronize": (_POINTER,),
     "cuMemcpyHtoDAsync_v2": (_DEVICE_POINTER, _POINTER, _SIZE, _POINTER),
     "cuMemcpyDtoHAsync_v2": (_POINTER, _DEVICE_POINTER, _SIZE, _POINTER),
+    "cuEventCreate": (ctypes.POINTER(_POINTER), ctypes.c_uint),
+    "cuEventDestroy_v2": (_POINTER,),
+    "cuEventRecord": (_POINTER, _POINTER),
+    "cuEventElapsedTime": (ctypes.POINTER(ctypes.c_float), _POINTER, _POINTER),
+    "cuStreamBeginCapture_v2": (_POINTER, _INT),
+    "cuStreamEndCapture": (_POINTER, ctypes.POINTER(_POINTER)),
+    "cuGraphInstantiateWithFlags": (ctypes.POINTER(_POINTER), _POINTER, ctypes.c_ulonglong),
+    "cuGraphLaunch": (_POINTER, _POINTER),
+    "cuGraphDestroy": (_POINTER,),
+    "cuGraphExecDestroy": (_POINTER,),
     "cuGetErrorName": (_INT, ctypes.POINTER(ctypes.c_char_p)),
     "cuGetErrorString": (_INT, ctypes.POINTER(ctypes.c_char_p)),
 }
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no implicit waits on the default stream
+
+
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not end the capture
 
 
 class CudaError(BackendError):
@@ -212,6 +226,54 @@ class CudaDevice:
     def to_host(self, target: int, source: int, size_bytes: int, stream: int) -> None:
         """Queue a copy from device to host."""
         self._driver.call("cuMemcpyDtoHAsync_v2", target, source, size_bytes, stream)
+
+    def create_event(self) -> int:
+        """A mark that takes the GPU's time when the work queued before it is done."""
+        event = _POINTER()
+        self._driver.call("cuEventCreate", ctypes.byref(event), 0)
+        assert event.value is not None
+        return event.value
+
+    def destroy_event(self, event: int) -> None:
+        """Destroy what `create_event` gave."""
+        self._driver.call("cuEventDestroy_v2", event)
+
+    def record(self, event: int, stream: int) -> None:
+        """Queue the mark."""
+        self._driver.call("cuEventRecord", event, stream)
+
+    def elapsed_s(self, start: int, end: int) -> float:
+        """Seconds between two marks that were passed; to about half a microsecond."""
+        milliseconds = ctypes.c_float()
+        self._driver.call("cuEventElapsedTime", ctypes.byref(milliseconds), start, end)
+        return milliseconds.value / 1e3
+
+    def capture(self, stream: int, queue: Callable[[], None]) -> int:
+        """A graph of what `queue` puts into the stream, which is not run now; `launch` runs all of it with one call."""
+        graph, executable = _POINTER(), _POINTER()
+        self._driver.call("cuStreamBeginCapture_v2", stream, _THREAD_LOCAL)
+        try:
+            queue()
+        except BaseException:
+            # The capture is invalid, and the stream is of no use until it was ended.
+            with contextlib.suppress(CudaError):
+                self._driver.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+            raise
+        self._driver.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        try:
+            self._driver.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+        finally:
+            self._driver.call("cuGraphDestroy", graph)
+        assert executable.value is not None
+        return executable.value
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Queue a graph from `capture`."""
+        self._driver.call("cuGraphLaunch", graph, stream)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Destroy what `capture` gave."""
+        self._driver.call("cuGraphExecDestroy", graph)
 
     def synchronize(self, stream: int) -> None:
         """Wait until the stream is idle. A kernel's failure shows here, as a CudaError."""

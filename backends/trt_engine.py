@@ -31,9 +31,11 @@ def engine_for(
         return Built(plan, None, ()), "cache"
     timing = f"{key(**machine)}.timing"
     targets = target_names(trt, *device.compute_capability)
-    built = build(trt, found, artifact, settings, options, targets, cache.get(timing) or b"")
+    # With the timings of an earlier build TensorRT would choose as it did then.
+    known = b"" if settings.build else cache.get(timing) or b""
+    built = build(trt, found, artifact, settings, options, targets, known)
     cache.put(name, built.plan)
-    if built.timing_cache:
+    if built.timing_cache and not settings.build:
         cache.put(timing, built.timing_cache)
     return built, "built"
 
@@ -49,6 +51,7 @@ def details_of(found: Found, device: CudaDevice, settings: Settings, built: Buil
         "engine_size_bytes": str(len(built.plan)),
         "typing": "strong" if settings.precision == "model" else f"weak, {settings.precision} allowed",
         "tf32": str(settings.tf32).lower(),
+        "cuda_graph": str(settings.graph).lower(),
     }
     if built.warnings:
         details["warnings"] = " | ".join(built.warnings)[:1000]

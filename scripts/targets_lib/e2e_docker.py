@@ -67,7 +67,7 @@ def _storm(edgeprof: Edgeprof, box: Container, folder: Path, size: Size, checks:
     runs = starts = retries = 0
     while storm.left or not runs:
         out = folder / f"there{runs}"
-        starts += storm.through(edgeprof, there, out, kill_controller=not runs)
+        starts += storm.through(edgeprof, there, out, kill_controller=not storm.controllers)
         retries += kills.notes(folder / f"{out.name}.log")
         run = api.open_run(out=out).run
         different = compare.differences(run, local, NAME)

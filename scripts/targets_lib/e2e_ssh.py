@@ -164,7 +164,7 @@ def _storm(
     runs = starts = retries = 0
     while storm.left or not runs:
         out = folder / f"there{runs}"
-        starts += storm.through(edgeprof, there, out, kill_controller=not runs)
+        starts += storm.through(edgeprof, there, out, kill_controller=not storm.controllers)
         retries += kills.notes(folder / f"{out.name}.log")
         different = compare.differences(api.open_run(out=out).run, local, NAME)
         checks.expect(not different, f"run {runs} on the device holds what the local run holds", "; ".join(different))

@@ -153,5 +153,7 @@ def test_tensorrt_reports_layers_and_gets_a_fresh_context(tmp_path):
     found = {op.name: op for op in op_times(session, feeds, 4)}
     assert (found["conv"].duration_s, found["conv"].calls) == (pytest.approx(1e-3), 2.0)
     assert found["copy"].duration_s == pytest.approx(0.25e-3)
+    copies = {op.op_type: op.duration_s for op in found.values() if op.precision == "copy"}
+    assert copies == {"HostToDevice": pytest.approx(20e-6), "DeviceToHost": pytest.approx(10e-6)}
     assert session._context.profiler is None
     np.testing.assert_array_equal(feeds["x"] * 2, session.infer(feeds)["y"])

@@ -271,6 +271,52 @@ def test_other_shape_or_option_builds_its_own_engine(double, tmp_path, change):
     assert rig.builds == 2
 
 
+def test_builds_that_are_to_be_compared_know_nothing_of_each_other(double, tmp_path):
+    """Each its own engine, made without the timings of another and leaving none; asked for again it is the same one."""
+    rig, cache = Rig(), tmp_path / "engines"
+    for number in ("1", "2", "1"):
+        rig.load(double, cache_dir=cache, options={"build": number})
+    assert rig.builds == 2
+    assert list(cache.glob("*.timing")) == []
+    rig.load(double, cache_dir=cache)
+    assert len(list(cache.glob("*.timing"))) == 1
+    with pytest.raises(BackendError, match="build"):
+        rig.load(double, options={"build": "-1"})
+
+
+def test_a_captured_graph_is_launched_from_the_second_inference_on(double):
+    """One call instead of each kernel's; copies stay outside, so other feeds give other outputs."""
+    rig = Rig()
+    session = rig.load(double, options={"graph": "true"})
+    for feed in (X, X + 1, X + 2):
+        np.testing.assert_array_equal(feed * 2, session.infer({"x": feed})["y"])
+    assert (rig.trt.journal.count("capture"), rig.trt.journal.count("launch")) == (1, 2)
+    assert session.facts.details["cuda_graph"] == "true"
+    device = rig.devices[0]
+    session.close()
+    assert (device.live, device.graphs) == ({}, {})
+
+
+def test_a_graph_does_not_outlive_the_shapes_that_it_was_captured_with(double):
+    """It holds the addresses of buffers that are free by then."""
+    rig = Rig()
+    session = rig.load(double, options={"graph": "true"}, sample_shapes={})
+    for rows in (1, 1, 3, 3):
+        feed = np.ones((rows, 8), np.float32)
+        np.testing.assert_array_equal(feed * 2, session.infer({"x": feed})["y"])
+    assert rig.trt.journal.count("capture") == 2
+    assert len(rig.devices[0].graphs) == 1
+
+
+def test_what_cannot_be_captured_says_what_to_leave_out(double):
+    """A loop, or an output whose size depends on the data."""
+    rig = Rig()
+    session = rig.load(double, options={"graph": "true"})
+    rig.devices[0].uncapturable = True
+    with pytest.raises(BackendError, match=r"cannot capture 'model.onnx' as a CUDA graph: .* Leave graph=true out"):
+        session.infer({"x": X})
+
+
 def test_damaged_engine_is_built_again(double, tmp_path):
     """And the next load finds it whole."""
     rig, cache = Rig(), tmp_path / "engines"

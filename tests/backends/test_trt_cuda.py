@@ -55,6 +55,32 @@ def test_empty_tensors_get_valid_memory(library):
     device.free(memory)
 
 
+def test_marks_tell_the_time_between_them(library):
+    """Recorded in a stream, read in seconds, freed again."""
+    device = CudaDevice(0, lambda: Driver(library))
+    stream, marks = device.create_stream(), [device.create_event() for _ in range(3)]
+    for mark in marks:
+        device.record(mark, stream)
+    assert device.elapsed_s(marks[0], marks[2]) == pytest.approx(2e-3)
+    for mark in marks:
+        device.destroy_event(mark)
+    device.destroy_stream(stream)
+
+
+def test_a_graph_is_captured_launched_and_freed(library):
+    """And a capture whose work fails leaves the stream usable."""
+    device = CudaDevice(0, lambda: Driver(library))
+    stream, queued = device.create_stream(), []
+    graph = device.capture(stream, lambda: queued.append(1))
+    device.launch(graph, stream)
+    assert queued == [1]
+    device.destroy_graph(graph)
+    with pytest.raises(RuntimeError, match="no"):
+        device.capture(stream, lambda: (_ for _ in ()).throw(RuntimeError("no")))
+    device.destroy_graph(device.capture(stream, lambda: None))
+    device.destroy_stream(stream)
+
+
 def test_failed_call_names_the_call_and_the_driver_s_words(library):
     """Out of memory reads as out of memory."""
     device = CudaDevice(0, lambda: Driver(library))

@@ -55,6 +55,8 @@ class FakeDevice:
     def __init__(self, journal: list, name: str = "NVIDIA Fake", compute_capability: tuple[int, int] = (8, 6)) -> None:
         self.journal, self.name, self.compute_capability, self.cuda_version = journal, name, compute_capability, "13.0"
         self.live: dict[int, Any] = {}
+        self.graphs: dict[int, Any] = {}
+        self.uncapturable = False
         self.closed = 0
         self.limit_bytes = 1 << 30
 
@@ -96,6 +98,44 @@ class FakeDevice:
         assert stream in self.live
         self.journal.append("to_host")
         ctypes.memmove(target, source, size_bytes)
+
+    def capture(self, stream: int, queue: Any) -> int:
+        assert stream in self.live
+        if self.uncapturable:
+            from backends.trt_cuda import CudaError
+
+            raise CudaError(
+                "CUDA: cuStreamEndCapture failed with error 901 (operation failed due to a previous error)."
+            )
+        graph = self._new(8)[0]
+        self.journal.append("capture")
+        self.graphs[graph] = queue
+        return graph
+
+    def launch(self, graph: int, stream: int) -> None:
+        assert stream in self.live
+        self.journal.append("launch")
+        self.graphs[graph]()
+
+    def destroy_graph(self, graph: int) -> None:
+        del self.live[graph], self.graphs[graph]
+
+    def create_event(self) -> int:
+        return self._new(8)[0]
+
+    def destroy_event(self, event: int) -> None:
+        del self.live[event]
+
+    def record(self, event: int, stream: int) -> None:
+        assert stream in self.live
+        self.journal.append("record")
+        # As far as what was queued until now takes: a copy there 20 µs, one back 10 µs, all else nothing.
+        took_us = 20 * self.journal.count("to_device") + 10 * self.journal.count("to_host")
+        ctypes.memmove(event, ctypes.byref(ctypes.c_double(took_us / 1e6)), 8)
+
+    def elapsed_s(self, start: int, end: int) -> float:
+        first, last = (ctypes.c_double.from_address(event).value for event in (start, end))
+        return last - first
 
     def synchronize(self, stream: int) -> None:
         assert stream in self.live

@@ -154,6 +154,18 @@ int cuStreamDestroy_v2(void *s) { free(s); live--; return 0; }
 int cuStreamSynchronize(void *s) { return s ? 0 : 400; }
 int cuMemcpyHtoDAsync_v2(P d, void *h, size_t n, void *s) { memcpy((void *)(uintptr_t)d, h, n); return 0; }
 int cuMemcpyDtoHAsync_v2(void *h, P d, size_t n, void *s) { memcpy(h, (void *)(uintptr_t)d, n); return 0; }
+int cuEventCreate(void **e, unsigned f) { if (f) return 1; *e = calloc(1, sizeof(float)); live++; return 0; }
+int cuEventDestroy_v2(void *e) { free(e); live--; return 0; }
+static float now_ms = 0;
+int cuEventRecord(void *e, void *s) { if (!s) return 400; *(float *)e = ++now_ms; return 0; }
+int cuEventElapsedTime(float *ms, void *a, void *b) { *ms = *(float *)b - *(float *)a; return 0; }
+static int capturing = 0;
+int cuStreamBeginCapture_v2(void *s, int mode) { if (!s || mode != 1) return 1; capturing = 1; return 0; }
+int cuStreamEndCapture(void *s, void **g) { if (!capturing) return 1; capturing = 0; *g = malloc(8); live++; return 0; }
+int cuGraphInstantiateWithFlags(void **x, void *g, unsigned long long f) { *x = malloc(8); live++; return 0; }
+int cuGraphLaunch(void *x, void *s) { return x && s ? 0 : 400; }
+int cuGraphDestroy(void *g) { free(g); live--; return 0; }
+int cuGraphExecDestroy(void *x) { free(x); live--; return 0; }
 int cuGetErrorName(int e, const char **s) {
     *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : e == 100 ? "CUDA_ERROR_NO_DEVICE" : 0; return *s ? 0 : 1; }
 int cuGetErrorString(int e, const char **s) {
