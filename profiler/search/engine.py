@@ -166,6 +166,9 @@ class Search:
     """Log of the time over the reference's, of every case that was raced."""
     _rung: int = 0
     _rungs: int = 1
+    _below: float = 0.0
+    _part: float = 1.0
+    """Shares of the variants that stand below this rung, and on it."""
     _began_s: float = 0.0
     """When it could begin: what came before (waiting for the device, an attempt whose link was lost) is nobody's share."""
 
@@ -177,7 +180,10 @@ class Search:
         ladder = self._ladder()
         self._rungs = len(ladder)
         winner = None
+        known = sum(map(len, ladder))
         for self._rung, variants in enumerate(ladder):
+            self._below = sum(map(len, ladder[: self._rung])) / known
+            self._part = len(variants) / known
             fresh = self._screened(self._made(variants))
             candidates += [case for case in fresh if case not in candidates]
             left += [case for case in self._raced(fresh) if case not in left]
@@ -490,9 +496,9 @@ class Search:
         return self.bench.spent_s > self._deadline_s(share)
 
     def _deadline_s(self, share: float) -> float:
-        """Up to when a stage may go, by its share; each rung has its part of what is before the final."""
+        """Up to when a stage may go, by its share; each rung has, by its variants, a part of what is before the final."""
         race = self.rules.race_until
-        until = share if share >= 1 else (self._rung * race + share) / self._rungs
+        until = share if share >= 1 else self._below * race + self._part * share
         return self._began_s + until * (self.bench.budget_s - self._began_s)
 
     def _tell(

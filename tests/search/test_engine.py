@@ -175,6 +175,18 @@ def test_the_end_of_the_time_is_no_failure():
     assert {d.outcome for d in bench.decisions} == {"not tried"}
 
 
+def test_a_rung_with_many_variants_has_more_of_the_time():
+    """Equal parts would end the one that holds most of what can win before its turn."""
+    many = {REFERENCE: Truth(0.0, 0.0, 0.0)} | {case(f"v{n}"): Truth(-0.3 - n / 100, 0.0, 0.01) for n in range(12)}
+    few = {case("deep"): Truth(-0.1, 0.0, 0.01)}
+    rung = lambda text: 0 if text == "fp32" else 2 if text == "deep" else 1  # noqa: E731
+    bench, _ = searched(
+        truths={**many, **few}, reference=REFERENCE, rules=Rules(enough=0.05), rung=rung, budget_s=260.0
+    )
+
+    assert not [d.subject for d in bench.decisions if d.outcome == "not tried" and d.stage in ("make", "screen")]
+
+
 @pytest.mark.parametrize("budget_s", [20.0, 60.0, 200.0])
 def test_each_rung_keeps_to_its_part_of_the_budget(budget_s):
     bench, found = searched(truths=LADDER, reference=REFERENCE, rules=Rules(enough=0.05), rung=RUNG, budget_s=budget_s)
