@@ -174,14 +174,22 @@ class Store:
 
     def create_run(self, study: Study, environment: Environment, *, version: str, notes: Sequence[str] = ()) -> str:
         """Begin a run; returns its id, `YYYYMMDD-HHMMSS-xxxx` in UTC."""
-        now = datetime.now(timezone.utc)
-        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         row = {
-            "id": run_id, "created_at": now.isoformat(timespec="microseconds"), "status": "running", "edgeprof_version": version,
-            "study": study.to_json(), "environment": json.dumps(asdict(environment)), "notes": json.dumps(list(notes)),
+            "status": "running", "edgeprof_version": version, "study": study.to_json(),
+            "environment": json.dumps(asdict(environment)), "notes": json.dumps(list(notes)),
         }  # fmt: skip
-        with self._transaction(writes=True) as connection:
-            connection.execute(_runs.insert().values(row))
+        for tries_left in reversed(range(_ID_TRIES)):
+            now = datetime.now(timezone.utc)
+            run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+            made = {**row, "id": run_id, "created_at": now.isoformat(timespec="microseconds")}
+            try:
+                with self._transaction(writes=True) as connection:
+                    connection.execute(_runs.insert().values(made))
+                break
+            except _ConstraintError:
+                # Four digits are easy to type, and two runs of one second may draw the same.
+                if not tries_left:
+                    raise
         return run_id
 
     def set_plan(self, run_id: str, plan: dict[str, Any], notes: Sequence[str]) -> None:
@@ -481,6 +489,7 @@ class _ConstraintError(StoreError):
     pass
 
 
+_ID_TRIES = 20
 _GENERAL = {"id", "run_id", "record", "arrays"}
 _BY_DEVICE = {"processes", "blocks", "qualities", "energies", "loads"}
 # `clock_timestamp` and not `now`, which is the beginning of a transaction that may have waited for another one.

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from dataclasses import fields, replace
+from datetime import datetime, timezone
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,6 +173,18 @@ def test_the_latest_run_is_the_one_begun_last(opened):
 
     assert ids[-1] == opened.resolve("latest")
     assert ids[::-1] == [summary.id for summary in opened.runs()]
+
+
+def test_two_runs_of_one_second_never_share_an_id(opened, monkeypatch):
+    """However the digits fall."""
+    drawn = iter(["aaaa", "aaaa", "aaaa", "bbbb"])
+    monkeypatch.setattr("profiler.store.secrets.token_hex", lambda _: next(drawn, "cccc"))
+    monkeypatch.setattr(
+        "profiler.store.datetime", SimpleNamespace(now=lambda _: datetime(2026, 1, 1, tzinfo=timezone.utc))
+    )
+    ids = [opened.create_run(make_study(model="m"), describe(), version="0") for _ in range(2)]
+
+    assert ids == ["20260101-000000-aaaa", "20260101-000000-bbbb"]
 
 
 def test_a_run_is_found_by_the_beginning_of_its_id(opened, run_id):
