@@ -21,6 +21,7 @@ from profiler.latency import judged_ratio
 from profiler.machines import EMULATED, ENVELOPE
 from profiler.places import Place
 from profiler.records import LEFT_OUT_BY_SEARCH, Estimate, NotMeasured
+from profiler.stats.ratios import compare_verdict
 from profiler.targets import conditions
 from profiler.targets.config import LOCAL
 
@@ -123,10 +124,15 @@ def _view(analysis: Analysis, cases: Sequence[CaseResult], x: str, y: str) -> Fr
     if not placed:
         return FrontierView(x, y, (), (), (), tuple(unplaced))
     found = _frontier(analysis, placed, x, y)
-    members = [case for case, member in zip(placed, found.members, strict=True) if member]
+    members: list[CaseResult] = []
     tied, dominated = [], []
     for index, case in enumerate(placed):
         if found.members[index]:
+            other = _as_fast_and_better(analysis, case, placed, x, y)
+            if other is None:
+                members.append(case)
+            else:
+                dominated.append((case, other.key))
             continue
         better = [placed[other] for other in found.dominated_by[index]]
         surely = [other for other in better if _separated(analysis, other, case, x, y)]
@@ -241,10 +247,33 @@ def _separated(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str
             return True
     elif _apart(better.figure(x), worse.figure(x), maximise=AXES[x].maximise):
         return True
+    return _surely_better(analysis, better, worse, y)
+
+
+def _surely_better(analysis: Analysis, better: CaseResult, worse: CaseResult, y: str) -> bool:
     if y == "accuracy":
         # Changes are paired with the same reference, so their intervals are far narrower than those of accuracy.
         return _apart(better.accuracy_change, worse.accuracy_change, maximise=True)
     return _apart(better.figure(y), worse.figure(y), maximise=_maximise(analysis, y))
+
+
+def _as_fast_and_better(
+    analysis: Analysis, case: CaseResult, others: Sequence[CaseResult], x: str, y: str
+) -> CaseResult | None:
+    """One that is shown to be as fast within 2 %, and surely better on the other axis.
+
+    By point estimates the case may lead by a thousandth, which is no trade-off.
+    """
+    if x != "latency_p50":
+        return None
+    for other in others:
+        alike = (other.case.target, other.case.batch) == (case.case.target, case.case.batch)
+        if other is case or not alike or not _surely_better(analysis, other, case, y):
+            continue
+        ratio = judged_ratio(analysis.judged[case.key], analysis.judged[other.key])
+        if ratio is not None and compare_verdict(ratio) == "equivalent":
+            return other
+    return None
 
 
 def _apart(better: object, worse: object, *, maximise: bool) -> bool:

@@ -159,6 +159,17 @@ def test_cases_that_cannot_be_told_apart_are_tied_and_not_dominated(decided):
     assert len(frontier.members) + len(frontier.tied) == 3
 
 
+@pytest.mark.parametrize(
+    ("seconds", "flips", "outdone"), [(0.998e-3, 90, True), (0.9e-3, 90, False), (0.998e-3, 1, False)]
+)
+def test_a_thousandth_of_the_time_is_no_trade_for_points_of_accuracy(decided, seconds, flips, outdone):
+    """Equal within 2 % and surely worse. With a tenth it is a trade-off, and with one flipped answer nothing is sure."""
+    _, frontier, _ = decided({"fp32": (1e-3, 0), "int8-dynamic": (seconds, flips)}, processes=30)
+
+    dominated = [(case.case.variant, by) for case, by in frontier.dominated]
+    assert dominated == ([("int8-dynamic", "fp32@ort/b1/t1")] if outdone else [])
+
+
 def test_a_trade_off_is_on_the_frontier(decided):
     """Faster and worse, slower and better: both are members, best x first."""
     _, frontier, _ = decided({"fp32": (2e-3, 0), "int8": (1e-3, 300)})
