@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -230,6 +230,15 @@ class Store:
             # Some other rule of the database: nothing was stored, and nobody may believe it was.
             raise
         return True
+
+    def take_back(self, run_id: str, failures: Iterable[FailureRecord]) -> None:
+        """Forget that these were left out: what a search had no time for may be tried when it goes on."""
+        table = _TABLES[FailureRecord]
+        with self._transaction(writes=True) as connection:
+            self._hold(connection, None)
+            for record in failures:
+                found = (table.c.run_id == run_id, table.c.case == record.case, table.c.stage == record.stage)
+                connection.execute(table.delete().where(*found))
 
     def discard(self, run_id: str) -> None:
         """Forget a run that never came to measuring anything, so that `latest` stays a run with results."""

@@ -364,10 +364,12 @@ def _check_device(device: str) -> None:
 
 
 def _prefix(command: str) -> dict[str, Any]:
-    """A prefix, and what is known of it: ssh gives its words to a shell, and ends with 255 when the connection is lost."""
+    """A prefix, and what is known of it: ssh gives its words to a shell.
+
+    Whatever leads to a machine over ssh or like it ends with 255 when the connection is lost; a worker of ours never does.
+    """
     words = _words(command)
-    ssh = bool(words) and PurePath(words[0]).name == "ssh"
-    return {"prefix": words, "shell": ssh, "link_codes": (255,) if ssh else ()}
+    return {"prefix": words, "shell": bool(words) and PurePath(words[0]).name == "ssh", "link_codes": (255,)}
 
 
 def _words(command: str) -> tuple[str, ...]:

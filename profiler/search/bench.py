@@ -293,6 +293,13 @@ class LiveBench:
         found: list[dict[str, Any]] = self.plan["search"]["decisions"]
         return found
 
+    @staticmethod
+    def may_be_tried(record: FailureRecord) -> bool:
+        """Whether a stored record only says that a search left a case out for the time, or a reference that none needed then."""
+        if record.kind != "skipped" or f"{LEFT_OUT_BY_SEARCH}: " not in record.message:
+            return False
+        return record.message.startswith("not tried ") or record.case.startswith(f"{REFERENCE_VARIANT}@")
+
     def _leave_out(self, decision: Decision) -> None:
         if decision.stage == "make" and decision.outcome == "dropped":
             # `make` stored why.

@@ -202,6 +202,7 @@ def _searched(
 ) -> None:
     complete_places(job, job.device)
     study, before, made = job.study, job.store.run(job.run_id), dict[str, ArtifactRecord]()
+    job.store.take_back(job.run_id, filter(LiveBench.may_be_tried, before.failures))
     job = replace(job, artifacts=made)
     screening = None if screened is None else screens.Screening(job, screened, elsewhere=elsewhere)
     had = {record.variant: record.sha256 for record in before.artifacts}

@@ -99,6 +99,9 @@ def set_up(
                 lambda sent, size, name=part.name: told(name, sent, size),  # type: ignore[misc]
             )
         agent.ask("keep", names=[part.name for part in parts])
+        now = config.get(spec.name)
+        if (now.prefix, now.folder, now.python) != (spec.prefix, spec.folder, spec.python):
+            raise TargetError(f"'{spec.name}' was given another command or folder meanwhile: set it up again.")
         ready = config.update(spec.name, bundles=tuple(part.name for part in parts))
     return SetUp(
         ready, tuple(part.name for part in missing), {} if wheels is None else wheels.packages,

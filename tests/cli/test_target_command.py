@@ -28,7 +28,7 @@ def test_two_names_of_one_machine_have_a_folder_each(edgeprof):
     [
         (("--ssh", "pi@pi"), True, (255,)),
         (("--command", "/usr/bin/ssh -p 22 pi@pi"), True, (255,)),
-        (("--command", "sudo -u pi"), False, ()),
+        (("--command", "sudo -u pi"), False, (255,)),
         (("--docker", "box"), False, ()),
         (("--adb", "123"), True, ()),
     ],

@@ -129,6 +129,25 @@ def test_killed_anywhere_it_is_readable_and_goes_on_to_the_same_end(small_model,
     assert f"fp32@{FAST}/b1/t1" in ends
 
 
+def test_what_a_finished_search_had_no_time_for_is_tried_when_it_goes_on(small_model, data, tmp_path, monkeypatch):
+    """Not called failed for the record that says it was not tried."""
+    monkeypatch.setattr(live.LiveBench, "fits_finish", lambda _: 1)
+    study = asked(small_model, data, backends=(FAST,), variants=("fp32", "graph"), threads=(1, 2))
+    execute_search(study, Asked(seeds=False), out=tmp_path)
+    first = read(tmp_path)
+    untried = {item["subject"] for item in decisions(first) if item["outcome"] == "not tried"}
+    assert untried <= {record.case for record in first.failures}
+    monkeypatch.undo()
+    monkeypatch.setattr(live, "RACE_EFFORT", RACE)
+    execute_search(None, out=tmp_path, resume="latest")
+    again = read(tmp_path)
+
+    assert untried
+    assert {item["outcome"] for item in decisions(again) if item["subject"] in untried} <= {"contender", "dropped"}
+    assert not [record for record in again.failures if record.message.startswith("not tried")]
+    assert len({item["subject"] for item in decisions(again)}) == len(decisions(again))
+
+
 def test_a_budget_that_leaves_most_candidates_untried_is_told_beforehand(small_model, data, tmp_path):
     notes = []
     heard = SimpleNamespace(stage=lambda *_: None, step=lambda *_: None, note=notes.append)
