@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profiler import api
-from scripts.targets_lib import compare, kills
+from scripts.targets_lib import kills
 from scripts.targets_lib.container import MEMORY_BYTES, Container
-from scripts.targets_lib.product import Checks, Edgeprof, write_data, write_study
+from scripts.targets_lib.product import Checks, Edgeprof, write_data
 
 NAME = "box"
 _EFFORT = {"rounds": 3, "block_s": 0.05, "warmup_s": 0.1, "warmup_max_s": 0.3, "requeue_share": 0.0}
@@ -58,37 +56,16 @@ def _storm(edgeprof: Edgeprof, box: Container, folder: Path, size: Size, checks:
         "model": str(model), "data": str(data), "calibration": str(calibration), "backends": ("ort", "ov"),
         "variants": ("fp32", "int8-static"),
     }  # fmt: skip
+    storm = kills.Storm(box, size.kills, size.gap_s, size.seed)
     effort = {"processes": size.processes, **_EFFORT}
-    here = write_study(folder / "here.toml", effort, **fields)
-    there = write_study(folder / "there.toml", effort, **fields, targets=(NAME,))
-    edgeprof.must("run", str(here), "--out", str(folder / "here"))
-    local = api.open_run(out=folder / "here").run
-    storm, began = kills.Storm(box, size.kills, size.gap_s, size.seed), time.monotonic()
-    runs = starts = retries = 0
-    while storm.left or not runs:
-        out = folder / f"there{runs}"
-        starts += storm.through(edgeprof, there, out, kill_controller=not storm.controllers)
-        retries += kills.notes(folder / f"{out.name}.log")
-        run = api.open_run(out=out).run
-        different = compare.differences(run, local, NAME)
-        checks.expect(
-            not different, f"run {runs} in the container holds what the local run holds", "; ".join(different)
-        )
-        kills.await_empty(box, checks, f"after run {runs}")
-        runs += 1
-    place = run.plan["targets"][NAME]["environment"]
+    found = kills.drive(edgeprof, box, NAME, storm, folder, effort, fields, checks, "in the container")
+    place = found.last.plan["targets"][NAME]["environment"]
     checks.expect(
         place["usable_cores"] == 1, "the container's share of processors is known", str(place["usable_cores"])
     )
     checks.expect(place["memory_bytes"] == MEMORY_BYTES, "its memory limit is known", str(place["memory_bytes"]))
-    checks.expect(retries > 0, "a client that was killed was tried again by the run itself")
-    checks.expect(starts > runs, "a killed run was resumed")
-    facts = {
-        "clients killed": storm.by_client, "runs killed": storm.controllers, "runs": runs, "resumed": starts - runs,
-        "tried again": retries, "blocks": len(local.blocks), "cases": len(local.plan["cases"]),
-    }  # fmt: skip
-    checks.fact(f"{', '.join(f'{key} {value}' for key, value in facts.items())}; {time.monotonic() - began:.0f} s")
-    return {"tables": [("Clients killed at random moments", list(facts), [[str(value) for value in facts.values()]])]}
+    counts = {"clients killed": storm.by_client, **found.counts}
+    return {"tables": [kills.table("Clients killed at random moments", counts, checks, found.seconds)]}
 
 
 def _stopped(edgeprof: Edgeprof, box: Container, folder: Path, checks: Checks) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,32 +154,16 @@ def _storm(
         "model": str(model), "data": str(data), "calibration": str(calibration), "backends": size.backends,
         "variants": ("fp32", "int8-static"),
     }  # fmt: skip
+    storm = kills.Storm(server, size.kills, size.gap_s, size.seed)
     effort = {"processes": size.processes, **_STORM}
-    here = write_study(folder / "here.toml", effort, **fields)
-    there = write_study(folder / "there.toml", effort, **fields, targets=(NAME,))
-    edgeprof.must("run", str(here), "--out", str(folder / "here"))
-    local = api.open_run(out=folder / "here").run
-    storm, began = kills.Storm(server, size.kills, size.gap_s, size.seed), time.monotonic()
-    runs = starts = retries = 0
-    while storm.left or not runs:
-        out = folder / f"there{runs}"
-        starts += storm.through(edgeprof, there, out, kill_controller=not storm.controllers)
-        retries += kills.notes(folder / f"{out.name}.log")
-        different = compare.differences(api.open_run(out=out).run, local, NAME)
-        checks.expect(not different, f"run {runs} on the device holds what the local run holds", "; ".join(different))
-        kills.await_empty(server, checks, f"after run {runs}")
-        runs += 1
-    facts = {
-        "connections killed": size.kills, "at the client": storm.by_client, "at the server": storm.by_server,
-        "runs killed": storm.controllers, "runs": runs, "resumed": starts - runs, "tried again": retries,
-        "blocks": len(local.blocks), "cases": len(local.plan["cases"]),
+    found = kills.drive(edgeprof, server, NAME, storm, folder, effort, fields, checks, "on the device")
+    counts = {
+        "connections killed": size.kills, "at the client": storm.by_client, "at the server": storm.by_server, **found.counts,
     }  # fmt: skip
-    checks.expect(retries > 0, "connections that broke were tried again by the run itself")
-    checks.expect(starts > runs, "a killed run was resumed")
-    checks.fact(f"{', '.join(f'{key} {value}' for key, value in facts.items())}; {time.monotonic() - began:.0f} s")
+    told = kills.table("Connections broken at random moments", counts, checks, found.seconds)
     for words in sorted(set(storm.gave_up)):
         checks.fact(f"a run that gave up said: {words}")
-    return "Connections broken at random moments", list(facts), [[str(value) for value in facts.values()]]
+    return told
 
 
 def _ratios(edgeprof: Edgeprof, inputs: tuple[Path, Path, Path], folder: Path, size: Size, checks: Checks) -> Table:

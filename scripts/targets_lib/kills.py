@@ -5,13 +5,18 @@ from __future__ import annotations
 import random
 import subprocess
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from profiler.store import DATABASE_NAME, open_store
+from profiler import api
+from profiler.store import DATABASE_NAME, RunData, open_store
+from scripts.targets_lib import compare
 from scripts.targets_lib.container import Container
-from scripts.targets_lib.product import Checks, Edgeprof, Failed
+from scripts.targets_lib.product import Checks, Edgeprof, Failed, write_study
 from scripts.targets_lib.sshd import Server, kill_session
 
 _RUN_S = 900.0
@@ -80,6 +85,54 @@ class Storm:
         self.by_client += client_side
         self.by_server += not client_side
         return True
+
+
+@dataclass(frozen=True)
+class Stormed:
+    """What a study came to while connections broke, beside the same study on this machine."""
+
+    storm: Storm
+    local: RunData
+    last: RunData
+    """The last of the runs there."""
+    counts: Mapping[str, int]
+    seconds: float
+
+
+def drive(
+    edgeprof: Edgeprof, place: Server | Container, target: str, storm: Storm, folder: Path, effort: Mapping[str, Any],
+    fields: Mapping[str, Any], checks: Checks, where: str,
+) -> Stormed:  # fmt: skip
+    """The same study here and, until the storm is over, there; each run there must hold what the local one does."""
+    here = write_study(folder / "here.toml", dict(effort), **fields)
+    there = write_study(folder / "there.toml", dict(effort), **fields, targets=(target,))
+    edgeprof.must("run", str(here), "--out", str(folder / "here"))
+    local, began = api.open_run(out=folder / "here").run, time.monotonic()
+    runs = starts = retries = 0
+    while storm.left or not runs:
+        out = folder / f"there{runs}"
+        starts += storm.through(edgeprof, there, out, kill_controller=not storm.controllers)
+        retries += notes(folder / f"{out.name}.log")
+        last = api.open_run(out=out).run
+        different = compare.differences(last, local, target)
+        checks.expect(not different, f"run {runs} {where} holds what the local run holds", "; ".join(different))
+        await_empty(place, checks, f"after run {runs}")
+        runs += 1
+    checks.expect(retries > 0, "connections that broke were tried again by the run itself")
+    checks.expect(starts > runs, "a killed run was resumed")
+    counts = {
+        "runs killed": storm.controllers, "runs": runs, "resumed": starts - runs, "tried again": retries,
+        "blocks": len(local.blocks), "cases": len(local.plan["cases"]),
+    }  # fmt: skip
+    return Stormed(storm, local, last, counts, time.monotonic() - began)
+
+
+def table(
+    title: str, counts: Mapping[str, int], checks: Checks, seconds: float
+) -> tuple[str, list[str], list[list[str]]]:
+    """The counts as a fact and as a table: title, head and rows."""
+    checks.fact(f"{', '.join(f'{key} {value}' for key, value in counts.items())}; {seconds:.0f} s")
+    return title, list(counts), [[str(value) for value in counts.values()]]
 
 
 def notes(log: Path) -> int:
