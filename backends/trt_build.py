@@ -44,7 +44,6 @@ class Settings:
     """Off, unlike TensorRT's default: a float32 reference must not change its arithmetic with the GPU."""
     build: int = 0
     """Above 0 an engine of its own, built without the timings of others: how much builds differ is seen by having several."""
-
     graph: bool = False
     """Whether inferences launch a captured CUDA graph instead of each kernel by itself."""
 

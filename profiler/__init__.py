@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 from profiler._selfcheck import check
 
 check(Path(__file__).resolve().parent)
+
 if TYPE_CHECKING:
     from types import ModuleType
 

@@ -17,6 +17,7 @@ from profiler import places, units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.errors import StudyError, unknown
 from profiler.frontier import Frontier, frontier
+from profiler.grade import FEWEST_PROCESSES
 from profiler.latency import judged_ratio
 from profiler.machines import EMULATED, ENVELOPE
 from profiler.places import Place
@@ -214,8 +215,6 @@ def _priced(case: CaseResult) -> bool:
     return isinstance(case.usd_per_million, Estimate)
 
 
-ENOUGH_PROCESSES = 3
-"""Fewer do not tell how much processes differ."""
 DEFAULT_DROP = 0.01
 """Loss accepted when the user names none: one percentage point, or one per cent of an error metric."""
 
@@ -426,10 +425,10 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
 def _provisional(analysis: Analysis, chosen: CaseResult) -> str:
     """A search whose time ended early has measured its contenders in fewer processes than an interval needs."""
     count = len({record.replicate for record in analysis.run.processes if record.case == chosen.key})
-    if not 0 < count < ENOUGH_PROCESSES or analysis.run.study.time_budget_s is None:
+    if not 0 < count < FEWEST_PROCESSES or analysis.run.study.time_budget_s is None:
         return ""
     return (
-        f"Provisional: the time budget left room for {count} of at least {ENOUGH_PROCESSES} processes; give more time before "
+        f"Provisional: the time budget left room for {count} of at least {FEWEST_PROCESSES} processes; give more time before "
         "it is shipped."
     )
 

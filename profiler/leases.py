@@ -89,6 +89,11 @@ class LeaseState:
     refused: int
     """Results that came under a lease which no longer held."""
 
+    @property
+    def live(self) -> bool:
+        """Whether somebody has it, and is not known to have ended."""
+        return self.left_s is not None and not (self.owner is not None and has_ended(self.owner))
+
 
 @dataclass(frozen=True)
 class QueueState:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from profiler.errors import EdgeprofError
 from profiler.records import Environment, Source
 from profiler.store import RunData
-from profiler.study import Case
+from profiler.study import Case, Study
 from profiler.targets import conditions
 from profiler.targets.config import LOCAL
 
@@ -111,6 +111,11 @@ def machine(run: RunData, target: str) -> Machine:
 def device_of(target: str) -> str:
     """The device of a target's text: `jetson` of `jetson{power=15W}`. It has one queue, whatever its conditions."""
     return target.partition("{")[0]
+
+
+def devices_of(study: Study) -> list[str]:
+    """The devices of a study's targets, each once, in its order."""
+    return list(dict.fromkeys(map(device_of, study.targets)))
 
 
 def envelope(target: str) -> str | None:

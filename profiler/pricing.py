@@ -47,10 +47,9 @@ class Pricing:
             # The file may be gone, or on another machine: what was measured can still be told.
             book = prices.load_prices()
             notes.append(f"your own prices are left out: {error}")
-        declared = asked.declared if len(devices) < 2 else {name: kind for name, kind in asked.declared.items() if name}
         priced = {}
         for target, machine in machines.items():
-            kind = declared.get(machine.name, declared.get(""))
+            kind = asked.declared_for(machine.name, devices)
             priced[target] = replace(machine, priced_as=kind or _own(machine, detected)) if machine.real else machine
             whose = "" if len(devices) < 2 else f"{machine.name} is "
             if kind is None and (own := priced[target].priced_as) is not None:

@@ -39,7 +39,7 @@ from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
-from profiler.machines import device_of
+from profiler.machines import device_of, devices_of
 from profiler.pricing import undecided
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
@@ -94,7 +94,7 @@ def execute(
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
             else:
                 study = settled(study, store, progress)
-                if (unclear := undecided(study.cost, list(dict.fromkeys(map(device_of, study.targets))))) is not None:
+                if (unclear := undecided(study.cost, devices_of(study))) is not None:
                     raise StudyError(unclear)
             variants = prepare.check_names(study)
             check_load(study.load)
@@ -312,7 +312,7 @@ def _places(study: Study, here: Environment, progress: Progress) -> dict[str, An
     `group_memory_bytes` is not completed later as `targets` is: groups are numbered, and must come out the same on resume.
     Raises TargetError when none of the devices can be reached.
     """
-    names = [name for name in dict.fromkeys(map(device_of, study.targets)) if name != LOCAL]
+    names = [name for name in devices_of(study) if name != LOCAL]
 
     def ask(name: str) -> setup.Place | TargetError:
         # A short stumble only: whoever mistyped a host wants to know now, and nothing was measured that could be lost.
@@ -425,11 +425,11 @@ def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence
 
 def _warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
     """Say before the measurement what would otherwise stand in its report: what can't be priced as declared."""
-    asked, names = study.cost, list(dict.fromkeys(map(device_of, study.targets)))
-    book = load_prices(None if asked.prices is None else Path(asked.prices))
-    here = asked.declared.get(LOCAL, asked.declared.get("") if names == [LOCAL] else None)
+    names = devices_of(study)
+    here = study.cost.declared_for(LOCAL, names) if LOCAL in names else None
     if here is None or any(spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends):
         return
+    book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
     facts = SessionFacts("", "", "CPU", max(study.threads), None)
     figure = price_case(
         Estimate(1.0, None, None, "samples/s"), here, environment=environment, facts=facts,

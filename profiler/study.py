@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,6 +69,10 @@ class CostOptions(_Frozen):
         """Types by the device's name; by the empty name that which was given for all there is."""
         pairs = [part.rpartition("=") for part in self.machine.split(",")] if self.machine else []
         return {name: kind for name, _, kind in pairs}
+
+    def declared_for(self, device: str, devices: Sequence[str]) -> str | None:
+        """What one of these devices was declared to be; a type without a name means the only one."""
+        return self.declared.get(device, self.declared.get("") if len(devices) < 2 else None)
 
 
 class Effort(_Frozen):

@@ -80,7 +80,7 @@ def test_a_free_one_comes_before_a_busy_one_which_is_not_asked(store):
 def test_one_whose_holder_has_ended_is_free(store, monkeypatch):
     """A run that was killed keeps nobody waiting."""
     store.acquire(lease_name("a"), run_id="another")
-    monkeypatch.setattr("profiler.fleet.classes.has_ended", lambda owner: True)
+    monkeypatch.setattr("profiler.leases.has_ended", lambda owner: True)
     assert settle(store, "class:raspberry-pi-5-8gb")[0].targets == ("a",)
 
 

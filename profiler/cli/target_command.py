@@ -88,7 +88,7 @@ def add(
     ]
     if shared:
         raise TargetError(f"'{shared[0]}' has the same command and folder: give this one a --folder of its own.")
-    if before is not None and (before.prefix, before.folder, before.python) == (spec.prefix, spec.folder, spec.python):
+    if before is not None and config.same_place(before, spec):
         spec = replace(spec, bundles=before.bundles)
     config.save(spec)
     console.out.print(

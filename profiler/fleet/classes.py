@@ -13,14 +13,13 @@ from typing import Any
 from profiler.cost.devices import load_profiles
 from profiler.errors import StudyError, TargetError
 from profiler.fleet.devices import lease_name
-from profiler.leases import has_ended
-from profiler.machines import device_of
+from profiler.machines import device_of, devices_of
 from profiler.progress import Progress
 from profiler.store import Store
 from profiler.study import Study
-from profiler.targets import config, setup
+from profiler.targets import conditions, config, setup
 
-PREFIX = "class:"
+PREFIX = f"{conditions.CLASS_OF_TARGETS}:"
 
 
 def settled(study: Study, store: Store, progress: Progress, place: Callable[[str], Any] = setup.place) -> Study:
@@ -29,7 +28,7 @@ def settled(study: Study, store: Store, progress: Progress, place: Callable[[str
     `place` asks a target what it is. Raises StudyError for a class that no target is of, TargetError when none of its devices
     answers.
     """
-    names = list(dict.fromkeys(map(device_of, study.targets)))
+    names = devices_of(study)
     chosen: dict[str, str] = {}
     for name in names:
         if name.startswith(PREFIX):
@@ -75,11 +74,7 @@ def _first(
     name: str, members: Sequence[str], store: Store, progress: Progress, place: Callable[[str], Any]
 ) -> str:  # fmt: skip
     """The first that nobody has and that answers; else the first that somebody has: asking it would disturb that one."""
-    held = {
-        state.device
-        for state in store.leases()
-        if (state.left_s or 0.0) > 0 and not (state.owner is not None and has_ended(state.owner))
-    }
+    held = {state.device for state in store.leases() if state.live}
     busy = [member for member in members if lease_name(member) in held]
     problems: list[str] = []
     for member in (one for one in members if one not in busy):

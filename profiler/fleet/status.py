@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from profiler.fleet.devices import lease_name
 from profiler.leases import LeaseState, QueueState, has_ended
-from profiler.machines import device_of
+from profiler.machines import device_of, devices_of
 from profiler.records import BESIDE_TIMING, FailureRecord, LoadRecord
 from profiler.store import Store
 from profiler.study import Case
@@ -48,7 +48,7 @@ def of_run(store: Store, run_id: str) -> tuple[DeviceStatus, ...]:
     leases = {state.device: state for state in store.leases()}
     queues = {state.device: state for state in store.queues(run_id)}
     found = []
-    for device in dict.fromkeys(map(device_of, study.targets)):
+    for device in devices_of(study):
         own = [case for case in cases if device_of(case.target) == device]
         lost = [case for case in own if case.key in failed or case.quality_key in failed]
         whole = wanted if study.soak is None and study.time_budget_s is None else 1
@@ -80,7 +80,7 @@ def as_json(states: tuple[DeviceStatus, ...]) -> list[Mapping[str, object]]:
 
 
 def _state(run_id: str, lease: LeaseState | None, queue: QueueState | None) -> tuple[str, str | None, float | None]:
-    live = lease is not None and lease.left_s is not None and not (lease.owner is not None and has_ended(lease.owner))
+    live = lease is not None and lease.live
     if lease is not None and live and lease.run_id != run_id:
         return "waiting", f"run {lease.run_id} of {lease.owner or 'someone'} has it", lease.since_unix_s
     if queue is None:

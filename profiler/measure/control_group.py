@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from profiler.measure.afterwards import run_afterwards
+from profiler.measure.memory import small_text
 
 PREFIX = "edgeprof-envelope-"
 PERIOD_US = 100_000
@@ -85,7 +86,7 @@ class Groups:
         group, version = self._made("cpuset")
         if version == 1:
             # Both are empty in a new group, and without them nothing may enter it.
-            self._write(group, "cpuset.mems", _text(group.parent / "cpuset.mems") or "0")
+            self._write(group, "cpuset.mems", small_text(group.parent / "cpuset.mems") or "0")
         self._write(group, "cpuset.cpus", ",".join(map(str, numbers)))
         return f"cgroup v{version} cpuset"
 
@@ -144,14 +145,14 @@ class Groups:
         """Version 2: the own group where it is the root, else the one above, which must hand the controller down."""
         own = mount / path.lstrip("/")
         own = own if (own / "cgroup.procs").is_file() else mount
-        if controller not in (_text(own / "cgroup.controllers") or "").split():
+        if controller not in (small_text(own / "cgroup.controllers") or "").split():
             return None
         # Only the real root has no `cgroup.type`.
         parent = own if not (own / "cgroup.type").exists() else own.parent
         control = parent / "cgroup.subtree_control"
         if not control.is_file():
             return None
-        if controller not in (_text(control) or "").split():
+        if controller not in (small_text(control) or "").split():
             # Left so afterwards: taking it back would take the limits of whoever else got one meanwhile.
             self._write(parent, "cgroup.subtree_control", f"+{controller}")
         return _Home(parent, 2, own)
@@ -159,12 +160,12 @@ class Groups:
     def _left(self, controller: str, name: str) -> str | None:
         """Version 2: a limit of the process's own group, which it leaves for the new one."""
         limits = self._home(controller).limits
-        return None if limits is None else _text(limits / name)
+        return None if limits is None else small_text(limits / name)
 
     def _paths(self) -> Mapping[str, tuple[str, str]]:
         """By controller (version 2: ''): the name of its hierarchy, and the path of the process's group."""
         paths: dict[str, tuple[str, str]] = {}
-        for line in (_text(self.root / "proc" / str(self.pid) / "cgroup") or "").splitlines():
+        for line in (small_text(self.root / "proc" / str(self.pid) / "cgroup") or "").splitlines():
             _, _, rest = line.partition(":")
             names, _, path = rest.partition(":")
             for name in names.split(","):
@@ -189,10 +190,3 @@ class Groups:
                 self.rmdir(group)
         self.made.clear()
         raise NoControlGroup(reason)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, ValueError):
-        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -206,11 +205,11 @@ def _searched(
     job = replace(job, artifacts=made)
     screening = None if screened is None else screens.Screening(job, screened, elsewhere=elsewhere)
     had = {record.variant: record.sha256 for record in before.artifacts}
-    plan = json.loads(json.dumps(before.plan))
     raced = frozenset(block.case for block in before.blocks if RACE in block.labels)
     bench = LiveBench(
-        job, asked.objective, screening, plan, made=made, before=had, raced_before=raced, elsewhere=elsewhere
-    )
+        job, asked.objective, screening, job.store.plan(job.run_id), made=made, before=had, raced_before=raced,
+        elsewhere=elsewhere,
+    )  # fmt: skip
     reference = Case(REFERENCE_VARIANT, study.backends[0], study.targets[0], study.batches[0], study.threads[0])
     job.progress.stage("searching", len(study.variants))
     found = Search(study.variants, reference, bench, rules, rung).run()

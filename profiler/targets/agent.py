@@ -176,7 +176,7 @@ def facts(root: str) -> dict[str, str]:
 def _text(root: str, name: str) -> str | None:
     # An emulator may hide the whole of /proc/device-tree; the kernel has the same tree below /sys.
     elsewhere = name.replace("proc/device-tree/", "sys/firmware/devicetree/base/")
-    for place in (name, elsewhere):
+    for place in dict.fromkeys((name, elsewhere)):
         try:
             with open(os.path.join(root, place), "rb") as file:
                 return file.read(MAX_FILE_BYTES).decode("utf-8", "replace")

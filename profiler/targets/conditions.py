@@ -24,7 +24,7 @@ _MIN_MEMORY, _MAX_MEMORY = 1 << 24, 1 << 50
 _MIN_CPUS, _MAX_CPUS = 0.05, 1024
 _CASE = re.compile(r"/b\d+(?:/t\d+)?@([^@]+)$")
 _CLASS = re.compile(r"[a-z][a-z0-9_-]{0,19}")
-_CLASS_OF_TARGETS = "class"
+CLASS_OF_TARGETS = "class"
 """`class:edge`: any one target of that class (profiler.fleet.classes)."""
 _MODE = re.compile(r"[A-Z0-9][A-Z0-9_.+-]{0,39}")
 
@@ -71,7 +71,7 @@ def parse(text: str) -> tuple[str, Conditions]:
     """A target's name and its conditions. Raises StudyError for options that nobody knows, and values that cannot be."""
     read = spec.parse(text)
     machine = read.name
-    if read.name == _CLASS_OF_TARGETS and read.device is not None:
+    if read.name == CLASS_OF_TARGETS and read.device is not None:
         machine = f"{read.name}:{read.device}"
     elif read.device is not None:
         raise StudyError(

@@ -55,6 +55,11 @@ class TargetSpec:
     """Settings of a later edgeprof, kept as they are."""
 
 
+def same_place(one: TargetSpec, other: TargetSpec) -> bool:
+    """Whether what was put there for one is there for the other, too."""
+    return (one.prefix, one.folder, one.python) == (other.prefix, other.folder, other.python)
+
+
 def ssh(host: str, *, config: str | None = None) -> tuple[str, ...]:
     """The system's ssh with the user's own configuration. Raises TargetError for what ssh would take for an option."""
     if not _is_name(host) or host.rpartition("@")[2].startswith("-"):

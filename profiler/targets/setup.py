@@ -99,8 +99,7 @@ def set_up(
                 lambda sent, size, name=part.name: told(name, sent, size),  # type: ignore[misc]
             )
         agent.ask("keep", names=[part.name for part in parts])
-        now = config.get(spec.name)
-        if (now.prefix, now.folder, now.python) != (spec.prefix, spec.folder, spec.python):
+        if not config.same_place(config.get(spec.name), spec):
             raise TargetError(f"'{spec.name}' was given another command or folder meanwhile: set it up again.")
         ready = config.update(spec.name, bundles=tuple(part.name for part in parts))
     return SetUp(
