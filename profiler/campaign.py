@@ -142,7 +142,7 @@ def _too_short(campaign: _Campaign, cases: int, ready: int) -> None:
     budget = campaign.job.budget
     at_hand = f"{ready} of {cases} workers were ready" if ready else "no worker was ready yet"
     raise BudgetError(
-        f"the time budget of {campaign.job.budget_told_s:.3g} s ended after {budget.spent_s:.0f} s, "
+        f"the time budget of {campaign.job.study.time_budget_s or budget.seconds or 0:.3g} s ended after {budget.spent_s:.0f} s, "
         f"before one round of {cases} cases was "
         f"measured ({at_hand}). Give more time with --time-budget, or fewer variants; "
         f"`{campaign.job.resume}` goes on from here."

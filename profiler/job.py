@@ -55,16 +55,12 @@ class Job:
         self.needs(0.0)
         return min(self.study.time_limit_s, max(self.budget.left_s, _SHORTEST_S))
 
-    @property
-    def budget_told_s(self) -> float:
-        """The time budget as it was asked for; stages may have a part of it."""
-        return self.study.time_budget_s or self.budget.seconds or 0.0
-
     def needs(self, seconds: float) -> None:
         """Raise BudgetError when a step of that length cannot end within the time budget."""
         if self.budget.left_s <= 0 or self.budget.left_s < seconds:
+            budget_s = self.study.time_budget_s or self.budget.seconds or 0.0
             raise BudgetError(
-                f"the time budget of {self.budget_told_s:.3g} s was used up after {self.budget.spent_s:.0f} s. "
+                f"the time budget of {budget_s:.3g} s was used up after {self.budget.spent_s:.0f} s. "
                 "Give more time with --time-budget, or fewer variants, rows (--limit) or runs; "
                 f"`{self.resume}` goes on from what is stored."
             )
