@@ -34,6 +34,8 @@ class Cause:
     advice: tuple[str, ...]
     decisive: bool = False
     """It makes every other cause pointless until it is gone."""
+    measured: bool = False
+    """The variant was timed with and without it: it is told even where that made no difference."""
 
 
 def int8_peak(isa: Iterable[str]) -> float:

@@ -2,7 +2,8 @@
 
 A cause holds by counts (which ops ran, in which precision, with which kernels, what the file and the environment say), and is
 ranked by the time it explains: seconds of an inference that the variant loses against what it would take without the cause. How
-that is estimated stands beside the number. Timing noise can move a cause up or down, but not make one.
+that is estimated stands beside the number. Timing noise can move a cause up or down, but not make one, nor hide one that
+was looked for by measuring again.
 """
 
 from __future__ import annotations
@@ -69,8 +70,10 @@ def causes(evidence: Evidence) -> tuple[Cause, ...]:
 
 
 def _matters(cause: Cause, wall_s: float | None) -> bool:
-    """Whether it explains more than clocks and profilers get wrong."""
-    return cause.decisive or cause.lost_s is None or wall_s is None or cause.lost_s >= NEGLIGIBLE_SHARE * wall_s
+    """Whether it explains more than clocks and profilers get wrong, or was measured to explain nothing."""
+    if cause.decisive or cause.measured or cause.lost_s is None or wall_s is None:
+        return True
+    return cause.lost_s >= NEGLIGIBLE_SHARE * wall_s
 
 
 def ratio(evidence: Evidence) -> float | None:

@@ -68,6 +68,7 @@ def isa_limited(evidence: Evidence) -> Iterator[Cause]:
              f"the processor: {', '.join(machine.isa)}"),
             tuple(f"unset {name}" for name in switches)
             or ("a container or virtual machine may hide instruction sets from the runtime: `edgeprof doctor`",),
+            measured=lost is not None,
         )  # fmt: skip
     yield from _no_dot_product(evidence)
 
@@ -219,7 +220,7 @@ def thread_contention(evidence: Evidence) -> Iterator[Cause]:
         "thread-contention", f"{side.threads} threads share {machine.usable_cores} cores", "speed", "fact", lost, how,
         (f"{side.threads} threads were asked for, {machine.usable_cores} cores may be used (affinity, container quota)",),
         (profile_command(evidence, side.variant, f" --threads {machine.usable_cores}"),),
-        decisive=lost is not None and lost >= CONTENDED_SHARE * (wall_of(side) or 0.0),
+        decisive=lost is not None and lost >= CONTENDED_SHARE * (wall_of(side) or 0.0), measured=lost is not None,
     )  # fmt: skip
 
 

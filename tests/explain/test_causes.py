@@ -182,6 +182,19 @@ def test_kernels_below_the_processor_are_a_limit_and_measured_without_it():
     assert found.advice == ("unset ONEDNN_MAX_CPU_ISA",)
 
 
+def test_what_was_measured_to_cost_nothing_is_still_told_and_last():
+    """A disturbance of the measurement without it makes its loss nothing; the switch is set all the same."""
+    again = Counterfactual("isa", "ONEDNN_MAX_CPU_ISA=DEFAULT", (330 * US,), (145 * US,))
+    found = causes(avx2(machine=machine(switches={"ONEDNN_MAX_CPU_ISA": "AVX2"}), counterfactuals=(again,)))
+    assert (found[-1].key, found[-1].lost_s) == ("isa-limited", 0.0)
+    fewer = Counterfactual("threads", "2 threads", (330 * US,), (145 * US,))
+    assert "thread-contention" in keys(replace_threads(avx2(machine=machine(), counterfactuals=(fewer,)), 16))
+
+
+def replace_threads(found, threads):
+    return replace(found, variant=replace(found.variant, threads=threads))
+
+
 def test_the_best_kernels_of_an_old_processor_are_no_limit():
     """But it has no dot product, and that is a fact."""
     found = evidence(avx2().variant, machine=machine(VNNI[:4]))
