@@ -1,7 +1,7 @@
 """TensorRT 10.x, 11.x and TensorRT-RTX through one adapter: `trt`, `trt:gpu.1`.
 
 Options: `flavour=auto|trt|rtx`, `precision=model|fp16|bf16|int8` (the flags exist in 10.x only), `workspace_mib=…`,
-`level=auto|0…5` (builder optimisation level) and `tf32=true|false`.
+`level=auto|0…5` (builder optimisation level), `tf32`, `sparse` and `graph` (`true|false`), and `build=0…100`.
 
 An inference copies the inputs into page-locked memory and to the GPU, runs, and copies the outputs back: what a caller with
 data on the host waits for. TensorRT can end its process instead of raising; a worker's own process contains that.

@@ -19,11 +19,13 @@ from backends.options import choice, number, require_known
 from backends.trt_cache import external_files
 from backends.trt_find import FLAVOURS, Found, find, load
 
-OPTION_NAMES = ("flavour", "precision", "workspace_mib", "level", "tf32", "build", "graph")
+OPTION_NAMES = ("flavour", "precision", "workspace_mib", "level", "tf32", "sparse", "build", "graph")
 PRECISION_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 NODES_SHOWN = 20
 MAX_BUILDS = 101
 LOG_LINES = 200
+SPARSITY = "(Sparsity)"
+"""How TensorRT begins its lines about sparse weights, by its documentation ("Structured sparsity")."""
 
 FREE_ROWS = 64
 """Rows an engine takes at most (or the batch, if that is more) when nobody said what will be fed."""
@@ -42,6 +44,8 @@ class Settings:
     """Builder optimisation level, 0 to 5; None leaves TensorRT's own."""
     tf32: bool = False
     """Off, unlike TensorRT's default: a float32 reference must not change its arithmetic with the GPU."""
+    sparse: bool = False
+    """Whether kernels may be chosen that skip the zeros of weights with two zeros in each four."""
     build: int = 0
     """Above 0 an engine of its own, built without the timings of others: how much builds differ is seen by having several."""
     graph: bool = False
@@ -59,6 +63,7 @@ class Settings:
             workspace_bytes=int(workspace * 2**20) or None,
             level=None if level == "auto" else int(level),
             tf32=choice("trt", options, "tf32", ("true", "false"), "false") == "true",
+            sparse=choice("trt", options, "sparse", ("true", "false"), "false") == "true",
             graph=choice("trt", options, "graph", ("true", "false"), "false") == "true",
             build=int(choice("trt", options, "build", tuple(map(str, range(MAX_BUILDS))), "0")),
         )
@@ -91,8 +96,13 @@ class Log:
 
     lines: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
 
+    sparsity: list[str] = field(default_factory=list)
+    """What it told of layers whose weights are 2:4 sparse, and of those that run so."""
+
     def add(self, severity: str, message: str) -> None:
         """Keep one line, unless it is chatter."""
+        if message.startswith(SPARSITY):
+            self.sparsity.append(message.removeprefix(SPARSITY).strip())
         if severity not in ("VERBOSE", "INFO"):
             self.lines.append((severity, message.strip()))
 
@@ -123,6 +133,8 @@ class Built:
     plan: bytes
     timing_cache: bytes | None
     warnings: tuple[str, ...]
+    sparsity: tuple[str, ...] = ()
+    """TensorRT's own lines on sparse weights; none when it was not asked, or said nothing."""
 
 
 def build_engine(
@@ -171,7 +183,7 @@ def build(
         raise BackendError(f"{found.title} could not build '{model.name}': {log.quote()}")
     saved = bytes(memoryview(cache.serialize())) if cache is not None else None
     warnings = tuple(dict.fromkeys(text for severity, text in log.lines if severity == "WARNING"))
-    return Built(bytes(memoryview(plan)), saved, warnings)
+    return Built(bytes(memoryview(plan)), saved, warnings, tuple(dict.fromkeys(log.sparsity)))
 
 
 def _builder(trt: Any, logger: Any, found: Found, log: Log) -> Any:
@@ -232,6 +244,8 @@ def _apply(trt: Any, found: Found, config: Any, settings: Settings) -> None:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if settings.sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if settings.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if settings.level is not None:

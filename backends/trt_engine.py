@@ -52,7 +52,10 @@ def details_of(found: Found, device: CudaDevice, settings: Settings, built: Buil
         "typing": "strong" if settings.precision == "model" else f"weak, {settings.precision} allowed",
         "tf32": str(settings.tf32).lower(),
         "cuda_graph": str(settings.graph).lower(),
+        "sparse_weights": str(settings.sparse).lower(),
     }
+    if built.sparsity:
+        details["sparsity"] = " | ".join(built.sparsity)[:1000]
     if built.warnings:
         details["warnings"] = " | ".join(built.warnings)[:1000]
     return details

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from datetime import date
 from pathlib import Path
 
@@ -281,6 +282,28 @@ def test_qdq_graphs_count_as_int8():
     assert (ops["relu"].read.bytes, ops["relu"].written.bytes) == (200, 800)
     assert ops["weights"].precision == "f32"
     assert (ops["weights"].weight.bytes, ops["weights"].read.bytes) == (8 + scales, 800)
+
+
+def test_float8_pairs_count_as_float8_and_have_no_peak_of_int8():
+    """One byte each, and no floor on a device whose profile has no float8 peak: int8's need not be it."""
+    model = quantized_chain()
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.INT8 and tensor.dims:
+            tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT8E4M3FN, tensor.dims, [1.0] * math.prod(tensor.dims)))
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            del node.input[2:]
+        if node.op_type == "QuantizeLinear":
+            node.attribute.append(helper.make_attribute("output_dtype", TensorProto.FLOAT8E4M3FN))
+    model.opset_import[0].version = 21
+    counts = count_model(model, 2)
+    ops = {op.name: op for op in counts.ops}
+    assert ops["int8"].precision == "f8"
+    assert (ops["int8"].weight.bytes, ops["int8"].read.bytes) == (12 + 4, 150)
+    assert ops["weights"].precision == "f32"
+    limit = floor(counts, find_profile("nvidia-l4"))
+    assert isinstance(limit, NotMeasured)
+    assert "no fp8 peak" in limit.reason
 
 
 @pytest.mark.parametrize("elem_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16])

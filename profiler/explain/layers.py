@@ -180,6 +180,8 @@ def _stored(node: NodeProto, tensor: TensorProto, dequantizer: NodeProto | None,
         return "operator"
     if node.op_type == "MatMulNBits":
         return "weight-only"
+    if tensor.data_type in (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2):
+        return "f8"
     if dequantizer is not None:
         return "qdq" if quantized_input else "weights"
     if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):

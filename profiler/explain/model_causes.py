@@ -185,14 +185,18 @@ def per_tensor(evidence: Evidence) -> Iterator[Cause]:
 
 
 def precision_not_realised(evidence: Evidence) -> Iterator[Cause]:
-    """Half precision that was asked for or stored, and that no op ran in."""
+    """Half precision or float8 that was asked for or stored, and that no op ran in."""
     side, facts = evidence.variant, evidence.variant.facts
     precision = dict(facts.precision or {}) if facts else {}
     if not precision and side.ops:
         precision = dict(Counter(op.time.precision for op in side.ops))
     wanted, seen = None, ""
-    half = stored_as(side, "f16")
-    if half:
+    half, eighth = stored_as(side, "f16"), stored_as(side, "f8")
+    advice = "a CPU without fp16 arithmetic computes float16 models in float32, with casts around: use fp32 there, fp16 on GPUs"
+    if eighth:
+        wanted, seen = "f8", f"the file stores {len(eighth)} layers in float8"
+        advice = "float8 gains where the processor multiplies in it: NVIDIA GPUs from compute capability 8.9 on, by TensorRT"
+    elif half:
         wanted, seen = "f16", f"the file stores {len(half)} layers in float16"
     elif side.options.get("precision") in {"bf16", "f16"}:
         wanted = side.options["precision"]
@@ -206,8 +210,7 @@ def precision_not_realised(evidence: Evidence) -> Iterator[Cause]:
         "time in casts and reorders, and of ops that were not fused any more, beyond the reference's",
         (seen, "ops that ran: " + ", ".join(f"{count} {name}" for name, count in sorted(precision.items())),
          f"casts and reorders added: {shown(added)}"),
-        ("a CPU without fp16 arithmetic computes float16 models in float32, with casts around: use fp32 there, fp16 on GPUs",
-         f"int8 instead: {profile_command(evidence, 'int8-static{per_channel=true}')}"),
+        (advice, f"int8 instead: {profile_command(evidence, 'int8-static{per_channel=true}')}"),
     )  # fmt: skip
 
 
@@ -225,7 +228,7 @@ def _others_slower(evidence: Evidence) -> float:
 def left_float(evidence: Evidence) -> Iterator[Cause]:
     """Layers that the file leaves in float beside quantized ones."""
     side, machine = evidence.variant, evidence.machine
-    quantized = stored_as(side, "qdq", "dynamic", "operator", "weight-only")
+    quantized = stored_as(side, "qdq", "f8", "dynamic", "operator", "weight-only")
     plain = stored_as(side, "float")
     mine = [op for op in ops_of(side) if op.layer in plain and not is_int8(op)]
     if not quantized or not mine or machine is None:

@@ -17,15 +17,15 @@ from profiler.onnx_io import op_name
 from profiler.roofline import rules
 from profiler.roofline.graph import FOUR_BITS, Graph, Shape, Tensor, read_graph
 
-Precision = Literal["f32", "f16", "bf16", "i8", "other"]
+Precision = Literal["f32", "f16", "bf16", "i8", "f8", "other"]
 """What an op computes in, in the words of `SessionFacts.precision`; `other` is integers for indices, float64 and the like."""
 
-WIDTH_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1}
+WIDTH_BYTES: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "f8": 1}
 """Bytes of one value."""
 
 _TYPES: Mapping[int, Precision] = {
     TensorProto.FLOAT: "f32", TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "bf16",
-    TensorProto.INT8: "i8", TensorProto.UINT8: "i8",
+    TensorProto.INT8: "i8", TensorProto.UINT8: "i8", TensorProto.FLOAT8E4M3FN: "f8", TensorProto.FLOAT8E5M2: "f8",
 }  # fmt: skip
 _QUANTIZE = frozenset({"QuantizeLinear", "com.microsoft::QuantizeLinear"})
 _DEQUANTIZE = frozenset({"DequantizeLinear", "com.microsoft::DequantizeLinear"})
@@ -239,7 +239,7 @@ def _precision(node: NodeProto, graph: Graph) -> Precision:
     through = [_dequantizer(item, graph) for item in operands]
     fed = [item is not None for item, operand in zip(through, operands, strict=True) if operand not in graph.stored]
     if fed and all(fed) and (name not in rules.WEIGHTED or all(through)):
-        return "i8"
+        return _TYPES.get(_known(next(item for item in through if item is not None).input[0], graph).elem_type, "i8")
     values = [*operands, *filter(None, node.output)]
     types = [_TYPES.get(graph.tensors[item].elem_type) for item in values if item in graph.tensors]
     return next((found for found in types if found is not None), "other")

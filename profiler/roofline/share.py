@@ -14,7 +14,7 @@ from profiler.roofline.counting import ModelCounts
 from profiler.roofline.limits import Floor, floor
 
 _NO_ARITHMETIC = frozenset({"conversion", "other", "f64"})
-_NAMED = frozenset({"f32", "f16", "bf16", "i8"})
+_NAMED = frozenset({"f32", "f16", "bf16", "i8", "f8"})
 _ASKED = {"fp16": "f16", "f16": "f16", "bf16": "bf16", "int8": "i8"}
 _ANY = ("bf16", "f16", "i8")
 
@@ -95,8 +95,8 @@ def _may_replace(facts: SessionFacts, backend: str, counts: ModelCounts) -> tupl
     """What ops may have been computed in instead of what their file says.
 
     What the runtime tells that ran; what it names otherwise (`undetermined`, weights of four bits) may be anything. Of a runtime
-    that tells nothing, what it was asked for. Int8 that ran beside float is the
-    file's own when the file holds int8, and replaces nothing.
+    that tells nothing, what it was asked for. Eight bits that ran beside float are the file's own when the file holds them, and
+    replace nothing.
     """
     if facts.precision is None:
         options = spec.parse(backend).options
@@ -106,7 +106,7 @@ def _may_replace(facts: SessionFacts, backend: str, counts: ModelCounts) -> tupl
     ran = {name for name, count in facts.precision.items() if count and name not in _NO_ARITHMETIC}
     if ran - _NAMED:
         return _ANY
-    own = {"i8"} if any(op.precision == "i8" for op in counts.ops) else set()
+    own = {"i8", "f8"} & {op.precision for op in counts.ops}
     return tuple(sorted(ran - own))
 
 

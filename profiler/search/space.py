@@ -111,5 +111,5 @@ def _with_seed(text: str, seed: int) -> str:
     return f"{name}{{seed={seed},{options}" if brace else f"{name}{{seed={seed}}}"
 
 
-SEEDED = frozenset({"int8-static"})
+SEEDED = frozenset({"fp8", "int8-static"})
 """Recipes whose result depends on which calibration rows were drawn."""

@@ -67,6 +67,9 @@ class Int8Static(Recipe):
 
     name: ClassVar[str] = "int8-static"
     needs_calibration: ClassVar[bool] = True
+    opset: ClassVar[int] = QDQ_OPSET
+    """Older models are raised to it; see `_needs_opset`."""
+    carried: ClassVar[tuple[str, ...]] = CARRIED
 
     calibration: Literal["minmax", "entropy", "percentile", "mse"] = "minmax"
     per_channel: bool = False
@@ -115,31 +118,39 @@ class Int8Static(Recipe):
         assert calibration is not None
         notes = list(plan.notes)
         result = self.realise(plan, notes)
-        done = dequantized_nodes(result, {*self.op_types, *WEIGHTED})
-        counts = count_ops(result)
-        if not counts["DequantizeLinear"]:
+        if not count_ops(result)["DequantizeLinear"]:
             return unchanged(model, "the quantizer left every op as it was")
-        facts = {
-            "ops_quantized": len(done),
-            "ops_left_float": sum(counts[op] for op in self.op_types)
-            - sum(node.op_type in self.op_types for node in done),
-            "quantized": tally(done),
-            "calibration_rows": plan.rows,
-            "opset": opset_of(result),
-            **plan.facts,
-        }
+        facts: dict[str, Fact] = {}
         if self.bias_correction:
             facts["biases_corrected"] = correct_biases(
                 plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
             )
+        return self.finish(model, result, calibration, plan, facts, notes)
+
+    def finish(
+        self,
+        model: ModelProto,
+        result: ModelProto,
+        calibration: Calibration,
+        plan: Plan,
+        facts: Mapping[str, Fact],
+        notes: list[str],
+    ) -> VariantResult:
+        """The result with its facts, once a runtime has loaded it. Raises VariantError when none does."""
+        done, counts = dequantized_nodes(result, {*self.op_types, *WEIGHTED}), count_ops(result)
+        left = sum(counts[op] for op in self.op_types) - sum(node.op_type in self.op_types for node in done)
+        found: dict[str, Fact] = {
+            "ops_quantized": len(done), "ops_left_float": left, "quantized": tally(done), "calibration_rows": plan.rows,
+            "opset": opset_of(result), **plan.facts, **facts,
+        }  # fmt: skip
         ensure_loads(result, self.text)
-        if facts["ops_left_float"]:
+        if left:
             notes.append(
-                f"{facts['ops_left_float']} ops of the chosen types stay float: no stored weights, "
+                f"{left} ops of the chosen types stay float: no stored weights, "
                 f"{'named to, ' if self.skip or self.only else ''}or inside a subgraph."
             )
-        judged(model, result, calibration, facts, notes)
-        return VariantResult(result, facts, tuple(notes), changed=True)
+        judged(model, result, calibration, found, notes)
+        return VariantResult(result, found, tuple(notes), changed=True)
 
     def plan(self, model: ModelProto, calibration: Calibration | None) -> Plan | str:
         """Prepare, choose and calibrate: everything but the quantization itself. A text says why nothing fits the recipe."""
@@ -147,11 +158,11 @@ class Int8Static(Recipe):
             raise VariantError(f"{self.text} needs calibration data: give --data or --calibration.")
         if not any(count_ops(model)[op] for op in self.op_types):
             return f"the model has no {', '.join(self.op_types)}"
-        prepared, notes = prepare(model, calibration)
-        if self.per_channel and opset_of(prepared) < QDQ_OPSET:
+        prepared, notes = prepare(model, calibration, opset=self.opset)
+        if (way_out := self._needs_opset()) is not None and opset_of(prepared) < self.opset:
             raise VariantError(
-                f"{self.text} needs opset {QDQ_OPSET}, the model has {opset_of(prepared)}: {notes[0]}. "
-                "Export the model again with a newer opset, or use per_channel=false."
+                f"{self.text} needs opset {self.opset}, the model has {opset_of(prepared)}: {notes[0]}. "
+                f"Export the model again with a newer opset{way_out}."
             )
         flatten_biases(prepared)
         chosen = self._choose(prepared)
@@ -174,6 +185,10 @@ class Int8Static(Recipe):
         ]
         return self._quantize(plan.prepared, chosen, plan.ranges, notes)
 
+    def _needs_opset(self) -> str | None:
+        """What else may be done where the model cannot be raised to `opset`; None when it is good enough as it is."""
+        return ", or use per_channel=false" if self.per_channel else None
+
     def _about_names(self) -> str:
         return " and may be quantized by skip and only" if self.skip or self.only else ""
 
@@ -182,7 +197,7 @@ class Int8Static(Recipe):
         (attention) lose much and gain little.
         """
         constants = constant_names(model)
-        types = {*self.op_types, *CARRIED}
+        types = {*self.op_types, *self.carried}
         skip, only = resolve(model, self.skip, "skip"), resolve(model, self.only, "only")
         return [
             node
@@ -327,7 +342,7 @@ class Int8Static(Recipe):
                 TensorsData(CalibrationMethod.MinMax, data),
                 [node.name for node in usable],
                 [],
-                [*self.op_types, *CARRIED],
+                [*self.op_types, *self.carried],
                 options,
             )
             quantizer.quantize_model()

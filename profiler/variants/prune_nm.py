@@ -71,7 +71,7 @@ class PruneNM(Recipe):
             note = f"nothing was pruned: {'every weight' if tensors else 'no Conv, Gemm or MatMul'} {why}."
             return VariantResult(clone(model), facts, (note,), changed=False)
         pattern = (
-            "sparse tensor cores (Ampere and later), with TensorRT's sparsity allowed"
+            "sparse tensor cores (NVIDIA Ampere and later), with TensorRT allowed to use them: --backends 'trt{sparse=true}'"
             if (self.n, self.m) == (2, 4)
             else None
         )

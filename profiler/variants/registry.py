@@ -16,6 +16,7 @@ REGISTRY: Mapping[str, str] = {
     "graph": "profiler.variants.graph:Graph",
     "fp16": "profiler.variants.fp16:Fp16",
     "bf16": "profiler.variants.plain:Bf16",
+    "fp8": "profiler.variants.fp8:Fp8",
     "int8-dynamic": "profiler.variants.int8_dynamic:Int8Dynamic",
     "int8-static": "profiler.variants.int8_static:Int8Static",
     "int8-weight": "profiler.variants.int8_weight:Int8Weight",

@@ -49,6 +49,26 @@ def test_tf32_is_off_unless_asked_for(which, mlp_file):
     assert ("set_flag", "TF32") in on.journal
 
 
+@ALL
+def test_sparse_kernels_are_allowed_when_asked_and_what_came_of_it_is_kept(which, mlp_file):
+    """TensorRT's own lines say which layers could be sparse and which are."""
+    said = [
+        ("INFO", "(Sparsity) Layers eligible for sparse math: a, b"),
+        ("INFO", "(Sparsity) TRT inference plan picked sparse implementation for layers: a"),
+        ("INFO", "Total Weights Memory: 1"),
+    ]
+    off, on = fake_trt(*which), fake_trt(*which)
+    on.behave["build_log"] = said
+    assert run(off, mlp_file, which).sparsity == ()
+    assert ("set_flag", "SPARSE_WEIGHTS") not in off.journal
+    built = run(on, mlp_file, which, {"sparse": "true"})
+    assert ("set_flag", "SPARSE_WEIGHTS") in on.journal
+    assert built.sparsity == (
+        "Layers eligible for sparse math: a, b", "TRT inference plan picked sparse implementation for layers: a"
+    )  # fmt: skip
+    assert built.warnings == ()
+
+
 @pytest.mark.parametrize(("precision", "flag"), [("fp16", "FP16"), ("bf16", "BF16"), ("int8", "INT8")])
 def test_precision_flags_work_on_10_with_a_weakly_typed_network(mlp_file, precision, flag):
     """10.x may still lower float32, when asked; its flags and strong typing exclude each other."""

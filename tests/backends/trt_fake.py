@@ -182,7 +182,7 @@ def fake_trt(flavour: str = "trt", version: str = "11.4.0") -> Any:  # noqa: C90
         for severity, text in behave.get(key, ()):
             logger.log(ILogger.Severity[severity], text)
 
-    flags = ["TF32"] + (["FP16", "BF16", "INT8"] if ten else [])
+    flags = ["TF32", "SPARSE_WEIGHTS"] + (["FP16", "BF16", "INT8"] if ten else [])
     BuilderFlag = IntEnum("BuilderFlag", flags, start=0)  # noqa: N806
     NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})  # noqa: N806
     MemoryPoolType = IntEnum("MemoryPoolType", ["WORKSPACE"], start=0)  # noqa: N806

@@ -167,6 +167,15 @@ def test_nothing_quantized_is_decisive_and_bounded_by_the_instructions():
     assert "nothing-quantized" not in keys(evidence(replace(mine, options={"precision": "bf16"})))
 
 
+def test_float8_that_a_processor_cannot_multiply_in_is_told_and_no_unfused_int8():
+    """The conversions around it are what it costs; that they were not fused is no separate cause."""
+    ops = [op(name, "Conv", "f32", 40, name) for name in "ab"] + [op("q", "DequantizeLinear", "conversion", 30)]
+    found = evidence(side("fp8", ops, [layer("a", "f8"), layer("b", "f8")], 115))
+    assert keys(found)[0] == "precision-not-realised"
+    assert "qdq-unfused" not in keys(found)
+    assert "float8" in " ".join(first(found).evidence + first(found).advice)
+
+
 def avx2(**more):
     ops = [op(name, "Convolution", "i8", 20, name, kernel="jit_avx2_I8") for name in "ab"]
     return evidence(side("int8-static", ops, [layer("a", "qdq"), layer("b", "qdq")], 45, backend="ov"), **more)
