@@ -289,7 +289,9 @@ def test_float8_pairs_count_as_float8_and_have_no_peak_of_int8():
     model = quantized_chain()
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.INT8 and tensor.dims:
-            tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT8E4M3FN, tensor.dims, [1.0] * math.prod(tensor.dims)))
+            tensor.CopyFrom(
+                helper.make_tensor(tensor.name, TensorProto.FLOAT8E4M3FN, tensor.dims, [1.0] * math.prod(tensor.dims))
+            )
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             del node.input[2:]

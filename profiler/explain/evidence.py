@@ -9,8 +9,8 @@ from typing import Literal
 from backends.base import OpTime, SessionFacts
 
 Stored = Literal["float", "f16", "f8", "qdq", "activations", "weights", "dynamic", "weight-only", "operator"]
-"""How a file holds an op with weights: float; float16; float8 weights as Q/DQ; int8 weights and activations as Q/DQ; Q/DQ around float weights; int8
-weights under float activations; ConvInteger and its kin; MatMulNBits; QLinearConv and its kin."""
+"""How a file holds an op with weights: float; float16; float8 weights as Q/DQ; int8 weights and activations as Q/DQ; Q/DQ
+around float weights; int8 weights under float activations; ConvInteger and its kin; MatMulNBits; QLinearConv and its kin."""
 
 
 @dataclass(frozen=True)

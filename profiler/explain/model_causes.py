@@ -195,7 +195,9 @@ def precision_not_realised(evidence: Evidence) -> Iterator[Cause]:
     advice = "a CPU without fp16 arithmetic computes float16 models in float32, with casts around: use fp32 there, fp16 on GPUs"
     if eighth:
         wanted, seen = "f8", f"the file stores {len(eighth)} layers in float8"
-        advice = "float8 gains where the processor multiplies in it: NVIDIA GPUs from compute capability 8.9 on, by TensorRT"
+        advice = (
+            "float8 gains where the processor multiplies in it: NVIDIA GPUs from compute capability 8.9 on, by TensorRT"
+        )
     elif half:
         wanted, seen = "f16", f"the file stores {len(half)} layers in float16"
     elif side.options.get("precision") in {"bf16", "f16"}:

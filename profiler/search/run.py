@@ -46,6 +46,9 @@ from profiler.search.engine import Found, Rules, Search
 from profiler.search.space import ladder, rung, seeds_of, suggestions
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study
+from profiler.targets import setup
+from profiler.targets.config import LOCAL
+from profiler.targets.remote import LinkLost
 from profiler.variants import registry
 
 SEED_SPREADS = 3
@@ -113,7 +116,7 @@ def execute_search(
             else:
                 # Written down whole: a later edgeprof, whose ladder is longer, resumes what this one began.
                 study = settled(study, store, progress)
-                study = study.model_copy(update={"variants": ladder(study.variants, _suggested(study))})
+                study = study.model_copy(update={"variants": ladder(study.variants, suggested(study, progress))})
             asked = asked or Asked()
             variants = _checked(study)
             if resume is None:
@@ -128,12 +131,19 @@ def execute_search(
     return run_id
 
 
-def _suggested(study: Study) -> tuple[str, ...]:
-    """Recipes for this model; none where it still has to be exported: the ladder's own are tried then."""
-    path = Path(study.model).expanduser()
-    if path.suffix != ".onnx" or not path.is_file():
+def suggested(study: Study, progress: Progress) -> tuple[str, ...]:
+    """Recipes for this model where it will run; none where variants were named, or the model still has to be exported: the
+    ladder's own are tried then. Raises TargetError.
+    """
+    path, device = Path(study.model).expanduser(), device_of(study.targets[0])
+    if study.variants or path.suffix != ".onnx" or not path.is_file():
         return ()
-    return suggestions(read_model(path), study.backends, describe().cpu_isa)
+    try:
+        machine = describe() if device == LOCAL else setup.place(device).environment
+    except LinkLost as error:
+        progress.note(f"{error} The recipes that are tried are therefore not chosen for its processor.")
+        return ()
+    return suggestions(read_model(path), study.backends, machine.cpu_isa, machine.machine)
 
 
 def _checked(study: Study) -> tuple[Any, ...]:

@@ -58,13 +58,17 @@ def ladder(asked: Iterable[str] = (), suggested: Iterable[str] = ()) -> tuple[st
     if given:
         return tuple(dict.fromkeys((REFERENCE_VARIANT, *sorted(given, key=rung))))
     rungs = [list(texts) for texts in RUNGS]
-    rungs[_SUGGESTED_RUNG][:0] = suggested
+    for text in reversed(tuple(suggested)):
+        rungs[rung(text) if len(split_steps(text)) > 1 else _SUGGESTED_RUNG].insert(0, text)
     return tuple(dict.fromkeys(text for texts in rungs for text in texts if _known(text)))
 
 
-def suggestions(model: ModelProto, backends: Iterable[str], isa: Collection[str]) -> tuple[str, ...]:
-    """Int8 recipes that suit the model, the backends and the processor; the likeliest of each backend first."""
-    by_backend = [[one.text for one in recipes(model, backend, isa)] for backend in backends]
+def suggestions(model: ModelProto, backends: Iterable[str], isa: Collection[str], machine: str) -> tuple[str, ...]:
+    """Eight-bit recipes that suit the model, the backends and the processor; the likeliest of each backend first.
+
+    `machine` is what `platform.machine()` says where it will run.
+    """
+    by_backend = [[one.text for one in recipes(model, backend, isa, machine)] for backend in backends]
     longest = max(map(len, by_backend), default=0)
     return tuple(dict.fromkeys(texts[place] for place in range(longest) for texts in by_backend if place < len(texts)))
 

@@ -19,6 +19,10 @@ from profiler.variants.preparing import unchanged
 LARGEST = 448.0
 """Largest finite E4M3 value (Micikevicius et al. 2022, "FP8 formats for deep learning")."""
 INT8_LEVELS = 127
+NO_CPU = (
+    "processors have no float8 arithmetic that ONNX Runtime or OpenVINO would use: they compute in float32, with conversions "
+    "around. A gain is possible on GPUs from compute capability 8.9 on, through TensorRT."
+)
 OPSET, IR_VERSION = 21, 10
 """First opset whose QuantizeLinear names its type by `output_dtype`, and the IR version that belongs to it.
 
@@ -68,11 +72,7 @@ class Fp8(Recipe):
         if isinstance(plan, str):
             return unchanged(model, plan)
         assert calibration is not None
-        notes = [
-            "processors have no float8 arithmetic that ONNX Runtime or OpenVINO would use: they compute in float32, with "
-            "conversions around. A gain is possible on GPUs from compute capability 8.9 on, through TensorRT.",
-            *plan.notes,
-        ]
+        notes = [NO_CPU, *plan.notes]
         result = placed.realise(plan, notes)
         if not count_ops(result)["DequantizeLinear"]:
             return unchanged(model, "the quantizer left every op as it was")

@@ -1,4 +1,4 @@
-"""Which int8 variants are worth trying on a backend and processor, and why; what no other choice can beat is left out."""
+"""Which eight-bit variants are worth trying on a backend and processor, and why; what no other choice can beat is left out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Suggestion:
 
 
 def recipes(model: ModelProto, backend: str, isa: Collection[str], machine: str = "x86_64") -> list[Suggestion]:
-    """Int8 variants for `model` on `backend` (`ort`, `ov`, `trt`), the likeliest winner first; empty when nothing fits.
+    """Eight-bit variants for `model` on `backend` (`ort`, `ov`, `trt`), the likeliest winner first; empty when nothing fits.
 
     `isa`: the processor's instruction sets (flags of /proc/cpuinfo, any case). `machine` as `platform.machine()` says it.
     """
@@ -155,6 +155,13 @@ def _tensorrt(residual: bool) -> list[Suggestion]:
             TRT_DOCS,
         )
     ]
+    found.append(
+        Suggestion(
+            "fp8+fp16",
+            "float8 products with the rest in half precision, on GPUs from compute capability 8.9 on; others refuse to build it.",
+            TRT_DOCS,
+        )
+    )
     if residual:
         found.insert(
             0,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from profiler import demo
+from profiler.environment import describe
 from profiler.errors import StudyError
 from profiler.onnx_io import read_model
+from profiler.progress import Silent
+from profiler.search import run
 from profiler.search.space import ladder, rung, seeds_of, suggestions
 from profiler.study import make_study
+from profiler.targets import setup
+from profiler.targets.remote import LinkLost
 from profiler.variants import registry
 
 
@@ -29,12 +36,39 @@ def test_cheap_rungs_come_first():
 
 
 def test_recipes_for_the_model_and_the_machine_come_before_general_ones():
-    texts = suggestions(read_model(demo.model_path()), ("ort", "ov"), ("avx512_vnni",))
+    texts = suggestions(read_model(demo.model_path()), ("ort", "ov"), ("avx512_vnni",), "x86_64")
     tried = ladder(suggested=texts)
     assert texts
     assert set(texts) <= set(tried)
     assert [text for text in tried if text in texts] == list(texts)
     assert tried.index(texts[0]) < tried.index("int8-static")
+
+
+def test_a_recipe_of_several_steps_stands_on_their_rung():
+    """The ladder stays in order, also where TensorRT's float8 is suggested."""
+    texts = suggestions(read_model(demo.model_path()), ("trt",), (), "x86_64")
+    tried = ladder(suggested=texts)
+    assert "fp8+fp16" in texts
+    assert set(texts) <= set(tried)
+    assert rung("fp8+fp16") == max(map(rung, tried))
+    assert tried.index("fp8+fp16") > tried.index("nncf" if "nncf" in tried else "int8-static")
+
+
+def test_what_is_suggested_suits_the_processor_that_it_will_run_on(monkeypatch):
+    """Not the one that the search was started on: seven bits are for old x86, signed activations for Arm."""
+    far = replace(describe(), machine="aarch64", cpu_isa=("asimddp",))
+    monkeypatch.setattr(run.setup, "place", lambda name: setup.Place(far, emulated=False, device=None))
+    here = make_study(model=str(demo.model_path()), backends=("ort",))
+    there = here.model_copy(update={"targets": ("pi",)})
+    assert all("symmetric_activations=true" in text for text in run.suggested(there, Silent()))
+    assert not any("symmetric_activations=true" in text for text in run.suggested(here, Silent()))
+    assert run.suggested(there.model_copy(update={"variants": ("graph",)}), Silent()) == ()
+
+    def lost(name):
+        raise LinkLost(f"the connection to '{name}' was lost.")
+
+    monkeypatch.setattr(run.setup, "place", lost)
+    assert run.suggested(there, Silent()) == ()
 
 
 def test_what_nobody_knows_is_refused():

@@ -19,7 +19,9 @@ def answers(model, rows, level=None):
     if level is not None:
         options.graph_optimization_level = level
     options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, rows)[0]
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, rows)[
+        0
+    ]
 
 
 def cosine(left, right):
@@ -62,7 +64,9 @@ def test_pairs_stand_at_inputs_of_products_and_nowhere_else(cnn, images):
         if node.op_type == "QuantizeLinear":
             assert len(node.input) == 2
             assert helper.get_node_attr_value(node, "output_dtype") == E4M3
-            assert [item.op_type for item in made.model.graph.node if node.output[0] in item.input] == ["DequantizeLinear"]
+            assert [item.op_type for item in made.model.graph.node if node.output[0] in item.input] == [
+                "DequantizeLinear"
+            ]
     assert TensorProto.INT8 not in types.values()
 
 
@@ -127,7 +131,9 @@ def test_what_cannot_be_made_says_why(cnn, images, elementwise):
 
 def test_pairs_that_a_model_has_already_stay_as_they_are(cnn, images):
     """A model that is int8 in part keeps that part."""
-    half = registry.make("int8-static{only=Conv:0,per_channel=true,symmetric_activations=true}").apply(cnn, images).model
+    half = (
+        registry.make("int8-static{only=Conv:0,per_channel=true,symmetric_activations=true}").apply(cnn, images).model
+    )
     made = Fp8().apply(half, images)
     types = {tensor.data_type for tensor in made.model.graph.initializer}
     assert {TensorProto.INT8, E4M3} <= types
