@@ -54,6 +54,8 @@ class Fp8(Recipe):
     """Nodes that stay float, by name in the prepared model or as `Conv:12` (the 13th Conv)."""
     only: tuple[str, ...] = ()
     """The only nodes of `op_types` that are quantized, named likewise."""
+    bias_correction: bool = False
+    """Take the mean shift of each op's result off its bias."""
 
     def __post_init__(self) -> None:
         """Check the options; raises StudyError."""
@@ -67,6 +69,7 @@ class Fp8(Recipe):
         placed = _Placed(
             shown=self.text, per_channel=self.per_channel, op_types=self.op_types, samples=self.samples, seed=self.seed,
             skip=self.skip, only=self.only, symmetric_activations=True, quantize_bias=False, float_outputs=self.op_types,
+            bias_correction=self.bias_correction,
         )  # fmt: skip
         plan = placed.plan(model, calibration)
         if isinstance(plan, str):
@@ -79,7 +82,7 @@ class Fp8(Recipe):
         weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in plan.prepared.graph.initializer}
         old = {name for node in plan.prepared.graph.node for name in node.output}
         _to_float8(result, weights, old, self.text)
-        return placed.finish(model, result, calibration, plan, {}, notes)
+        return placed.finish(model, result, calibration, plan, notes)
 
 
 @dataclass(frozen=True)

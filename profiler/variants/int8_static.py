@@ -120,23 +120,20 @@ class Int8Static(Recipe):
         result = self.realise(plan, notes)
         if not count_ops(result)["DequantizeLinear"]:
             return unchanged(model, "the quantizer left every op as it was")
+        return self.finish(model, result, calibration, plan, notes)
+
+    def finish(
+        self, model: ModelProto, result: ModelProto, calibration: Calibration, plan: Plan, notes: list[str]
+    ) -> VariantResult:
+        """Correct biases if asked, and return the result with its facts, once a runtime has loaded it.
+
+        Raises VariantError when none does.
+        """
         facts: dict[str, Fact] = {}
         if self.bias_correction:
             facts["biases_corrected"] = correct_biases(
                 plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
             )
-        return self.finish(model, result, calibration, plan, facts, notes)
-
-    def finish(
-        self,
-        model: ModelProto,
-        result: ModelProto,
-        calibration: Calibration,
-        plan: Plan,
-        facts: Mapping[str, Fact],
-        notes: list[str],
-    ) -> VariantResult:
-        """The result with its facts, once a runtime has loaded it. Raises VariantError when none does."""
         done, counts = dequantized_nodes(result, {*self.op_types, *WEIGHTED}), count_ops(result)
         left = sum(counts[op] for op in self.op_types) - sum(node.op_type in self.op_types for node in done)
         found: dict[str, Fact] = {

@@ -47,7 +47,7 @@ def recipes(model: ModelProto, backend: str, isa: Collection[str], machine: str 
     transformer = counts["MatMul"] > counts["Conv"]
     family = backend.partition(":")[0]
     if family == "trt":
-        return _tensorrt(counts["Add"] > 0 and convs > 0)
+        return _tensorrt(transformer, counts["Add"] > 0 and convs > 0)
     x86 = machine.lower() in ("x86_64", "amd64", "i686")
     fast = {name.lower() for name in isa} & set(VNNI) or not x86
     if family == "ov":
@@ -146,7 +146,7 @@ def _openvino(transformer: bool, fast: bool) -> list[Suggestion]:
     ]
 
 
-def _tensorrt(residual: bool) -> list[Suggestion]:
+def _tensorrt(transformer: bool, residual: bool) -> list[Suggestion]:
     base = ["per_channel=true", "quantize_bias=false", "symmetric_activations=true"]
     found = [
         Suggestion(
@@ -157,7 +157,7 @@ def _tensorrt(residual: bool) -> list[Suggestion]:
     ]
     found.append(
         Suggestion(
-            "fp8+fp16",
+            "fp8+fp16" if transformer else "fp8{bias_correction=true}+fp16",
             "float8 products with the rest in half precision, on GPUs from compute capability 8.9 on; others refuse to build it.",
             TRT_DOCS,
         )

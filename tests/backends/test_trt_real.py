@@ -112,6 +112,33 @@ def test_float16_model_builds_with_its_own_types(rtx, tmp_path):
     assert list(rtx({"model": path, "shapes": {"x": [2, 16]}, "compute_capabilities": ["SM86"]})[0]) == ["size"]
 
 
+@pytest.mark.parametrize("text", ["fp8", "fp8{bias_correction=true}+fp16"])
+def test_float8_builds_from_ada_on_and_is_refused_before(rtx, tmp_path, text):
+    """The real compiler takes our float8 pairs for what they are: hardware without the type is refused for them."""
+    from profiler import demo
+    from profiler.onnx_io import model_inputs, read_model, write_model
+    from profiler.variants import registry
+
+    model, rows = read_model(demo.model_path()), demo.calibration()
+    made = registry.make(text).apply(model, {info.name: rows[info.name][:32] for info in model_inputs(model)})
+    path = str(write_model(made.model, tmp_path))
+    ada, blackwell, ampere = rtx(
+        *({"model": path, "compute_capabilities": [name]} for name in ("SM89", "SM120", "SM80"))
+    )
+    assert "size" in ada, ada
+    assert "size" in blackwell, blackwell
+    assert "fp8_e4m3" in ampere["text"]
+
+
+def test_sparse_weights_may_be_allowed(rtx, tmp_path):
+    """The flag is taken. That TensorRT-RTX 1.7 chooses a sparse kernel was not seen: its engine has the same size."""
+    weights = helper.make_node("Constant", [], ["w"], value=onnx.numpy_helper.from_array(np.eye(64, dtype=np.float16)))
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    path = save(tmp_path, [weights, product], [("x", T.FLOAT16, ["N", 64])], [("y", T.FLOAT16, ["N", 64])])
+    call = {"model": path, "shapes": {"x": [64, 64]}, "compute_capabilities": ["SM86"]}
+    assert list(rtx({**call, "options": {"sparse": "true"}})[0]) == ["size"]
+
+
 def test_refused_ops_come_with_node_name_op_and_code(rtx, tmp_path):
     """All of them at once, in the model's order, in the parser's own words."""
     nodes = [
