@@ -146,4 +146,7 @@ def _store(tensor: TensorProto, scale: TensorProto, source: NDArray[np.generic],
     # Rounding of the quotient may leave the range by one step of float32, beyond which float8 knows no number.
     inside = np.clip(array / steps, -LARGEST, LARGEST)
     tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT8E4M3FN, array.shape, inside.reshape(-1).tolist()))
+    # OpenVINO 2026.4 reads raw bytes only; of numbers, the other form that ONNX allows, it makes others without an error.
+    tensor.raw_data = bytes(tensor.int32_data)
+    tensor.ClearField("int32_data")
     scale.CopyFrom(numpy_helper.from_array(steps.reshape(() if axis is None else (-1,)), scale.name))
