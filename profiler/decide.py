@@ -39,7 +39,7 @@ class FrontierView:
     members: tuple[CaseResult, ...]
     """On the frontier, by machine, best x first."""
     tied: tuple[CaseResult, ...]
-    """Dominated by point estimates only: more measurement may change that."""
+    """Dominated by point estimates only, or on the frontier by them only: more measurement may change that."""
     dominated: tuple[tuple[CaseResult, str], ...]
     """The case and the key of a case that is better."""
     unplaced: tuple[tuple[CaseResult, str], ...]
@@ -128,17 +128,13 @@ def _view(analysis: Analysis, cases: Sequence[CaseResult], x: str, y: str) -> Fr
     members: list[CaseResult] = []
     tied, dominated = [], []
     for index, case in enumerate(placed):
-        if found.members[index]:
-            other = _as_fast_and_better(analysis, case, placed, x, y)
-            if other is None:
-                members.append(case)
-            else:
-                dominated.append((case, other.key))
-            continue
         better = [placed[other] for other in found.dominated_by[index]]
-        surely = [other for other in better if _separated(analysis, other, case, x, y)]
-        if surely:
-            dominated.append((case, surely[0].key))
+        surely = next((other for other in better if _separated(analysis, other, case, x, y)), None)
+        surely = surely or _as_fast_and_better(analysis, case, placed, x, y)
+        if surely is not None:
+            dominated.append((case, surely.key))
+        elif found.members[index] and all(_holds_against(analysis, case, other, x, y) for other in placed):
+            members.append(case)
         else:
             tied.append(case)
     sign = -1 if AXES[x].maximise else 1
@@ -236,20 +232,28 @@ def _maximise(analysis: Analysis, axis: str) -> bool:
 
 
 def _separated(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str, y: str) -> bool:
-    """Whether the measurement can tell the two apart on one axis. Times are compared pair by pair, not by overlap."""
-    if x == "latency_p50" and better.case.target == worse.case.target:
+    """Whether the measurement can tell the two apart on one axis."""
+    return _surely_ahead(analysis, better, worse, x) or _surely_better(analysis, better, worse, y)
+
+
+def _holds_against(analysis: Analysis, case: CaseResult, other: CaseResult, x: str, y: str) -> bool:
+    """Whether what the case gives up against another one, it is shown to win back on the other axis."""
+    if _surely_ahead(analysis, other, case, x):
+        return _surely_better(analysis, case, other, y)
+    return not _surely_better(analysis, other, case, y) or _surely_ahead(analysis, case, other, x)
+
+
+def _surely_ahead(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str) -> bool:
+    """On the first axis. Times are compared pair by pair, not by overlap."""
+    if x == "latency_p50" and (better.case.target, better.case.batch) == (worse.case.target, worse.case.batch):
         ratio = judged_ratio(analysis.judged[better.key], analysis.judged[worse.key])
-        if ratio is not None and ratio.high is not None and better.case.batch == worse.case.batch:
-            if ratio.high < 1:
-                return True
-        elif _apart(better.figure(x), worse.figure(x), maximise=False):
-            return True
-    elif _apart(better.figure(x), worse.figure(x), maximise=AXES[x].maximise):
-        return True
-    return _surely_better(analysis, better, worse, y)
+        if ratio is not None and ratio.high is not None:
+            return ratio.high < 1
+    return _apart(better.figure(x), worse.figure(x), maximise=AXES[x].maximise)
 
 
 def _surely_better(analysis: Analysis, better: CaseResult, worse: CaseResult, y: str) -> bool:
+    """On the second axis."""
     if y == "accuracy":
         # Changes are paired with the same reference, so their intervals are far narrower than those of accuracy.
         return _apart(better.accuracy_change, worse.accuracy_change, maximise=True)
@@ -515,7 +519,9 @@ def _pays_off(analysis: Analysis, chosen: CaseResult, usd_per_million: float | N
 def _ties(chosen: CaseResult, frontier_view: FrontierView) -> str:
     others = [case.key for case in frontier_view.tied]
     return (
-        f"Not told apart from the frontier: {', '.join(others)}." if others and chosen in frontier_view.members else ""
+        f"Not known whether on the frontier (tied): {', '.join(others)}."
+        if others and chosen in frontier_view.members
+        else ""
     )
 
 

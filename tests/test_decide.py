@@ -177,6 +177,24 @@ def test_a_trade_off_is_on_the_frontier(decided):
     assert [case.case.variant for case in frontier.members] == ["int8", "fp32"]
 
 
+@pytest.mark.parametrize(("flips", "members"), [(1, ["int8"]), (300, ["int8", "fp32"])])
+def test_what_is_slower_needs_a_shown_advantage_to_be_on_the_frontier(decided, flips, members):
+    """One answer of a thousand more is better by point estimates only: whether that is worth twice the time is not known."""
+    _, frontier, _ = decided({"fp32": (2e-3, 0), "int8": (1e-3, flips)})
+
+    assert [case.case.variant for case in frontier.members] == members
+    assert [case.case.variant for case in frontier.tied] == ([] if "fp32" in members else ["fp32"])
+    assert not frontier.dominated
+
+
+def test_a_frontier_is_never_empty(decided):
+    """Whoever is surely ahead of all that beat it somewhere stays: a chain of shown advantages ends."""
+    _, frontier, _ = decided({"a": (1e-3, 200), "fp32": (1.5e-3, 0), "b": (1.2e-3, 199), "c": (2e-3, 1)})
+
+    assert frontier.members
+    assert {case.case.variant for case in frontier.members} <= {"a", "fp32"}
+
+
 @pytest.mark.parametrize("x", [axis for axis in AXES if axis not in {"accuracy", "agreement"}])
 def test_every_axis_can_be_asked_for(decided, x):
     """Cases without that figure are listed with the reason."""

@@ -91,6 +91,7 @@ def _content(story: Story) -> dict[str, Any]:
         "places_note": words.places_note(story) if _places(story) else "",
         "chosen_place": _chosen_place(story),
         "pooling": words.pooling(story) if story.several else "",
+        "tied": words.TIED_MEANING if story.view.tied else None,
         "corrected": words.CORRECTED_MEANING if any(words.corrected(case) for case in analysis.measured) else None,
         "priced_as": analysis.machine or "each machine by itself",
         "utilisation": f"{run.study.cost.utilisation:.0%}",

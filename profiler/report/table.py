@@ -280,6 +280,8 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
     open_sides = words.unbounded(shown)
     if open_sides is not None:
         notes.append(open_sides)
+    if any(story.standing(case) == "tied" for case in shown):
+        notes.append(words.TIED_MEANING)
     if any(words.corrected(case) for case in (*shown, *below)):
         notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:

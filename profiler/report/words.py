@@ -304,6 +304,9 @@ def corrected(case: CaseResult) -> bool:
     )
 
 
+TIED_MEANING = (
+    "tied: not known whether it belongs on the frontier, another is ahead and no advantage over that one is shown"
+)
 CORRECTED_MEANING = (
     "undecided although the interval leaves out 1: so many comparisons were made that one like it can be chance (Holm)"
 )
