@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
 
 from backends import protobuf
 from backends.base import TensorInfo
@@ -105,6 +105,17 @@ def walk_nodes(model: ModelProto) -> Iterator[NodeProto]:
         yield from graph.node
 
 
+def reads(node: NodeProto) -> set[str]:
+    """Names of the values that a node reads, also from inside its bodies."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for body in (*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs):
+            for inner in body.node:
+                names |= reads(inner)
+            names |= {value.name for value in body.output}
+    return names
+
+
 def walk_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every stored tensor: initializers, sparse ones, and attributes of nodes, also in subgraphs and functions."""
     for graph in walk_graphs(model):
@@ -151,7 +162,9 @@ def upgrade_opset(model: ModelProto, target: int) -> tuple[ModelProto, bool, str
     if have >= target:
         return model, False, f"opset {have} is enough"
     try:
-        converted = onnx.version_converter.convert_version(model, target)
+        # The converter forgets a model's own functions.
+        source = inliner.inline_local_functions(model) if model.functions else model
+        converted = onnx.version_converter.convert_version(source, target)
     except Exception as error:
         raise ModelError(f"opset {have} cannot be upgraded to {target}: {_first_lines(error)}.") from error
     return converted, True, f"opset upgraded from {have} to {target}"

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from profiler.onnx_io import clone
+from profiler.onnx_io import clone, reads
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -33,7 +33,7 @@ def prefix(model: ModelProto, names: Sequence[str]) -> ModelProto:
     for node in reversed(model.graph.node):
         if any(name in needed for name in node.output if name):
             kept.append(node)
-            needed |= _reads(node)
+            needed |= reads(node)
     part = onnx.ModelProto()
     part.ir_version = model.ir_version
     part.opset_import.extend(model.opset_import)
@@ -55,16 +55,6 @@ def watched(model: ModelProto, names: Sequence[str]) -> ModelProto:
     have = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
     return copy
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    names = {name for name in node.input if name}
-    for entry in node.attribute:
-        for body in (*([entry.g] if entry.type == onnx.AttributeProto.GRAPH else []), *entry.graphs):
-            for inner in body.node:
-                names |= _reads(inner)
-            names |= {value.name for value in body.output}
-    return names
 
 
 class ChannelSums:

@@ -14,11 +14,13 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, walk_nodes, walk_tensors, weights_count, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
-from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, sort_nodes
+from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, rename, sort_nodes
 from profiler.variants.running import batches, ensure_loads, scratch, session, short
 from profiler.variants.selection import aliases
 
 LARGEST = float(np.finfo(np.float16).max)
+ROUNDING = 2.0**-9
+"""Twice what rounding to a normal float16 changes at most, relatively."""
 HEADROOM = 2.0
 """Other rows reach further than the few that are looked at: what comes within this factor of the end of float16's range
 counts as beyond it."""
@@ -58,7 +60,8 @@ class Fp16(Recipe):
         `keep_nodes`, and when ONNX Runtime does not load the result.
         """
         floats = [tensor for tensor in walk_tensors(model) if tensor.data_type == TensorProto.FLOAT and tensor.dims]
-        if not floats:
+        # Of a quantized model only scales may be left to store, and they tell what is computed in.
+        if not floats and not count_ops(model)["DequantizeLinear"]:
             note = "nothing was converted: the model stores no float32 tensor."
             return VariantResult(
                 clone(model), {"weights_converted": 0, "opset": opset_of(model)}, (note,), changed=False
@@ -97,6 +100,10 @@ class Fp16(Recipe):
             notes.append(
                 f"{len(stored)} nodes ({_types(stored)}) stay float32: they hold values beyond {LARGEST:,.0f}."
             )
+        small = _scales_too_small_for(source)
+        if small:
+            notes.append(f"{len(small)} nodes ({_types(small)}) stay float32: their scales are too small for float16.")
+        stored += small
         overflowing: list[onnx.NodeProto] = []
         found: dict[str, Fact] = {}
         if calibration:
@@ -172,6 +179,20 @@ def _too_large_for(model: ModelProto) -> list[onnx.NodeProto]:
     return [node for node in walk_nodes(model) if large & {*node.input}]
 
 
+def _scales_too_small_for(model: ModelProto) -> list[onnx.NodeProto]:
+    """Q/DQ nodes with a scale that float16 would round by more than its usual step: such a scale stretches all it scales."""
+    found = []
+    stored = {tensor.name: tensor for tensor in walk_tensors(model) if tensor.data_type == TensorProto.FLOAT}
+    for node in walk_nodes(model):
+        tensor = stored.get(node.input[1]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
+        if tensor is None:
+            continue
+        scale = numpy_helper.to_array(tensor).astype(np.float64)
+        if (np.abs(scale - scale.astype(np.float16)) > scale * ROUNDING).any():
+            found.append(node)
+    return found
+
+
 def largest_values(model: ModelProto, calibration: Calibration) -> tuple[dict[str, float], int]:
     """Largest finite magnitude of each float32 tensor of the main graph over up to `WATCHED_ROWS` rows, and how many there were.
 
@@ -222,25 +243,17 @@ def join_casts(model: ModelProto, own: Collection[str]) -> None:
         if _casts_to(node, TensorProto.FLOAT) and node.input[0] in down
     }
     given, wanted = {value.name for value in graph.input}, {value.name for value in graph.output}
-    _rename(model, {back: source for back, source in up.items() if back not in wanted}, outputs=False)
+    rename(model, {back: source for back, source in up.items() if back not in wanted}, outputs=False)
     # An output keeps its name, so whoever computes it takes that name.
     ends = {source: back for back, source in up.items() if back in wanted and source not in given | wanted}
     _remove(graph, {*up} - wanted | {*ends.values()})
-    _rename(model, ends, outputs=True)
+    rename(model, ends, outputs=True)
     read = wanted | {name for node in walk_nodes(model) for name in node.input}
     _remove(graph, {*down} - read)
 
 
 def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
     return any(attribute.name == "to" and attribute.i == kind for attribute in node.attribute)
-
-
-def _rename(model: ModelProto, names: Mapping[str, str], *, outputs: bool) -> None:
-    """Let every node read the new names, and write them too if `outputs`."""
-    for node in walk_nodes(model):
-        for field in (node.input, node.output) if outputs else (node.input,):
-            for index, name in enumerate(field):
-                field[index] = names.get(name, name)
 
 
 def _remove(graph: onnx.GraphProto, outputs: Collection[str]) -> None:

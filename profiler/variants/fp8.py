@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from profiler.errors import VariantError
-from profiler.onnx_io import count_ops
+from profiler.onnx_io import count_ops, reads
 from profiler.variants.base import Calibration, Recipe, VariantResult, expect
-from profiler.variants.int8_static import Int8Static
+from profiler.variants.int8_static import WEIGHTED, Int8Static
 from profiler.variants.preparing import unchanged
 
 LARGEST = 448.0
@@ -59,6 +59,10 @@ class Fp8(Recipe):
 
     def __post_init__(self) -> None:
         """Check the options; raises StudyError."""
+        strange = set(self.op_types) - set(WEIGHTED)
+        expect(
+            self, "op_types", bool(self.op_types) and not strange, f"some of {'|'.join(WEIGHTED)}: ops that multiply"
+        )
         expect(self, "samples", self.samples >= 1, "at least 1")
         expect(self, "seed", self.seed >= 0, "0 or more")
 
@@ -123,7 +127,7 @@ def _to_float8(model: ModelProto, weights: Mapping[str, NDArray[np.generic]], ol
         del node.input[2:]
         if node.op_type == "QuantizeLinear":
             node.attribute.append(helper.make_attribute("output_dtype", TensorProto.FLOAT8E4M3FN))
-    used = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
+    used = {name for node in model.graph.node for name in reads(node)} | {out.name for out in model.graph.output}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
     model.graph.ClearField("initializer")
@@ -142,7 +146,9 @@ def _store(tensor: TensorProto, scale: TensorProto, source: NDArray[np.generic],
     array = source.astype(np.float32)
     others = None if axis is None else tuple(place for place in range(array.ndim) if place != axis)
     reach = np.abs(array).max(axis=others, keepdims=True, initial=0.0)
-    steps = np.where(reach > 0, reach / LARGEST, 1.0).astype(np.float32)
+    steps = (reach / LARGEST).astype(np.float32)
+    # Channels of zeros, and of values so small that float32 has no step for them.
+    steps[steps == 0] = 1.0
     # Rounding of the quotient may leave the range by one step of float32, beyond which float8 knows no number.
     inside = np.clip(array / steps, -LARGEST, LARGEST)
     tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT8E4M3FN, array.shape, inside.reshape(-1).tolist()))

@@ -22,6 +22,7 @@ from profiler.variants.preparing import (
     constant_names,
     dequantized_nodes,
     flatten_biases,
+    fold_betas,
     judged,
     prepare,
     quiet,
@@ -38,6 +39,8 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Ops that multiply by stored weights: all the gain is there. Asked for by default except ConvTranspose."""
 CARRIED = ("Clip", "MaxPool", "Relu", "Reshape", "Transpose")
 """Ops between them that work on int8 as it is, at the same scale: quantized only where their input is already."""
+QUANTIZER_ERRORS = (AssertionError, NotImplementedError, ValueError)
+"""What ONNX Runtime's quantizer raises for values that have no scale (NaN, none at all) and for types that it does not know."""
 BIAS_ROWS = 32
 """Most rows that bias correction runs, once per layer: means settle long before ranges do."""
 
@@ -162,6 +165,7 @@ class Int8Static(Recipe):
                 f"Export the model again with a newer opset{way_out}."
             )
         flatten_biases(prepared)
+        fold_betas(prepared)
         chosen = self._choose(prepared)
         if not any(node.op_type in self.op_types for node in chosen):
             return f"no {', '.join(self.op_types)} of the main graph has stored weights{self._about_names()}"
@@ -307,15 +311,17 @@ class Int8Static(Recipe):
         }
         try:
             return self._run_quantizer(prepared, chosen, ranges, options)
-        except ValueError as error:
+        except QUANTIZER_ERRORS as error:
             # https://github.com/microsoft/onnxruntime/issues/24815: adjusting weights to a tiny bias scale fails for biases
             # of unusual shape. Without the adjustment it works; it is not the default because dead channels need it.
             notes.append(
                 f"weights were not adjusted to bias scales, which ONNX Runtime failed at ({short(error, 120)})"
             )
-            return self._run_quantizer(
-                prepared, chosen, ranges, {**options, "QDQDisableWeightAdjustForInt32Bias": True}
-            )
+            try:
+                options["QDQDisableWeightAdjustForInt32Bias"] = True
+                return self._run_quantizer(prepared, chosen, ranges, options)
+            except QUANTIZER_ERRORS as second:
+                raise VariantError(f"{self.text}: ONNX Runtime's quantizer failed: {short(second)}.") from second
 
     def _run_quantizer(
         self, prepared: ModelProto, chosen: list[NodeProto], ranges: Mapping[str, Range], options: dict[str, Any]

@@ -6,14 +6,23 @@ import contextlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from profiler.errors import ModelError, VariantError
-from profiler.onnx_io import PROTOBUF_LIMIT_BYTES, clone, op_name, upgrade_opset, walk_graphs, walk_nodes, write_model
+from profiler.onnx_io import (
+    PROTOBUF_LIMIT_BYTES,
+    clone,
+    op_name,
+    reads,
+    upgrade_opset,
+    walk_graphs,
+    walk_nodes,
+    write_model,
+)
 from profiler.variants.base import NOTHING_QUANTIZED, Calibration, Fact, VariantResult
 from profiler.variants.running import COSINE_WARNING, cosine, inside, probe, scratch, short
 
@@ -61,7 +70,65 @@ def prepare(
             current = upgraded
     prepared = _pre_process(current, notes)
     name_nodes(prepared)
+    _forget_quantized_types(prepared)
+    free_names(prepared)
     return prepared, notes
+
+
+def _forget_quantized_types(model: ModelProto) -> None:
+    """Take out what was inferred of results of QuantizeLinear without a zero point: uint8, whatever `output_dtype` says."""
+    typed = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and any(item.name == "output_dtype" for item in node.attribute)
+    }
+    kept = [value for value in model.graph.value_info if value.name not in typed]
+    if typed and len(kept) < len(model.graph.value_info):
+        copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        model.graph.ClearField("value_info")
+        model.graph.value_info.extend(copies)
+
+
+_TAKEN = (
+    "_scale", "_zero_point", "_quantized", "_QuantizeLinear_Input", "_QuantizeLinear_Output", "_DequantizeLinear_Output",
+)  # fmt: skip
+"""What ONNX Runtime's quantizer appends to the name of a value; it does not look whether such a name is there."""
+
+
+def free_names(model: ModelProto) -> None:
+    """Give values that are named like what a quantizer makes of another one a name of their own, in place.
+
+    Raises VariantError where such a value is an input or output, whose name belongs to the user.
+    """
+    main, *bodies = (graph for graph in walk_graphs(model) if isinstance(graph, GraphProto))
+    tensors = [tensor for graph in (main, *bodies) for tensor in graph.initializer]
+    infos = [*main.value_info, *(v for body in bodies for v in (*body.value_info, *body.input, *body.output))]
+    known = {name for node in walk_nodes(model) for name in (*node.input, *node.output)} | {t.name for t in tensors}
+    clashing = {name for name in known for end in _TAKEN if name.endswith(end) and name.removesuffix(end) in known}
+    public = {value.name for value in (*model.graph.input, *model.graph.output)}
+    if clashing & public:
+        name = min(clashing & public)
+        raise VariantError(f"'{name}' is named as a quantizer would name its own values: rename that input or output.")
+    names: dict[str, str] = {}
+    for name in sorted(clashing):
+        new = f"{name}_"
+        while new in known:
+            new += "_"
+        known.add(new)
+        names[name] = new
+    for item in (*tensors, *infos):
+        item.name = names.get(item.name, item.name)
+    rename(model, names, outputs=True)
+
+
+def rename(model: ModelProto, names: Mapping[str, str], *, outputs: bool) -> None:
+    """Let every node read the new names, and write them too if `outputs`; also inside bodies."""
+    if not names:
+        return
+    for node in walk_nodes(model):
+        for field in (node.input, node.output) if outputs else (node.input,):
+            for index, name in enumerate(field):
+                field[index] = names.get(name, name)
 
 
 def _pre_process(model: ModelProto, notes: list[str]) -> ModelProto:
@@ -145,7 +212,7 @@ def sort_nodes(graph: GraphProto) -> None:
     """Put the main graph's nodes in topological order, stable otherwise: converters append nodes at the end."""
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    needs = [{made[name] for name in _reads(node) if name in made} - {index} for index, node in enumerate(nodes)]
+    needs = [{made[name] for name in reads(node) if name in made} - {index} for index, node in enumerate(nodes)]
     order: list[int] = []
     done: set[int] = set()
     for start in range(len(nodes)):
@@ -166,17 +233,6 @@ def sort_nodes(graph: GraphProto) -> None:
     graph.node.extend(nodes[index] for index in order)
 
 
-def _reads(node: NodeProto) -> set[str]:
-    """Names a node reads, also from inside its branches."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
-            for inner in graph.node:
-                names |= _reads(inner)
-            names |= {value.name for value in graph.output}
-    return names
-
-
 def constant_names(model: ModelProto) -> set[str]:
     """Names of all stored tensors, in subgraphs too."""
     names = {node.output[0] for node in walk_nodes(model) if node.op_type == "Constant"}
@@ -184,6 +240,19 @@ def constant_names(model: ModelProto) -> set[str]:
         if isinstance(graph, GraphProto):
             names |= {tensor.name for tensor in graph.initializer}
     return names
+
+
+def fold_betas(model: ModelProto) -> None:
+    """Multiply stored biases of Gemm by its `beta`, in place: ONNX Runtime's quantizer sets beta to 1 and forgets to."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        beta = next((item for item in node.attribute if item.name == "beta"), None)
+        if node.op_type != "Gemm" or beta is None or beta.f == 1 or len(node.input) < 3 or node.input[2] not in stored:
+            continue
+        array = numpy_helper.to_array(stored[node.input[2]])
+        scaled = numpy_helper.from_array((array * beta.f).astype(array.dtype), f"{node.output[0]}.beta")
+        model.graph.initializer.append(scaled)
+        node.input[2], beta.f = scaled.name, 1.0
 
 
 def flatten_biases(model: ModelProto) -> None:
@@ -238,4 +307,12 @@ def judged(
         notes.append(
             f"outputs on calibration rows differ strongly from fp32 (lowest cosine {value:.3f}): expect a large drop, or "
             "make a milder variant."
+        )
+    if "DequantizeLinear" not in {node.op_type for node in result.graph.node}:
+        return
+    own = cosine(result, result, probe(original, calibration), as_users_do=True)
+    if own is not None and own < COSINE_WARNING:
+        notes.append(
+            f"ONNX Runtime's optimiser changes the answers of this file (lowest cosine {own:.3f} to its answers without): its "
+            "accuracy on ort is that of this fault, other runtimes compute what the file says."
         )

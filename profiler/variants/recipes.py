@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
+from backends import spec
 from profiler.onnx_io import count_ops
 
 ORT_DOCS = "onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
@@ -45,7 +46,7 @@ def recipes(model: ModelProto, backend: str, isa: Collection[str], machine: str 
     if not convs + products:
         return []
     transformer = counts["MatMul"] > counts["Conv"]
-    family = backend.partition(":")[0]
+    family = spec.parse(backend).name
     if family == "trt":
         return _tensorrt(transformer, counts["Add"] > 0 and convs > 0)
     x86 = machine.lower() in ("x86_64", "amd64", "i686")

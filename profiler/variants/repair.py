@@ -6,7 +6,7 @@ empirical form: means are taken on calibration rows, from input to output, each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from profiler.onnx_io import walk_nodes, write_model
+from profiler.onnx_io import reads, walk_nodes, write_model
 from profiler.variants.running import scratch, session
 
 Feeds = Callable[[], Iterable[Mapping[str, NDArray[Any]]]]
@@ -135,7 +135,7 @@ def _upto(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
     for node in reversed(model.graph.node):
         if wanted & set(node.output):
             kept.append(node)
-            wanted |= set(_reads(node))
+            wanted |= reads(node)
     part = ModelProto(ir_version=model.ir_version)
     part.opset_import.extend(model.opset_import)
     part.functions.extend(model.functions)
@@ -148,22 +148,12 @@ def _upto(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
     return part
 
 
-def _reads(node: NodeProto) -> Iterator[str]:
-    """Names that a node and the bodies inside it read."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
-            for inner in graph.node:
-                yield from _reads(inner)
-            yield from (value.name for value in graph.output)
-
-
 def _waves(model: ModelProto, names: set[str]) -> list[list[str]]:
     """The named nodes in groups: no node depends on another of its group, and all it depends on came before."""
     depth: dict[str, int] = {}
     waves: dict[int, list[str]] = {}
     for node in model.graph.node:
-        level = max((depth.get(name, 0) for name in _reads(node)), default=0)
+        level = max((depth.get(name, 0) for name in reads(node)), default=0)
         if node.name in names:
             waves.setdefault(level, []).append(node.name)
             level += 1
