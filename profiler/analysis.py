@@ -40,11 +40,14 @@ from profiler.stats.energy import energy_figure
 from profiler.stats.ratios import RatioEstimate, compare_verdict, holm
 from profiler.store import RunData
 from profiler.study import Case, own_reference
+from profiler.targets.config import LOCAL
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT_MEASURED"]
 Status = Literal["measured", "failed", "skipped", "not finished"]
 
 _R = TypeVar("_R")
+DROP_CHECK = "accuracy drop"
+"""Name of the check of `max_drop`."""
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
 
 
@@ -205,6 +208,8 @@ class Analysis:
 
     def case(self, text: str) -> CaseResult:
         """A case by number, key or unique prefix. Raises StudyError."""
+        # Tables call this machine by its name where there are others.
+        text = text.removesuffix(f"@{LOCAL}")
         found = [result for result in self.cases if text in (result.key, str(result.number))]
         found = found or [result for result in self.cases if result.key.startswith(text)]
         if len(found) > 1:
@@ -544,7 +549,7 @@ def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None, gra
 
 
 def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric: Metric | None) -> Check:
-    name = "accuracy drop"
+    name = DROP_CHECK
     record = evidence.qualities.get(result.case.quality_key)
     if record is None or metric is None:
         reason = result.accuracy_change.reason if isinstance(result.accuracy_change, NotMeasured) else "no metric"

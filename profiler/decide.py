@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from profiler import places, units
-from profiler.analysis import AXES, Analysis, CaseResult
+from profiler.analysis import AXES, DROP_CHECK, Analysis, CaseResult
 from profiler.errors import StudyError, unknown
 from profiler.frontier import Frontier, frontier
 from profiler.grade import FEWEST_PROCESSES
@@ -387,8 +387,8 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
         filter(
             None,
             (
-                _faster(analysis, chosen), _provisional(analysis, chosen), _accuracy(analysis, chosen), _latency(chosen),
-                _money(analysis, chosen),
+                _faster(analysis, chosen), _left_untried(analysis), _provisional(analysis, chosen),
+                _accuracy(analysis, chosen), _latency(chosen), _money(analysis, chosen),
                 _ties(chosen, frontier_view), _untested(analysis, chosen),
             ),
         )
@@ -398,15 +398,8 @@ def _sentences(analysis: Analysis, chosen: CaseResult, frontier_view: FrontierVi
 def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     ratio = chosen.time_ratio
     if chosen.key == chosen.compared_with:
-        untried = sum(
-            failure.message.startswith(f"not tried {LEFT_OUT_BY_SEARCH}") for failure in analysis.run.failures
-        )
-        if untried:
-            return (
-                f"It is the reference itself: nothing faster that was tried meets the constraints; {untried} candidates were not "
-                f"tried for lack of time, a longer --time-budget reaches them.{_faster_but(analysis)}"
-            )
-        return f"It is the reference itself: no variant that meets the constraints is faster.{_faster_but(analysis)}"
+        tried = "no variant that was tried and" if _untried(analysis) else "no variant that"
+        return f"It is the reference itself: {tried} meets the constraints is faster.{_faster_but(analysis)}"
     if isinstance(ratio, NotMeasured):
         return f"Not compared with the reference: {ratio.reason}."
     reference = chosen.compared_with or "the reference"
@@ -417,13 +410,33 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     if chosen.time_ratio_verdict == "inconclusive":
         outside = ratio.low > 1 or ratio.high < 1
         why = "but with this many comparisons one like it can be chance" if outside else "which holds 1"
-        return f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}× ({interval}), {why}; try --thorough."
+        undecided = f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}× ({interval}), {why}"
+        return f"{undecided}; {_more_time(analysis)} may tell."
     if chosen.time_ratio_verdict == "equivalent":
         return f"As fast as {name}, within 2 % ({interval})."
     word = "faster" if ratio.value < 1 else "slower"
     factor = 1 / ratio.value if ratio.value < 1 else ratio.value
     shown = interval if ratio.value < 1 else f"95 %: {ratio.low:.2f}–{ratio.high:.2f}"
     return f"{factor:.2f}× {word} than {name} ({shown})."
+
+
+def _more_time(analysis: Analysis) -> str:
+    return "--thorough" if analysis.run.study.time_budget_s is None else "a longer --time-budget"
+
+
+def _untried(analysis: Analysis) -> int:
+    """Candidates that a search had no time for."""
+    return sum(failure.message.startswith(f"not tried {LEFT_OUT_BY_SEARCH}") for failure in analysis.run.failures)
+
+
+def _left_untried(analysis: Analysis) -> str:
+    count = _untried(analysis)
+    if not count:
+        return ""
+    return (
+        f"Not the last word: {count} candidate{'s were' if count > 1 else ' was'} not tried for lack of time; a longer "
+        "--time-budget, or fewer candidates (--variants, --backends), reaches them."
+    )
 
 
 def _provisional(analysis: Analysis, chosen: CaseResult) -> str:
@@ -468,6 +481,10 @@ def _accuracy(analysis: Analysis, chosen: CaseResult) -> str:
     if not _right_or_wrong(analysis, chosen):
         high = "unbounded" if change.high is None else units.points(change.high)
         return f"Accuracy changes by {units.points(change.value)} points (95 %: {units.points(change.low)} to {high}).{changed}"
+    decided = next((check for check in chosen.checks if check.name == DROP_CHECK and check.verdict == "PASS"), None)
+    if decided is not None:
+        # The test that decides is one-sided; the interval, with a bound further out, would seem to contradict it.
+        return f"{decided.text[0].upper()}{decided.text[1:]}, 95 % sure.{changed}"
     wrong = max(0.0, -change.low) * 10_000
     return f"At most {wrong:.0f} more wrong answers per 10,000 (95 % sure).{changed}"
 

@@ -15,6 +15,7 @@ from profiler import artifacts
 from profiler.artifacts import ArtifactStore
 from profiler.budget import Budget
 from profiler.errors import BudgetError
+from profiler.machines import device_of
 from profiler.prepare import Prepared, timing_feeds
 from profiler.progress import Progress
 from profiler.records import ArtifactRecord, FailureRecord
@@ -95,22 +96,30 @@ class Job:
             hashes = {name: file_sha256(file) for name, file in files.items()}
             worker.send_artifact(record.sha256, files, hashes, timeout_s=self.limit_s)
         shapes = {name: [case.batch, *array.shape[1:]] for name, array in self.prepared.rows.items()}
-        reply, _ = worker.request(
-            "load",
-            timeout_s=self.limit_s,
-            backend=backend.name,
-            device=backend.device,
-            options={**artifacts.backend_options(record, backend.name), **backend.options},
-            threads=case.threads,
-            batch=case.batch,
-            streams=streams,
-            varying_batch=varying_batch,
-            sample_shapes=shapes,
-            path=path,
-            sha256=record.sha256,
-            name=artifacts.MODEL_NAME,
-            cache_dir=str((self.artifact_store.folder / "engines").resolve()) if target.shares_files else None,
-        )
+        try:
+            reply, _ = worker.request(
+                "load",
+                timeout_s=self.limit_s,
+                backend=backend.name,
+                device=backend.device,
+                options={**artifacts.backend_options(record, backend.name), **backend.options},
+                threads=case.threads,
+                batch=case.batch,
+                streams=streams,
+                varying_batch=varying_batch,
+                sample_shapes=shapes,
+                path=path,
+                sha256=record.sha256,
+                name=artifacts.MODEL_NAME,
+                cache_dir=str((self.artifact_store.folder / "engines").resolve()) if target.shares_files else None,
+            )
+        except WorkerFailure as error:
+            if error.kind != "unavailable" or target.shares_files:
+                raise
+            # What the worker advises is for its own machine, where nobody is to install anything by hand.
+            name = device_of(case.target)
+            where = f"That is so on '{name}': what runtimes it gets is `edgeprof target setup {name} --runtimes …`."
+            raise WorkerFailure(error.kind, f"{error} {where}", error.log_tail) from error
         return reply
 
     def feeds(self, case: Case) -> dict[str, NDArray[np.generic]]:

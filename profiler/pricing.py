@@ -56,7 +56,7 @@ class Pricing:
                 why = detected.evidence if machine.here and detected is not None else "the target's device profile"
                 notes.append(f"{whose}priced as {own}: {why}")
             elif kind is not None and (doubt := _doubt(kind, machine, book)) is not None:
-                notes.append(f"{whose}priced as {kind}, as declared, although {doubt}: is it that machine?")
+                notes.append(f"{whose}declared as {kind}, although {doubt}: is it that machine?")
         options = cost_model.CostOptions(
             utilisation=asked.utilisation,
             lifetime_years=asked.lifetime_years,

@@ -85,7 +85,7 @@ def execute(
         store = open_store(database or out)
         try:
             if resume is not None:
-                run_id = store.resolve(resume, search=False)
+                run_id = store.resolve(resume, search=False, unfinished=True)
                 before = store.run(run_id)
                 if "search" in before.plan:
                     raise StudyError(f"run {run_id} is a search: go on with `edgeprof search --resume {run_id}`.")

@@ -344,14 +344,17 @@ class Store:
                 summaries.append(RunSummary(row["id"], row["created_at"], row["status"], model, data, *counts))
         return summaries
 
-    def resolve(self, text: str, *, search: bool | None = None) -> str:
+    def resolve(self, text: str, *, search: bool | None = None, unfinished: bool = False) -> str:
         """A run id from an id, a unique prefix of one, or `latest`: of searches only, or of other runs only, where `search`
-        says so. Raises StoreError that lists the nearest.
+        says so; with `unfinished` of what did not end, if there is any. Raises StoreError that lists the nearest.
         """
-        ids = [summary.id for summary in self.runs()]
+        summaries = self.runs()
+        ids = [summary.id for summary in summaries]
         if text == "latest" and search is not None:
+            ended = {summary.id for summary in summaries if unfinished and summary.status == "finished"}
             # Only as many plans are read as it takes.
-            ids = [next((one for one in ids if ("search" in self.plan(one)) == search), ids[0])] if ids else ids
+            fits = (one for one in sorted(ids, key=ended.__contains__) if ("search" in self.plan(one)) == search)
+            ids = [next(fits, ids[0])] if ids else ids
         if not ids:
             raise StoreError(f"there are no runs in {self.place} yet: `edgeprof profile MODEL --data DATA` makes one.")
         if text == "latest":

@@ -177,6 +177,32 @@ def test_a_trade_off_is_on_the_frontier(decided):
     assert [case.case.variant for case in frontier.members] == ["int8", "fp32"]
 
 
+def test_what_a_search_had_no_time_for_stands_beside_its_decision(made_run):
+    """Before the numbers: the winner of a few is not the winner of all."""
+    run = made_run()
+    for variant, seconds in (("fp32", 2e-3), ("int8", 1e-3)):
+        run.timed(run.case(variant), seconds).answered(run.case(variant), worse(0), agreement=agreeing(0))
+    for name in "abc":
+        run.failed(f"{name}@ort/b1/t1", stage="plan", kind="skipped", message="not tried by the search: no time")
+    analysis = analyse(run.data(time_budget_s=60.0), today=TODAY)
+    told = recommend(analysis, view(analysis)).sentences
+    assert any("3 candidates were not tried for lack of time" in sentence for sentence in told[:2])
+
+
+def test_a_case_is_found_by_its_name_in_a_table(decided):
+    """Which says `@local` where there are other machines."""
+    analysis, _, _ = decided({"fp32": (2e-3, 0), "int8": (1e-3, 0)})
+    assert analysis.case("int8@ort/b1/t1@local").key == "int8@ort/b1/t1"
+
+
+def test_the_bound_that_is_told_is_the_one_that_decided(decided):
+    """The interval is two-sided, the test of a limit is not: its own bound, or the sentence would contradict the verdict."""
+    _, _, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 8)}, constraints={"max_drop": 0.02})
+    told = " ".join(advice.sentences)
+    assert "A drop beyond 2.00 points is ruled out (at most " in told
+    assert "more wrong answers" not in told
+
+
 @pytest.mark.parametrize(("flips", "members"), [(1, ["int8"]), (300, ["int8", "fp32"])])
 def test_what_is_slower_needs_a_shown_advantage_to_be_on_the_frontier(decided, flips, members):
     """One answer of a thousand more is better by point estimates only: whether that is worth twice the time is not known."""

@@ -175,6 +175,18 @@ def test_the_latest_run_is_the_one_begun_last(opened):
     assert ids[::-1] == [summary.id for summary in opened.runs()]
 
 
+def test_what_is_resumed_is_the_latest_that_did_not_end(opened):
+    """A finished run is not opened again while another one waits; where all ended, the newest is meant."""
+    ids = [opened.create_run(make_study(model="m"), describe(), version="0") for _ in range(3)]
+    opened.set_status(ids[0], "interrupted")
+    for run_id in ids[1:]:
+        opened.set_status(run_id, "finished")
+    assert opened.resolve("latest", search=False, unfinished=True) == ids[0]
+    assert opened.resolve("latest", search=False) == ids[-1]
+    opened.set_status(ids[0], "finished")
+    assert opened.resolve("latest", search=False, unfinished=True) == ids[-1]
+
+
 def test_two_runs_of_one_second_never_share_an_id(opened, monkeypatch):
     """However the digits fall."""
     drawn = iter(["aaaa", "aaaa", "aaaa", "bbbb"])

@@ -104,6 +104,9 @@ def _list(search: str, *, prices: bool, json: bool) -> None:
     for row in cells:
         table.add_row(*map(str, row))
     console.out.print(table)
+    if not cells:
+        other = "`edgeprof devices SEARCH` looks at devices" if prices else "cloud machines are prices: add --prices"
+        console.out.print(f"nothing is called '{search}' here; {other}", markup=False)
     console.out.print(f"\nthis machine: {detected.target or 'not recognised'} ({detected.evidence})", markup=False)
 
 

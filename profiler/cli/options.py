@@ -199,7 +199,7 @@ def stored_targets(run: str, *, out: Path, database: str | None, search: bool) -
     except StoreError:
         return ()
     try:
-        return store.run(store.resolve(run, search=search)).study.targets
+        return store.run(store.resolve(run, search=search, unfinished=True)).study.targets
     except StoreError:
         return ()
     finally:

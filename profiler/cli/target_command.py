@@ -219,9 +219,13 @@ def remove(
     """Take everything of edgeprof off the machine, and forget it."""
     from profiler.cli import console
     from profiler.targets import config, setup
+    from profiler.targets.remote import LinkLost
 
     spec = config.get(name)
-    gone = not keep and setup.remove(spec)
+    try:
+        gone = not keep and setup.remove(spec)
+    except LinkLost as error:
+        raise TargetError(f"{error} `edgeprof target remove {name} --keep` forgets it as it is.") from error
     config.forget(name)
     there = f"{spec.folder} is gone from it" if gone else "nothing was removed there"
     console.out.print(f"{name} is forgotten; {there}", markup=False)

@@ -41,6 +41,7 @@ class Peak(_Frozen):
     fp32_tflops: _Positive | None = None
     fp16_dense_tflops: _Positive | None = None
     bf16_dense_tflops: _Positive | None = None
+    fp8_dense_tflops: _Positive | None = None
     int8_dense_tops: _Positive | None = None
     int8_sparse_tops: _Positive | None = None
     dla_int8_dense_tops: _Positive | None = None

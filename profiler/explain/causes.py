@@ -49,7 +49,7 @@ __all__ = ["Cause", "causes", "ratio"]
 
 NOTABLE_SHARE = 0.05
 """Of the variant's time: what explains less comes last, however certain it is."""
-NEGLIGIBLE_SHARE = 0.002
+NEGLIGIBLE_SHARE = 0.005
 """What explains less than this is not told."""
 
 

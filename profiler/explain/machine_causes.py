@@ -259,7 +259,8 @@ def small_shapes(evidence: Evidence) -> Iterator[Cause]:
         "small-shapes", f"{len(weak)} of {len(gains)} int8 layers have channels that do not fill the {lanes} SIMD lanes", "speed",
         "estimate", max(0.0, seconds - before / usual), "their time, were they as much faster in int8 as the other layers",
         (f"the worst, {first.name}: {shape}, {gains[first.name]:.2f}× as fast as the reference; full layers {usual:.2f}×",),
-        (f"channel counts in multiples of {lanes} (pruning can cut to them)", "keep these layers in float"),
+        (f"keep the worst in float: the option skip={first.name} of int8-static",
+         f"where the channels are the model's own to choose: multiples of {lanes} (pruning can cut to them)"),
     )  # fmt: skip
 
 

@@ -131,10 +131,16 @@ def unfused_qdq(evidence: Evidence) -> Iterator[Cause]:
     bare = sum(layer.stored == "activations" for layer in inside.values())
     advice = [f"let the backend fuse: leave opt={side.options['opt']} out of '{side.backend}'"] if switched_off else []
     if bare:
-        advice.append(f"quantize the weights too: {profile_command(evidence, 'int8-static{per_channel=true}')}")
-    advice.append(
-        "keep these layers in float, so that their Q/DQ go: the option skip=NAME|NAME of int8-static (Conv:0 is the first one)"
-    )
+        types = sorted(
+            {"Conv", "Gemm", "MatMul"} | {layer.op_type for layer in inside.values() if layer.stored == "activations"}
+        )
+        recipe = f"int8-static{{op_types={'|'.join(types)},per_channel=true}}"
+        advice.append(f"quantize the weights too: {profile_command(evidence, recipe)}")
+    if bare < len(loose):
+        advice.append(
+            "keep these layers in float, so that their Q/DQ go: the option skip=NAME|NAME of "
+            f"{side.variant.partition('{')[0]} (Conv:0 is the first one)"
+        )
     yield Cause(
         "qdq-unfused", "Q/DQ were not fused into the ops that they stand around", "speed", "fact", lost, how,
         (left, f"{len(executed)} QuantizeLinear/DequantizeLinear are executed, {shown(seconds_of(executed))}",

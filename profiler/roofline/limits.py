@@ -22,7 +22,8 @@ PRECISIONS: tuple[Literal["f32", "f16", "bf16", "i8"], ...] = ("f32", "bf16", "f
 """Those that peaks are known in."""
 NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "f8": "fp8", "other": "other"}
 """As variants call them."""
-_KEYS = {"f32": "fp32_tflops", "f16": "fp16_dense_tflops", "bf16": "bf16_dense_tflops", "i8": "int8_dense_tops"}
+_KEYS = {"f32": "fp32_tflops", "f16": "fp16_dense_tflops", "bf16": "bf16_dense_tflops", "i8": "int8_dense_tops",
+         "f8": "fp8_dense_tflops"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ Rows = list[tuple[str, str]]
 _UNITS = {
     "fp32_tflops": ("fp32", "TFLOPS"), "fp16_dense_tflops": ("fp16, dense", "TFLOPS"),
     "bf16_dense_tflops": ("bf16, dense", "TFLOPS"),
+    "fp8_dense_tflops": ("fp8, dense", "TFLOPS"),
     "int8_dense_tops": ("int8, dense", "TOPS"), "int8_sparse_tops": ("int8, 2:4 sparse", "TOPS"),
     "dla_int8_dense_tops": ("int8, DLA apart", "TOPS"),
 }  # fmt: skip

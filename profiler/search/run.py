@@ -106,7 +106,7 @@ def execute_search(
         store = open_store(database or out)
         try:
             if resume is not None:
-                run_id = store.resolve(resume, search=True)
+                run_id = store.resolve(resume, search=True, unfinished=True)
                 before = store.run(run_id)
                 if "search" not in before.plan:
                     raise StudyError(f"run {run_id} is no search: go on with `edgeprof run --resume {run_id}`.")

@@ -82,7 +82,9 @@ class PruneChannels(Recipe):
                 f"{self.text} needs calibration data: give --data or --calibration, or use importance=magnitude,refit=false."
             )
         if found := sorted(QUANTIZED & set(count_ops(model))):
-            return _unchanged(model, f"the model is quantized already ({', '.join(found)}): prune before quantizing")
+            raise VariantError(
+                f"{self.text}: the model is quantized already ({', '.join(found)}): prune first, {self.text}+int8-static."
+            )
         source = clone(model)
         lift_constants(source)
         axes = Axes(GraphView(source))

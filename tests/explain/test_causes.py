@@ -127,6 +127,16 @@ def test_quantized_layers_that_run_in_float_are_unfused():
     assert any(line.startswith("2 of 2 quantized layers") for line in found.evidence)
 
 
+def test_weights_left_in_float_are_to_be_quantized_with_an_option_that_does_so():
+    """The default op types are what left them: the same recipe again would change nothing, nor would leaving them out."""
+    layers = [replace(layer("a", "activations"), op_type="ConvTranspose"), layer("b", "qdq")]
+    ops = (op("a", "ConvTranspose", "f32", 55, "a"), op("b", "QLinearConv", "i8", 20, "b"), *quantizers(4))
+    found = first(evidence(side("int8-static{per_channel=true}", ops, layers, 120)))
+    assert found.key == "qdq-unfused"
+    assert "op_types=Conv|ConvTranspose|Gemm|MatMul" in found.advice[0]
+    assert not any("skip=" in line for line in found.advice)
+
+
 def test_switched_off_optimisation_is_named():
     """The advice is then one option, not another quantizer."""
     found = first(evidence(unfused(options={"opt": "basic"}, backend="ort{opt=basic}")))
