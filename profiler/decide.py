@@ -399,7 +399,7 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
     ratio = chosen.time_ratio
     if chosen.key == chosen.compared_with:
         tried = "no variant that was tried and" if _untried(analysis) else "no variant that"
-        return f"It is the reference itself: {tried} meets the constraints is faster.{_faster_but(analysis)}"
+        return f"It is the reference itself: {tried} meets the constraints is faster.{_faster_but(analysis, chosen)}"
     if isinstance(ratio, NotMeasured):
         return f"Not compared with the reference: {ratio.reason}."
     reference = chosen.compared_with or "the reference"
@@ -411,13 +411,13 @@ def _faster(analysis: Analysis, chosen: CaseResult) -> str:
         outside = ratio.low > 1 or ratio.high < 1
         why = "but with this many comparisons one like it can be chance" if outside else "which holds 1"
         undecided = f"Whether it is faster than {name} is not decided: {1 / ratio.value:.2f}× ({interval}), {why}"
-        return f"{undecided}; {_more_time(analysis)} may tell."
+        return f"{undecided}; {_more_time(analysis)} may tell.{_faster_but(analysis, chosen)}"
     if chosen.time_ratio_verdict == "equivalent":
-        return f"As fast as {name}, within 2 % ({interval})."
+        return f"As fast as {name}, within 2 % ({interval}).{_faster_but(analysis, chosen)}"
     word = "faster" if ratio.value < 1 else "slower"
     factor = 1 / ratio.value if ratio.value < 1 else ratio.value
     shown = interval if ratio.value < 1 else f"95 %: {ratio.low:.2f}–{ratio.high:.2f}"
-    return f"{factor:.2f}× {word} than {name} ({shown})."
+    return f"{factor:.2f}× {word} than {name} ({shown}).{_faster_but(analysis, chosen)}"
 
 
 def _more_time(analysis: Analysis) -> str:
@@ -450,12 +450,22 @@ def _provisional(analysis: Analysis, chosen: CaseResult) -> str:
     )
 
 
-def _faster_but(analysis: Analysis) -> str:
-    """The fastest case that a constraint ruled out, and which: undecided ones may be worth more samples."""
+def _faster_but(analysis: Analysis, chosen: CaseResult) -> str:
+    """The fastest case that a constraint ruled out, and which: undecided ones may be worth more samples.
+
+    Beside a variant only those that are not known to fail, and are surely ahead of it: without them a recommendation that the
+    frontier shows as dominated would seem a mistake.
+    """
+    reference = chosen.key == chosen.compared_with
+
+    def tells(case: CaseResult) -> bool:
+        failed = any(check.verdict == "FAIL" for check in case.checks)
+        return reference or (not failed and _surely_ahead(analysis, case, chosen, "latency_p50"))
+
     out = [
         (case.time_ratio.value, case) for case in analysis.measured
         if not _fits(analysis, case) and isinstance(case.time_ratio, Estimate) and case.time_ratio_verdict == "differs"
-        and case.time_ratio.value < 1
+        and case.time_ratio.value < 1 and tells(case)
     ]  # fmt: skip
     if not out:
         return ""

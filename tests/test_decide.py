@@ -195,6 +195,18 @@ def test_a_case_is_found_by_its_name_in_a_table(decided):
     assert analysis.case("int8@ort/b1/t1@local").key == "int8@ort/b1/t1"
 
 
+@pytest.mark.parametrize(("flips", "told"), [(38, True), (500, False)])
+def test_a_faster_case_that_is_undecided_is_told_beside_a_variant(decided, flips, told):
+    """Or a recommendation that the frontier calls dominated would seem a mistake; what surely fails is no news."""
+    truth = {"fp32": (2e-3, 0), "int8": (1.5e-3, 0), "risky": (1e-3, flips)}
+    _, _, advice = decided(truth, constraints={"max_drop": 0.02})
+    assert advice.case.case.variant == "int8"
+    assert (
+        any("risky@ort/b1/t1 is 2.00× faster, but accuracy drop INCONCLUSIVE" in text for text in advice.sentences)
+        == told
+    )
+
+
 def test_the_bound_that_is_told_is_the_one_that_decided(decided):
     """The interval is two-sided, the test of a limit is not: its own bound, or the sentence would contradict the verdict."""
     _, _, advice = decided({"fp32": (2e-3, 0), "int8": (1e-3, 8)}, constraints={"max_drop": 0.02})

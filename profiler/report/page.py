@@ -116,7 +116,7 @@ def _content(story: Story) -> dict[str, Any]:
         "labelled": story.labelled,
         "not_measured": [*words.not_measured(analysis), *words.NOT_IN_THIS_VERSION],
         "notes": [words.one_line(note) for note in analysis.notes],
-        "limits": limits(run.study),
+        "limits": words.limits(analysis),
         "command": words.clean(command(run.study, search="search" in run.plan)),
         "data_sha256": run.plan.get("data_sha256"),
         "source_sha256": run.plan.get("source_sha256"),
@@ -247,22 +247,6 @@ def _facts(found: Environment, machine: Machine) -> list[tuple[str, str]]:
         *(("note", note) for note in found.notes),
     ]
     return [(words.one_line(name), words.one_line(value)) for name, value in rows]
-
-
-def limits(study: Study) -> list[str]:
-    """The constraints of a study in words."""
-    asked = study.constraints
-    told = [
-        None
-        if asked.max_drop is None
-        else f"accuracy drop at most {asked.max_drop:g} (a proportion, or in the metric's own unit)",
-        None if asked.slo_p99_s is None else f"p99 at most {asked.slo_p99_s * 1e3:g} ms",
-        None if asked.max_memory_bytes is None else f"peak RSS at most {asked.max_memory_bytes / 1e6:g} MB",
-        None
-        if asked.max_usd_per_million is None
-        else f"at most {asked.max_usd_per_million:g} USD per million inferences",
-    ]
-    return [text for text in told if text is not None]
 
 
 def command(study: Study, *, search: bool = False) -> str:

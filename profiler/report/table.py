@@ -316,6 +316,8 @@ def _how(page: Page, story: Story) -> None:
     page.blank()
     _machines(page, story)
     page.line(f"measured here: {words.effort_line(analysis)}", style="dim", hanging=2)
+    if asked := words.limits(analysis):
+        page.line(f"limits: {'; '.join(asked)}", style="dim", hanging=2)
     ended = trust.stopping(analysis)
     for line in [*([ended] if ended else []), *searched.lines(analysis.run), *trust.lines(analysis)]:
         page.line(line, style="dim", hanging=2)

@@ -504,6 +504,28 @@ def undecided(cases: Iterable[CaseResult]) -> list[str]:
     return [f"{text}{f' (and {more} more alike)' if more else ''}" for text, more in told.values()]
 
 
+def limits(analysis: Analysis) -> list[str]:
+    """The constraints of the run."""
+    asked = analysis.run.study.constraints
+    drop, shown = asked.max_drop, ""
+    if drop is not None:
+        points = f"{100 * drop:g} point{'' if drop == 0.01 else 's'}"
+        unit = None if analysis.metric is None else analysis.metric.unit
+        native = f"{drop:g}, in the metric's own unit"
+        shown = {"proportion": points, "native": native}.get(
+            unit or "", f"{drop:g}, a proportion or in the metric's own unit"
+        )
+    told = [
+        f"accuracy drop at most {shown}" if shown else None,
+        None if asked.slo_p99_s is None else f"p99 at most {asked.slo_p99_s * 1e3:g} ms",
+        None if asked.max_memory_bytes is None else f"peak RSS at most {asked.max_memory_bytes / 1e6:g} MB",
+        None
+        if asked.max_usd_per_million is None
+        else f"at most {asked.max_usd_per_million:g} USD per million inferences",
+    ]
+    return [text for text in told if text is not None]
+
+
 def effort_line(analysis: Analysis) -> str:
     """How much was measured."""
     counts = [case.samples for case in analysis.measured]

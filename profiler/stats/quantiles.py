@@ -122,7 +122,7 @@ def _of_rounds(
     if n_eff < need or low is None or high is None:
         reason = (
             f"{n} samples in {len(kept)} rounds are worth {n_eff:.0f} independent ones; "
-            f"p{100 * p:g} needs {need:.0f}: measure more rounds"
+            f"p{100 * p:g} needs {need:.0f}: measure more rounds (--thorough)"
         )
     return QuantileEstimate(p, value, low, high, n, n_eff, reason is None, reason)
 
