@@ -42,7 +42,7 @@ from backends.base import (
     TensorInfo,
 )
 from backends.fake_shapes import SHAPES, factors
-from backends.options import choice, number, require_known
+from backends.options import choice, flag, number, require_known
 
 _NUMBERS = {"latency_us": 0.0, "jitter": 0.0, "seed": 0.0, "load_ms": 0.0, "memory_mb": 0.0} | {
     "row_us": 0.0,
@@ -94,7 +94,7 @@ class FakeBackend:
         choice(self.name, options.options, "shape", SHAPES, "constant")
         fail = choice(self.name, options.options, "fail", _FAILURES, "none")
         fail_at = _fail_at(options.options.get("fail_at", "load"))
-        read = choice(self.name, options.options, "read", ("true", "false"), "true") == "true"
+        read = flag(self.name, options.options, "read", default=True)
         choice(self.name, options.options, "wait", ("spin", "sleep"), "spin")
         ops = _ops(options.options.get("ops", ""))
         if not self.availability(options.device).available:

@@ -26,6 +26,11 @@ def choice(backend: str, options: Mapping[str, str], name: str, allowed: Sequenc
     return value
 
 
+def flag(backend: str, options: Mapping[str, str], name: str, *, default: bool) -> bool:
+    """The option's value, `true` or `false`. Raises BackendError otherwise."""
+    return choice(backend, options, name, ("true", "false"), str(default).lower()) == "true"
+
+
 def number(backend: str, options: Mapping[str, str], name: str, default: float) -> float:
     """The option's value as a finite number that is not negative. Raises BackendError otherwise."""
     text = options.get(name)

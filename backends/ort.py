@@ -36,7 +36,7 @@ from backends.base import (
     TensorInfo,
     warm_runs,
 )
-from backends.options import choice, require_known
+from backends.options import choice, flag, require_known
 from backends.ort_facts import Executed, executed, timed
 
 _PROVIDERS = {
@@ -229,7 +229,7 @@ def _open(
     import onnxruntime as ort
 
     opt = choice("ort", options.options, "opt", tuple(_OPTIMISATION), "all")
-    spin = choice("ort", options.options, "spin", ("true", "false"), "true")
+    spin = flag("ort", options.options, "spin", default=True)
     refuse = choice("ort", options.options, "cpu_ops", ("allow", "refuse"), "allow") == "refuse"
     settings = ort.SessionOptions()
     # Always explicit: with 0 onnxruntime makes a thread per core of the machine, whatever the affinity mask or quota allows.
@@ -238,7 +238,7 @@ def _open(
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _OPTIMISATION[opt])
     settings.log_severity_level = 2
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin == "true" else "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if refuse and len(providers) > 1:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if profile is not None:
@@ -269,11 +269,11 @@ def _providers(kind: str, index: int, options: LoadOptions) -> list[Any]:
         return list(_PROVIDERS[kind])
     settings: dict[str, dict[str, str]] = {name: {"device_id": str(index)} for name in _PROVIDERS[kind][:-1]}
     # ONNX Runtime's own default lets float32 products lose 13 bits on Ampere and later; the reference must not change.
-    tf32 = choice("ort", options.options, "tf32", ("true", "false"), "false")
-    settings["CUDAExecutionProvider"]["use_tf32"] = "1" if tf32 == "true" else "0"
+    tf32 = flag("ort", options.options, "tf32", default=False)
+    settings["CUDAExecutionProvider"]["use_tf32"] = "1" if tf32 else "0"
     if kind == "tensorrt":
-        fp16 = choice("ort", options.options, "fp16", ("true", "false"), "false")
-        settings["TensorrtExecutionProvider"]["trt_fp16_enable"] = "1" if fp16 == "true" else "0"
+        fp16 = flag("ort", options.options, "fp16", default=False)
+        settings["TensorrtExecutionProvider"]["trt_fp16_enable"] = "1" if fp16 else "0"
         if options.cache_dir is not None:
             settings["TensorrtExecutionProvider"] |= {
                 "trt_engine_cache_enable": "1",

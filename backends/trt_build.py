@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import BackendError, BackendUnavailable, LoadOptions, format_shape
-from backends.options import choice, number, require_known
+from backends.options import choice, flag, number, require_known
 from backends.trt_cache import external_files
 from backends.trt_find import FLAVOURS, Found, find, load
 
@@ -62,9 +62,9 @@ class Settings:
             precision=choice("trt", options, "precision", ("model", *PRECISION_FLAGS), "model"),
             workspace_bytes=int(workspace * 2**20) or None,
             level=None if level == "auto" else int(level),
-            tf32=choice("trt", options, "tf32", ("true", "false"), "false") == "true",
-            sparse=choice("trt", options, "sparse", ("true", "false"), "false") == "true",
-            graph=choice("trt", options, "graph", ("true", "false"), "false") == "true",
+            tf32=flag("trt", options, "tf32", default=False),
+            sparse=flag("trt", options, "sparse", default=False),
+            graph=flag("trt", options, "graph", default=False),
             build=int(choice("trt", options, "build", tuple(map(str, range(MAX_BUILDS))), "0")),
         )
 

@@ -22,7 +22,7 @@ from profiler.latency import judged_ratio
 from profiler.machines import EMULATED, ENVELOPE
 from profiler.places import Place
 from profiler.records import LEFT_OUT_BY_SEARCH, Estimate, NotMeasured
-from profiler.stats.ratios import compare_verdict
+from profiler.stats.ratios import RatioEstimate, compare_verdict
 from profiler.targets import conditions
 from profiler.targets.config import LOCAL
 
@@ -245,10 +245,9 @@ def _holds_against(analysis: Analysis, case: CaseResult, other: CaseResult, x: s
 
 def _surely_ahead(analysis: Analysis, better: CaseResult, worse: CaseResult, x: str) -> bool:
     """On the first axis. Times are compared pair by pair, not by overlap."""
-    if x == "latency_p50" and (better.case.target, better.case.batch) == (worse.case.target, worse.case.batch):
-        ratio = judged_ratio(analysis.judged[better.key], analysis.judged[worse.key])
-        if ratio is not None and ratio.high is not None:
-            return ratio.high < 1
+    ratio = _paired(analysis, better, worse) if x == "latency_p50" else None
+    if ratio is not None and ratio.high is not None:
+        return ratio.high < 1
     return _apart(better.figure(x), worse.figure(x), maximise=AXES[x].maximise)
 
 
@@ -270,13 +269,19 @@ def _as_fast_and_better(
     if x != "latency_p50":
         return None
     for other in others:
-        alike = (other.case.target, other.case.batch) == (case.case.target, case.case.batch)
-        if other is case or not alike or not _surely_better(analysis, other, case, y):
+        if other is case or not _surely_better(analysis, other, case, y):
             continue
-        ratio = judged_ratio(analysis.judged[case.key], analysis.judged[other.key])
+        ratio = _paired(analysis, case, other)
         if ratio is not None and compare_verdict(ratio) == "equivalent":
             return other
     return None
+
+
+def _paired(analysis: Analysis, case: CaseResult, other: CaseResult) -> RatioEstimate | None:
+    """The ratio of two cases' times in the same rounds; None where rounds of one say nothing of the other."""
+    if (case.case.target, case.case.batch) != (other.case.target, other.case.batch):
+        return None
+    return judged_ratio(analysis.judged[case.key], analysis.judged[other.key])
 
 
 def _apart(better: object, worse: object, *, maximise: bool) -> bool:

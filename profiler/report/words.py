@@ -12,6 +12,7 @@ from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.machines import EMULATED, Machine
 from profiler.places import NOT_PAIRED, Place
+from profiler.quality.metrics import Metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
 from profiler.targets.config import LOCAL
 
@@ -507,16 +508,8 @@ def undecided(cases: Iterable[CaseResult]) -> list[str]:
 def limits(analysis: Analysis) -> list[str]:
     """The constraints of the run."""
     asked = analysis.run.study.constraints
-    drop, shown = asked.max_drop, ""
-    if drop is not None:
-        points = f"{100 * drop:g} point{'' if drop == 0.01 else 's'}"
-        unit = None if analysis.metric is None else analysis.metric.unit
-        native = f"{drop:g}, in the metric's own unit"
-        shown = {"proportion": points, "native": native}.get(
-            unit or "", f"{drop:g}, a proportion or in the metric's own unit"
-        )
     told = [
-        f"accuracy drop at most {shown}" if shown else None,
+        None if asked.max_drop is None else f"accuracy drop at most {_amount(asked.max_drop, analysis.metric)}",
         None if asked.slo_p99_s is None else f"p99 at most {asked.slo_p99_s * 1e3:g} ms",
         None if asked.max_memory_bytes is None else f"peak RSS at most {asked.max_memory_bytes / 1e6:g} MB",
         None
@@ -524,6 +517,12 @@ def limits(analysis: Analysis) -> list[str]:
         else f"at most {asked.max_usd_per_million:g} USD per million inferences",
     ]
     return [text for text in told if text is not None]
+
+
+def _amount(drop: float, metric: Metric | None) -> str:
+    if metric is not None and metric.unit == "proportion":
+        return f"{100 * drop:g} point{'' if drop == 0.01 else 's'}"
+    return f"{drop:g}, {'a proportion or ' if metric is None else ''}in the metric's own unit"
 
 
 def effort_line(analysis: Analysis) -> str:

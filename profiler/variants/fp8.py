@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from profiler.errors import VariantError
-from profiler.onnx_io import count_ops, reads
+from profiler.onnx_io import reads
 from profiler.variants.base import Calibration, Recipe, VariantResult, expect
-from profiler.variants.int8_static import WEIGHTED, Int8Static
-from profiler.variants.preparing import unchanged
+from profiler.variants.int8_static import WEIGHTED, Int8Static, Plan
 
 LARGEST = 448.0
 """Largest finite E4M3 value (Micikevicius et al. 2022, "FP8 formats for deep learning")."""
@@ -75,23 +74,13 @@ class Fp8(Recipe):
             skip=self.skip, only=self.only, symmetric_activations=True, quantize_bias=False, float_outputs=self.op_types,
             bias_correction=self.bias_correction,
         )  # fmt: skip
-        plan = placed.plan(model, calibration)
-        if isinstance(plan, str):
-            return unchanged(model, plan)
-        assert calibration is not None
-        notes = [NO_CPU, *plan.notes]
-        result = placed.realise(plan, notes)
-        if not count_ops(result)["DequantizeLinear"]:
-            return unchanged(model, "the quantizer left every op as it was")
-        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in plan.prepared.graph.initializer}
-        old = {name for node in plan.prepared.graph.node for name in node.output}
-        _to_float8(result, weights, old, self.text)
-        return placed.finish(model, result, calibration, plan, notes)
+        made = placed.apply(model, calibration)
+        return replace(made, notes=(NO_CPU, *made.notes)) if made.changed else made
 
 
 @dataclass(frozen=True)
 class _Placed(Int8Static):
-    """Where the pairs stand and what ranges they have, in int8's symmetric form."""
+    """int8's symmetric recipe, with its pairs turned into float8 ones."""
 
     opset: ClassVar[int] = OPSET
     carried: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +94,13 @@ class _Placed(Int8Static):
 
     def _needs_opset(self) -> str:
         return ""
+
+    def realise(self, plan: Plan, notes: list[str], nodes: Iterable[str] | None = None) -> ModelProto:
+        model = super().realise(plan, notes, nodes)
+        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in plan.prepared.graph.initializer}
+        old = {name for node in plan.prepared.graph.node for name in node.output}
+        _to_float8(model, weights, old, self.text)
+        return model
 
 
 def _to_float8(model: ModelProto, weights: Mapping[str, NDArray[np.generic]], old: set[str], what: str) -> None:

@@ -121,36 +121,26 @@ class Int8Static(Recipe):
         assert calibration is not None
         notes = list(plan.notes)
         result = self.realise(plan, notes)
-        if not count_ops(result)["DequantizeLinear"]:
+        done, counts = dequantized_nodes(result, {*self.op_types, *WEIGHTED}), count_ops(result)
+        if not counts["DequantizeLinear"]:
             return unchanged(model, "the quantizer left every op as it was")
-        return self.finish(model, result, calibration, plan, notes)
-
-    def finish(
-        self, model: ModelProto, result: ModelProto, calibration: Calibration, plan: Plan, notes: list[str]
-    ) -> VariantResult:
-        """Correct biases if asked, and return the result with its facts, once a runtime has loaded it.
-
-        Raises VariantError when none does.
-        """
-        facts: dict[str, Fact] = {}
+        left = sum(counts[op] for op in self.op_types) - sum(node.op_type in self.op_types for node in done)
+        facts: dict[str, Fact] = {
+            "ops_quantized": len(done), "ops_left_float": left, "quantized": tally(done), "calibration_rows": plan.rows,
+            "opset": opset_of(result), **plan.facts,
+        }  # fmt: skip
         if self.bias_correction:
             facts["biases_corrected"] = correct_biases(
                 plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
             )
-        done, counts = dequantized_nodes(result, {*self.op_types, *WEIGHTED}), count_ops(result)
-        left = sum(counts[op] for op in self.op_types) - sum(node.op_type in self.op_types for node in done)
-        found: dict[str, Fact] = {
-            "ops_quantized": len(done), "ops_left_float": left, "quantized": tally(done), "calibration_rows": plan.rows,
-            "opset": opset_of(result), **plan.facts, **facts,
-        }  # fmt: skip
         ensure_loads(result, self.text)
         if left:
             notes.append(
                 f"{left} ops of the chosen types stay float: no stored weights, "
                 f"{'named to, ' if self.skip or self.only else ''}or inside a subgraph."
             )
-        judged(model, result, calibration, found, notes)
-        return VariantResult(result, found, tuple(notes), changed=True)
+        judged(model, result, calibration, facts, notes)
+        return VariantResult(result, facts, tuple(notes), changed=True)
 
     def plan(self, model: ModelProto, calibration: Calibration | None) -> Plan | str:
         """Prepare, choose and calibrate: everything but the quantization itself. A text says why nothing fits the recipe."""

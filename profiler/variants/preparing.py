@@ -24,7 +24,7 @@ from profiler.onnx_io import (
     write_model,
 )
 from profiler.variants.base import NOTHING_QUANTIZED, Calibration, Fact, VariantResult
-from profiler.variants.running import COSINE_WARNING, cosine, inside, probe, scratch, short
+from profiler.variants.running import COSINE_WARNING, answers, cosine, inside, probe, scratch, short, similarity
 
 QDQ_OPSET = 13
 """First opset whose QuantizeLinear takes one scale per channel."""
@@ -83,7 +83,7 @@ def _forget_quantized_types(model: ModelProto) -> None:
         if node.op_type == "QuantizeLinear" and any(item.name == "output_dtype" for item in node.attribute)
     }
     kept = [value for value in model.graph.value_info if value.name not in typed]
-    if typed and len(kept) < len(model.graph.value_info):
+    if len(kept) < len(model.graph.value_info):
         copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
         model.graph.ClearField("value_info")
         model.graph.value_info.extend(copies)
@@ -301,7 +301,9 @@ def judged(
     """Add the similarity of outputs on a few calibration rows to `facts`, and a note when little is left of the model."""
     if not calibration:
         return
-    value = cosine(original, result, probe(original, calibration))
+    feeds = probe(original, calibration)
+    made = answers(result, feeds)
+    value = similarity(answers(original, feeds), made)
     facts["calibration_cosine"] = None if value is None else round(value, 6)
     if value is not None and value < COSINE_WARNING:
         notes.append(
@@ -310,7 +312,7 @@ def judged(
         )
     if "DequantizeLinear" not in {node.op_type for node in result.graph.node}:
         return
-    own = cosine(result, result, probe(original, calibration), as_users_do=True)
+    own = similarity(made, answers(result, feeds, as_users_do=True))
     if own is not None and own < COSINE_WARNING:
         notes.append(
             f"ONNX Runtime's optimiser changes the answers of this file (lowest cosine {own:.3f} to its answers without): its "

@@ -154,15 +154,13 @@ def _tensorrt(transformer: bool, residual: bool) -> list[Suggestion]:
             _static(*base, "float_outputs=Conv|Gemm|MatMul"),
             "TensorRT's scheme is symmetric; that biases stay in float is this variant's own advice, not tried here.",
             TRT_DOCS,
-        )
-    ]
-    found.append(
+        ),
         Suggestion(
             "fp8+fp16" if transformer else "fp8{bias_correction=true}+fp16",
             "float8 products with the rest in half precision, on GPUs from compute capability 8.9 on; others refuse to build it.",
             TRT_DOCS,
-        )
-    )
+        ),
+    ]
     if residual:
         found.insert(
             0,

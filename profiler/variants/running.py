@@ -126,21 +126,31 @@ def _synthetic(info: TensorInfo, rng: np.random.Generator) -> NDArray[Any]:
     return np.ones(shape, dtype)
 
 
-def cosine(
-    before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays], *, as_users_do: bool = False
-) -> float | None:
-    """Lowest cosine similarity between float outputs of two models over `feeds`; None when they could not be run.
-
-    1 means equal up to scale. An output that became NaN counts as -1, one of another shape too. See `session` for
-    `as_users_do`, which is for `after` only.
-    """
+def answers(
+    model: onnx.ModelProto, feeds: list[Arrays], *, as_users_do: bool = False
+) -> list[list[NDArray[Any]]] | None:
+    """Outputs for each of `feeds`; None when the model could not be run on them. See `session` for `as_users_do`."""
     try:
         with scratch() as folder:
-            first = session(write_model(before, folder / "before"))
-            second = session(write_model(after, folder / "after"), as_users_do=as_users_do)
-            pairs = [pair for row in feeds for pair in zip(first.run(None, row), second.run(None, row), strict=True)]
+            runner = session(write_model(model, folder), as_users_do=as_users_do)
+            return [runner.run(None, row) for row in feeds]
     except Exception:  # noqa: BLE001 (a guessed shape the model cannot take is no finding about the variant)
         return None
+
+
+def cosine(before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays]) -> float | None:
+    """`similarity` of what two models answer to `feeds`; None when they could not be run."""
+    return similarity(answers(before, feeds), answers(after, feeds))
+
+
+def similarity(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None) -> float | None:
+    """Lowest cosine similarity between float outputs, feed by feed; None where there is nothing to compare.
+
+    1 means equal up to scale. An output that became NaN counts as -1, one of another shape too.
+    """
+    if before is None or after is None or [*map(len, before)] != [*map(len, after)]:
+        return None
+    pairs = [pair for first, second in zip(before, after, strict=True) for pair in zip(first, second, strict=True)]
     # Where the original itself answers with nothing but NaN or infinity there is nothing to compare.
     values = [_cosine(np.asarray(a), np.asarray(b)) for a, b in pairs if _is_float(a) and np.isfinite(a).any()]
     return min(values, default=None)

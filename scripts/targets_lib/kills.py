@@ -91,8 +91,6 @@ class Storm:
 class Stormed:
     """What a study came to while connections broke, beside the same study on this machine."""
 
-    storm: Storm
-    local: RunData
     last: RunData
     """The last of the runs there."""
     counts: Mapping[str, int]
@@ -124,7 +122,7 @@ def drive(
         "runs killed": storm.controllers, "runs": runs, "resumed": starts - runs, "tried again": retries,
         "blocks": len(local.blocks), "cases": len(local.plan["cases"]),
     }  # fmt: skip
-    return Stormed(storm, local, last, counts, time.monotonic() - began)
+    return Stormed(last, counts, time.monotonic() - began)
 
 
 def table(
