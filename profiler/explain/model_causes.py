@@ -138,8 +138,8 @@ def unfused_qdq(evidence: Evidence) -> Iterator[Cause]:
         advice.append(f"quantize the weights too: {profile_command(evidence, recipe)}")
     if bare < len(loose):
         advice.append(
-            "keep these layers in float, so that their Q/DQ go: the option skip=NAME|NAME of "
-            f"{side.variant.partition('{')[0]} (Conv:0 is the first one)"
+            "keep these layers in float, so that their Q/DQ go: the option skip=NAME|NAME of int8-static (Conv:0 is the first "
+            "one)"
         )
     yield Cause(
         "qdq-unfused", "Q/DQ were not fused into the ops that they stand around", "speed", "fact", lost, how,

@@ -137,6 +137,12 @@ def test_weights_left_in_float_are_to_be_quantized_with_an_option_that_does_so()
     assert not any("skip=" in line for line in found.advice)
 
 
+def test_the_option_that_leaves_layers_out_is_named_with_the_step_that_has_it():
+    """Not the first step of several."""
+    (advice,) = first(evidence(replace(unfused(), variant="prune-channels{ratio=0.3}+int8-static"))).advice
+    assert "skip=NAME|NAME of int8-static" in advice
+
+
 def test_switched_off_optimisation_is_named():
     """The advice is then one option, not another quantizer."""
     found = first(evidence(unfused(options={"opt": "basic"}, backend="ort{opt=basic}")))
