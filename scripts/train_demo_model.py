@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scripts.environment import enter  # noqa: E402
+from scripts.environment import enter
 
 enter(__name__, "dev", "torch")
 

@@ -14,8 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(
     path
     for path in (ROOT / "scripts").iterdir()
-    if path.is_file()
-    and "\nenter(__name__" in path.read_text(encoding="utf-8")
+    if (path.is_file() and "\nenter(__name__" in path.read_text(encoding="utf-8"))
     or (
         path.is_file()
         and os.access(path, os.X_OK)
