@@ -211,7 +211,8 @@ def _searched(
 ) -> None:
     complete_places(job, job.device)
     study, before, made = job.study, job.store.run(job.run_id), dict[str, ArtifactRecord]()
-    job.store.take_back(job.run_id, filter(LiveBench.may_be_tried, before.failures))
+    decided = decisions(before)
+    job.store.take_back(job.run_id, (item for item in before.failures if LiveBench.may_be_tried(item, decided)))
     job = replace(job, artifacts=made)
     screening = None if screened is None else screens.Screening(job, screened, elsewhere=elsewhere)
     had = {record.variant: record.sha256 for record in before.artifacts}
