@@ -14,8 +14,8 @@ from scripts.real_models_lib.suite import Job, run_file, save
 TITLE = "A text decoder with attention"
 ABOUT = (
     "The decoder of a small transliterator (GRU with attention, 148 letters): token ids, an encoder's memory, its mask (bool) "
-    "and hidden state come in; log probabilities of the next letter and the next state go out. Each row brings the state that the "
-    "unmodified model had reached there."
+    "and hidden state come in; log probabilities of the next letter and the next state go out. Each row brings the state that "
+    "the unmodified model had reached there."
 )
 PREFIX = 4
 _LONGEST = 12

@@ -52,7 +52,7 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         sources=(model, speech, music),
         facts=(
             (
-                f"{len(np.unique(evaluation['ids']))} recordings of at most {_STEPS} steps of 32 ms, half of them prompts, half music; "
+                f"{len(np.unique(evaluation['ids']))} recordings of at most {_STEPS} steps of 32 ms, half prompts, half music; "
                 "every fourth recording calibrates. A step's label is its recording's."
             ),
         ),
