@@ -1,4 +1,4 @@
-"""The product's accuracy beside one that was worked out apart from it: plain loops over the same files, by the model's own rule."""
+"""The product's accuracy beside one worked out apart from it: plain loops over the same files, by the model's own rule."""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ def said(result: Result) -> dict[str, Any]:
         "tied": [case.key for case in view.tied],
         "dominated": [case.key for case, _ in view.dominated],
         "recommended": None if choice is None else choice.key,
-        "max_rates": {f"{rate.case} {rate.setting}": highest(rate.estimate) for rate in read_result(result.run).max_rates},
+        "max_rates": {
+            f"{rate.case} {rate.setting}": highest(rate.estimate) for rate in read_result(result.run).max_rates
+        },
     }
 
 
