@@ -8,27 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
-from profiler.quality.similarity import Array, Difference, Unlike, compare
-
-
-class Precision(Enum):
-    """What an artifact is computed in, as coarse as the rule needs it."""
-
-    FULL = "full"
-    """float32 or float64 throughout, on both runtimes."""
-    REDUCED = "reduced"
-    """Integers, float8, float16 or bfloat16 anywhere, in the file or by a load option of either runtime."""
-
-
-LIMITS: Mapping[Precision, float] = {Precision.FULL: 1e-3, Precision.REDUCED: 0.1}
-"""Largest relative error of an output. float32 sums of thousands of terms in another order differ by 1e-5 or so; one step of
-8 bits is 0.8 % of a tensor's range, and a few such steps add up on the way."""
-COLUMN_LIMITS: Mapping[Precision, float] = {Precision.FULL: 1e-2, Precision.REDUCED: 0.5}
-"""The same for one column alone: among many columns the worst one is further off."""
-LABEL_LIMITS: Mapping[Precision, float] = {Precision.FULL: 0.01, Precision.REDUCED: 0.1}
-"""Largest share of other values in an output that is no float: near ties fall either way."""
+from profiler.quality.similarity import Array, Difference, Precision, Unlike, compare
 
 
 @dataclass(frozen=True)
@@ -67,13 +48,5 @@ def compare_runtimes(
             found.append(forth if back.unlike is None else back)
         else:
             found.append(Difference(name, -1.0, float("inf"), unlike=Unlike.SHAPE))
-    names = tuple(item.output for item in found if _is_different(item, first, precision))
+    names = tuple(item.output for item in found if item.beyond(precision))
     return RuntimeComparison(tuple(found), names)
-
-
-def _is_different(item: Difference, outputs: Mapping[str, Array], precision: Precision) -> bool:
-    if item.unlike is not None:
-        return True
-    if outputs[item.output].dtype.kind not in "fc":
-        return item.relative_error > LABEL_LIMITS[precision]
-    return item.relative_error > LIMITS[precision] or item.column_error > COLUMN_LIMITS[precision]

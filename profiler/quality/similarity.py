@@ -11,7 +11,7 @@ relative error e. docs/method.md states it. Work is done in chunks of rows: memo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -51,6 +51,24 @@ class Unlike(Enum):
     """NaN or infinity where the reference has a number."""
 
 
+class Precision(Enum):
+    """What an artifact is computed in, as coarse as the rule needs it."""
+
+    FULL = "full"
+    """float32 or float64 throughout, on both runtimes."""
+    REDUCED = "reduced"
+    """Integers, float8, float16 or bfloat16 anywhere, in the file or by a load option of either runtime."""
+
+
+LIMITS: Mapping[Precision, float] = {Precision.FULL: 1e-3, Precision.REDUCED: 0.1}
+"""Largest relative error of an output. float32 sums of thousands of terms in another order differ by 1e-5 or so; one step of
+8 bits is 0.8 % of a tensor's range, and a few such steps add up on the way."""
+COLUMN_LIMITS: Mapping[Precision, float] = {Precision.FULL: 1e-2, Precision.REDUCED: 0.5}
+"""The same for one column alone: among many columns the worst one is further off."""
+LABEL_LIMITS: Mapping[Precision, float] = {Precision.FULL: 0.01, Precision.REDUCED: 0.1}
+"""Largest share of other values in an output that is no float: near ties fall either way."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """One output beside the reference's, over all rows together."""
@@ -68,6 +86,16 @@ class Difference:
     gain: float | None = None
     """What that column was multiplied by, where a factor explains nine tenths of its error or more."""
     unlike: Unlike | None = None
+    floats: bool = True
+    """Whether both are floats, compared by size and not by equality."""
+
+    def beyond(self, precision: Precision) -> bool:
+        """Whether this is more than two ways to compute one function in `precision` may differ by."""
+        if self.unlike is not None:
+            return True
+        if not self.floats:
+            return self.relative_error > LABEL_LIMITS[precision]
+        return self.relative_error > LIMITS[precision] or self.column_error > COLUMN_LIMITS[precision]
 
     @property
     def text(self) -> str:
@@ -77,6 +105,8 @@ class Difference:
         if self.unlike is Unlike.NOT_FINITE:
             return f"output '{self.output}' has NaN or infinity where there were numbers"
         place = f"output '{self.output}'"
+        if not self.floats:
+            return f"{place} has other values in {self.relative_error:.3g} of its places"
         if self.column is not None:
             place = f"column {self.column} (axis {self.axis}) of {place}"
         if self.gain is not None and abs(self.gain) < ROUNDING:
@@ -154,7 +184,7 @@ def compare(output: str, values: Array, reference: Array) -> Difference:
         values, reference = values.reshape(1), reference.reshape(1)
     if reference.dtype.kind not in "fc" or values.dtype.kind not in "fc":
         changed = float(np.mean(values != reference)) if reference.size else 0.0
-        return Difference(output, 1 - changed, changed)
+        return Difference(output, 1 - changed, changed, floats=False)
     scale = column_scale(reference)
     size = len(scale.spread)
     errors, mine, theirs, both, counts = (np.zeros(size) for _ in range(5))
