@@ -144,9 +144,11 @@ def _feeds(model: ModelProto, calibration: Calibration | None) -> list[Arrays]:
         return []
     inputs = model_inputs(model)
     if all(info.shape and not isinstance(info.shape[0], int) for info in inputs):
-        several = [{name: np.concatenate([array] * 2) for name, array in feeds[0].items()}] if len(feeds) == 1 else [
-            {name: np.concatenate([row[name] for row in feeds[:3]]) for name in feeds[0]}
-        ]
+        several = (
+            [{name: np.concatenate([array] * 2) for name, array in feeds[0].items()}]
+            if len(feeds) == 1
+            else [{name: np.concatenate([row[name] for row in feeds[:3]]) for name in feeds[0]}]
+        )
         if answers(model, several) is not None:
             feeds = [*feeds, *several]
     return feeds
@@ -170,7 +172,9 @@ def _fault(before: ModelProto, after: ModelProto, feeds: list[Arrays]) -> _Fault
         # Above 2 GB the checker cannot serialize: then loading decides.
         if not isinstance(error, ValueError):
             raise
-    uncompared = _Fault("its outputs could not be compared with the model's, as no rows fit: give --data", uncompared=True)
+    uncompared = _Fault(
+        "its outputs could not be compared with the model's, as no rows fit: give --data", uncompared=True
+    )
     if not feeds:
         return uncompared
     try:

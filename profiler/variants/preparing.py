@@ -28,9 +28,9 @@ from profiler.variants.running import (
     COLUMN_WARNING,
     SIMILARITY_WARNING,
     answers,
-    changed_outputs,
     compared,
     cosine,
+    direction,
     inside,
     probe,
     scratch,
@@ -40,6 +40,7 @@ from profiler.variants.running import (
 
 QDQ_OPSET = 13
 """First opset whose QuantizeLinear takes one scale per channel."""
+EQUAL_COSINE = 0.9999
 
 
 @contextlib.contextmanager
@@ -70,14 +71,14 @@ def prepare(
         changed, note = False, str(error)
         notes.append(note)
     if changed:
-        differences = changed_outputs(model, upgraded, probe(model, calibration))
-        if differences is None:
+        agree = cosine(model, upgraded, probe(model, calibration))
+        if agree is None:
             notes.append(f"{note}; its outputs could not be compared with the original's")
-        elif differences:
-            notes.append(f"{note} was undone: the upgraded model answers differently ({differences[0].text})")
+        elif agree < EQUAL_COSINE:
+            notes.append(f"{note} was undone: the upgraded model answers differently (cosine {agree:.4f})")
         else:
             notes.append(f"{note}, outputs compared equal")
-        if not differences:
+        if agree is None or agree >= EQUAL_COSINE:
             current = upgraded
     prepared = _pre_process(current, notes)
     name_nodes(prepared)
@@ -317,8 +318,8 @@ def judged(
     feeds = probe(original, calibration)
     wanted, made = answers(original, feeds), answers(result, feeds)
     found = compared(original, wanted, made)
-    direction, value = cosine(wanted, made), similarity(original, found)
-    facts["calibration_cosine"] = None if direction is None else round(direction, 6)
+    cosine_value, value = direction(wanted, made), similarity(wanted, made)
+    facts["calibration_cosine"] = None if cosine_value is None else round(cosine_value, 6)
     facts["calibration_similarity"] = None if value is None else round(value, 6)
     worst = max(found or [], key=lambda item: max(item.relative_error, item.column_error), default=None)
     if value is not None and value < SIMILARITY_WARNING and worst is not None:
@@ -330,8 +331,7 @@ def judged(
         notes.append(f"on calibration rows {worst.text}, compared with fp32: see whether it matters to you.")
     if "DequantizeLinear" not in {node.op_type for node in result.graph.node}:
         return
-    optimised = compared(original, made, answers(result, feeds, as_users_do=True))
-    own = similarity(original, optimised)
+    own = similarity(made, answers(result, feeds, as_users_do=True))
     if own is not None and own < SIMILARITY_WARNING:
         notes.append(
             f"ONNX Runtime's optimiser changes the answers of this file (similarity {own:.3f} to its answers without): its "

@@ -29,9 +29,10 @@ SIMILARITY_WARNING = 0.95
 of the models we tried kept above 0.97."""
 COLUMN_WARNING = 0.9
 """A column that is off by this much of its size is hardly the model's any more: zero instead of a value is 1."""
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 REDUCED = {
-    value for name, value in onnx.TensorProto.DataType.items() if name.startswith(("FLOAT8", "FLOAT4", "BFLOAT", "FLOAT16"))
+    value
+    for name, value in onnx.TensorProto.DataType.items()
+    if name.startswith(("FLOAT8", "FLOAT4", "BFLOAT", "FLOAT16"))
 } | {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
 """Stored types by which a model computes in less than float32: the order of additions shows earlier there."""
 SYNTHETIC_SIZE = 64
@@ -152,39 +153,46 @@ def outputs_for(model: onnx.ModelProto, feeds: list[Arrays], *, as_users_do: boo
 
 
 def compared(
-    model: onnx.ModelProto, before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None
+    model: onnx.ModelProto | None, before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None
 ) -> list[Difference] | None:
-    """Each output of `model` that is a tensor, over all feeds, `after` beside `before`; None where either could not be run.
+    """Each output that is a tensor, over all feeds, `after` beside `before`; None where either could not be run.
 
     Rows of several feeds count together where they have one shape, else the feed that differs most does. An output that is
-    nothing but NaN or infinity in `before` is left out.
+    nothing but NaN or infinity in `before` is left out. Names are those of the outputs of `model`, or numbers without it.
     """
-    if before is None or after is None or [*map(len, before)] != [*map(len, after)]:
+    if before is None or after is None or [*map(len, before)] != [*map(len, after)] or not before:
         return None
+    names = [value.name for value in model.graph.output] if model is not None else [*map(str, range(len(before[0])))]
     found: list[Difference] = []
-    for index, value in enumerate(model.graph.output):
+    for index, name in enumerate(names):
         if not all(isinstance(row[index], np.ndarray) for row in (*before, *after)):
             continue
         firsts, seconds = ([row[index] for row in rows] for rows in (before, after))
         pairs = list(zip(firsts, seconds, strict=True))
         if all(a.shape == b.shape and a.ndim and a.shape[1:] == firsts[0].shape[1:] for a, b in pairs):
             pairs = [(np.concatenate(firsts), np.concatenate(seconds))]
-        each = [compare(value.name, b, a) for a, b in pairs if a.size and (a.dtype.kind != "f" or np.isfinite(a).any())]
+        each = [compare(name, b, a) for a, b in pairs if a.size and (a.dtype.kind != "f" or np.isfinite(a).any())]
         found += [min(each, key=lambda item: item.similarity)] if each else []
     return found
 
 
-def similarity(model: onnx.ModelProto, differences: list[Difference] | None) -> float | None:
-    """Lowest `Difference.similarity` among the float outputs of `model`; None where there is nothing to compare."""
-    floats = {value.name for value in model.graph.output if value.type.tensor_type.elem_type in _FLOATS}
-    values = [item.similarity for item in differences or [] if item.output in floats or item.unlike is not None]
+def similarity(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None) -> float | None:
+    """Lowest similarity between float outputs over all feeds (`profiler.quality.similarity`: in the columns' own sizes); None
+    where there is nothing to compare. An output that became NaN counts as -1, one of another shape too.
+    """
+    values = [item.similarity for item in compared(None, before, after) or [] if item.floats]
     return min(values, default=None)
 
 
-def cosine(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None) -> float | None:
+def cosine(before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays]) -> float | None:
+    """`direction` of what two models answer to `feeds`; None when they could not be run."""
+    return direction(answers(before, feeds), answers(after, feeds))
+
+
+def direction(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None) -> float | None:
     """Lowest cosine similarity between float outputs, feed by feed; None where there is nothing to compare.
 
-    It sees direction only: which outputs are large decides it, and no gain does. An output that became NaN counts as -1,
+    It sees direction only: which values are large decides it, and no gain does. An output that became NaN counts as -1,
     one of another shape too.
     """
     if before is None or after is None or [*map(len, before)] != [*map(len, after)]:
@@ -193,13 +201,6 @@ def cosine(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any
     # Where the original itself answers with nothing but NaN or infinity there is nothing to compare.
     values = [_cosine(np.asarray(a), np.asarray(b)) for a, b in pairs if _is_float(a) and np.isfinite(a).any()]
     return min(values, default=None)
-
-
-def changed_outputs(
-    before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays]
-) -> tuple[Difference, ...] | None:
-    """Outputs by which `after` differs from `before` on `feeds` by more than rounding; None when they could not be run."""
-    return different_outputs(before, answers(before, feeds), answers(after, feeds))
 
 
 def different_outputs(
