@@ -6,7 +6,7 @@ every column is divided by its size on the reference's rows first, and a gain co
     similarity = 1 − Σ(x − y)² / (Σx² + Σy²),   x, y: values and reference in units of their columns' sizes
 
 which is the cosine where both are equally long, 0 where one is zero, 2g / (1 + g²) for a gain g, and 1 − e²/2 for a small
-relative error e. docs/method.md states it. Work is done in chunks of rows: memory beside the arrays is bounded whatever their length.
+relative error e. docs/method.md states it. Work is done in chunks of rows: memory beside the arrays is bounded.
 """
 
 from __future__ import annotations
