@@ -28,12 +28,12 @@ class Mutant:
 def make(number: int, seed: int, bases: Sequence[Base], folder: Path) -> Mutant:
     """Write `model.onnx` and `data.npz` (and perhaps `weights.bin`) into `folder`."""
     rng = random.Random(f"{seed}:{number}")
-    # In turn, so that a short run meets every base and every kind.
+    # In turn, so that a short run meets every base.
     base = bases[number % len(bases)]
     model = ModelProto()
     model.CopyFrom(base.model)
     applied: list[str] = []
-    kind = (number // len(bases) + number) % 8
+    kind = rng.randrange(8)
     content: bytes | None = None
     for _ in range(1 if rng.random() < 0.7 else 2):
         if kind < 6:
