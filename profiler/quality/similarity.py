@@ -105,6 +105,8 @@ class Difference:
         if self.unlike is Unlike.NOT_FINITE:
             return f"output '{self.output}' has NaN or infinity where there were numbers"
         place = f"output '{self.output}'"
+        if self.relative_error == 0:
+            return f"{place} is equal"
         if not self.floats:
             return f"{place} has other values in {self.relative_error:.3g} of its places"
         if self.column is not None:

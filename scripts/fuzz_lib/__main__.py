@@ -27,12 +27,14 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--seed", type=int, default=0, help="the same seed and number make the same mutant")
     parser.add_argument("--only", nargs="+", default=[], help="names of base models")
-    parser.add_argument("--steps", nargs="+", choices=tuple(COMMANDS), default=list(COMMANDS), help="commands to run")
+    parser.add_argument(
+        "--steps", nargs="+", choices=tuple(COMMANDS), default=["variants", "profile"], help="commands to run"
+    )
     parser.add_argument("--limit-s", type=float, default=180.0, help="longest time for one command")
     parser.add_argument("--memory-gb", type=float, default=12.0, help="address space of each process")
     parser.add_argument("--out", type=Path, default=ROOT / ".cache" / "fuzz", help="folder of results and bad mutants")
     asked = parser.parse_args()
-    known = [base for base in bases() if not asked.only or base.name in asked.only]
+    known = bases(asked.only)
     if not known:
         parser.error(
             f"no base model is called {' or '.join(asked.only)}: known are {', '.join(b.name for b in bases())}."

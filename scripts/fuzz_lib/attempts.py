@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "variants", "model.onnx", "--data", "data.npz", "--calibration-samples", "4", "--variants",
         "fp32,graph,fp16,int8-dynamic,int8-static,int4-weight,prune-magnitude{sparsity=0.5}", "--out", "runs",
     ),
+    "few": (
+        "variants", "model.onnx", "--data", "data.npz", "--calibration-samples", "4", "--variants", "fp32,graph,fp16", "--out",
+        "runs",
+    ),
     "profile": (
         "profile", "model.onnx", "--data", "data.npz", "--calibration-samples", "4", "--limit", "8", "--variants", "fp32,fp16",
         "--backends", "ort", "--quick", "--time-budget", "12s", "--time-limit", "10s", "--out", "runs-profile",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,28 @@ class Base:
         return found
 
 
-def bases() -> list[Base]:
-    """All that can be had here, in a fixed order."""
-    found = [Base("demo", onnx.load(str(ROOT / "profiler" / "demo" / "fashion_mnist_resnet.onnx")))]
-    found += [Base(build.__name__, build()) for build in (mlp, convolutions, branches, recurrent, quantized, loop)]
-    for name, export in (("sklearn", _sklearn), ("torch", _torch)):
+def bases(only: Collection[str] = ()) -> list[Base]:
+    """All that can be had here, or those of these names, in a fixed order."""
+    makers: dict[str, Callable[[], ModelProto]] = {
+        "demo": lambda: onnx.load(str(ROOT / "profiler" / "demo" / "fashion_mnist_resnet.onnx")),
+        **{build.__name__: build for build in (mlp, convolutions, branches, recurrent, quantized, loop)},
+        "sklearn": _sklearn,
+        "torch": _torch,
+        **{path.stem: partial(onnx.load, str(path)) for path in _cached()},
+    }
+    found = []
+    for name, make in makers.items():
         # An exporter that is missing or too new for this Python is no reason to stop.
-        with contextlib.suppress(Exception):
-            found.append(Base(name, export()))
-    return found + list(_cached())
+        with contextlib.suppress(ImportError, RuntimeError):
+            if not only or name in only:
+                found.append(Base(name, make()))
+    return found
 
 
-def _cached() -> Iterator[Base]:
+def _cached() -> Iterator[Path]:
     for path in sorted((ROOT / ".cache").glob("real_models/*/**/*.onnx")):
         if "runs" not in path.parts and path.stat().st_size <= CACHED_BYTES:
-            yield Base(path.stem, onnx.load(str(path)))
+            yield path
 
 
 def _value(name: str, shape: list[int | str], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
