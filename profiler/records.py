@@ -213,6 +213,18 @@ class BlockRecord:
 
 
 @dataclass(frozen=True)
+class Chance:
+    """How far answers are better than such that have nothing to do with the labels."""
+
+    value: float
+    """Share of right answers; of rankings the area under the ROC curve, of tags the share of right ones among those given."""
+    level: float
+    """What that would be by chance, with labels and answers as frequent as they are."""
+    p_value: float
+    """Probability of being as good by chance: exact binomial for shares, rank correlation for rankings."""
+
+
+@dataclass(frozen=True)
 class QualityRecord:
     """Outputs of one (variant, backend, target, batch) on the evaluation data, reduced to one row per sample."""
 
@@ -232,6 +244,12 @@ class QualityRecord:
     metric_unit: Literal["proportion", "native"] = "native"
     higher_is_better: bool = True
     """With the unit, what a later reading needs to know of a metric that is the user's own code, without running it."""
+    output: str | None = None
+    """The output that metric, predictions and agreement are over; None where they are over all of them, and in older runs."""
+    chance: Chance | None = None
+    """Whether the answers have anything to do with the labels; None for metrics of values and where there are no labels."""
+    question: str | None = None
+    """Why nothing could be evaluated, with what to say to edgeprof: `per_sample` and `agreement` are empty then, `metric` too."""
 
 
 @dataclass(frozen=True)

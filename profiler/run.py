@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock
@@ -32,7 +32,7 @@ from profiler.cost.prices import load_prices
 from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
 from profiler.errors import BudgetError, DataError, ModelError, StoreError, StudyError, TargetError
-from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate
+from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate, first_look
 from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
@@ -146,6 +146,8 @@ def _execute(
         progress.step()
         # Before variants are made, which may take minutes: what a target cannot do is told now.
         there = {} if before.plan else of_targets(study, before.environment, progress)
+        if not before.plan and not (study.load is not None and study.load.only):
+            look(Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget), variants[0])
         make_ahead(artifact_store, prepared, variants, progress)
         made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
         _check_unchanged(before, prepared, made)
@@ -187,6 +189,16 @@ def _execute(
         with job.modes:
             _measure_all(job, cases, made, machines, None if cluster is None else ClusterEvaluation(cluster))
     store.set_status(run_id, "finished")
+
+
+def look(job: Job, reference: Any) -> None:
+    """Whether metric, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
+    if job.prepared.evaluation is None:
+        return
+    job.progress.stage("reading a few rows", 1)
+    record = job.artifact_store.make(job.prepared.source, reference, None, None)
+    first_look(replace(job, artifacts={record.variant: record}))
+    job.progress.step()
 
 
 def store_of_artifacts(out: Path, cluster: Cluster | None, progress: Progress) -> ArtifactStore:

@@ -16,9 +16,9 @@ from profiler.data import Dataset, split_calibration
 from profiler.errors import BudgetError, DataError, EdgeprofError, StoreError, TargetError
 from profiler.evaluate import Elsewhere
 from profiler.job import Job
-from profiler.quality.metrics import Metric, default_metric, get_metric
-from profiler.quality.outputs import agreement as agreement_with
-from profiler.quality.outputs import predictions
+from profiler.quality.candidates import with_rows
+from profiler.quality.metrics import Metric, get_metric
+from profiler.quality.reading import Reading, choose
 from profiler.records import QualityRecord
 from profiler.search.shared import SCREENING
 from profiler.study import Case
@@ -103,6 +103,7 @@ class Screening:
     elsewhere: Elsewhere | None = None
     """Where rows are evaluated that need not be on the target: all of them at once, and only those counted that were needed."""
     _reference: Outputs | None = field(default=None, repr=False)
+    _reading: Reading | None = field(default=None, repr=False)
 
     def quality(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
         """Quality of the rows, 0 to 1 each; see `Bench.screen`. From the store when it was done before."""
@@ -186,38 +187,30 @@ class Screening:
         rows = min(case.batch, len(self.data) - start)
         feeds = {name: np.ascontiguousarray(array[index]) for name, array in self.data.inputs.items()}
         outputs = worker.request("infer", feeds, timeout_s=self.job.limit_s)[1]
-        wrong = [name for name, array in outputs.items() if array.ndim == 0 or array.shape[0] != case.batch]
-        if wrong:
-            shape = outputs[wrong[0]].shape
-            raise WorkerFailure(
-                "error",
-                f"output '{wrong[0]}' has shape {shape} for a batch of {case.batch}: expected one row per sample. "
-                "Search this model with --batches 1, or give an output whose first axis is the batch.",
-            )
-        return {name: array[:rows] for name, array in outputs.items()}
+        # Detections, scalars and constants are no answers to rows.
+        return {name: array[:rows] for name, array in with_rows(outputs, case.batch).items()}
 
     def _record(self, key: str, outputs: Outputs, rows: int, seconds: float) -> QualityRecord:
         reference = self._known_reference()
-        if reference is None:
-            reference = self._reference = outputs
-            _write(self._path, outputs)
+        known = reference
+        reference = outputs if reference is None else reference
         base = {name: array[:rows] for name, array in reference.items()}
         labels = None if self.data.labels is None else self.data.labels[:rows]
-        if self.metric is None:
-            asked = self.job.study.metric
-            self.metric = get_metric(asked) if asked is not None else default_metric(self.data.labels, reference)
+        if self._reading is None:
+            of_reference = (
+                None if self.data.labels is None else self.data.labels[: len(next(iter(reference.values()), ()))]
+            )
+            self._reading = choose(self.job.study.metric, of_reference, reference)
+            self.metric = self._reading.metric
+        if known is None:
+            # Only once they can be read: whoever comes after is compared with them.
+            self._reference = outputs
+            _write(self._path, outputs)
         return QualityRecord(
-            case=key,
-            metric=self.metric.name,
-            per_sample=np.asarray(self.metric.per_sample(outputs, labels, reference=base), dtype=np.float64),
-            predictions=predictions(outputs),
-            agreement=np.asarray(agreement_with(outputs, base), dtype=np.float64),
-            data_sha256=self.data.sha256,
-            seconds=seconds,
-            notes=(f"{rows} of {len(self.data)} screening rows",),
-            metric_unit=self.metric.unit,
-            higher_is_better=self.metric.higher_is_better,
-        )
+            case=key, data_sha256=self.data.sha256, seconds=seconds,
+            notes=(f"{rows} of {len(self.data)} screening rows", *self._reading.notes),
+            **self._reading.reduced(outputs, labels, base),
+        )  # fmt: skip
 
     def _known_reference(self) -> Outputs | None:
         if self._reference is None:
