@@ -195,10 +195,8 @@ def look(job: Job, reference: Any) -> None:
     """Whether metric, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
     if job.prepared.evaluation is None:
         return
-    job.progress.stage("reading a few rows", 1)
     record = job.artifact_store.make(job.prepared.source, reference, None, None)
     first_look(replace(job, artifacts={record.variant: record}))
-    job.progress.step()
 
 
 def store_of_artifacts(out: Path, cluster: Cluster | None, progress: Progress) -> ArtifactStore:
