@@ -345,8 +345,8 @@ def metric_name(analysis: Analysis) -> str:
     """The metric in words, and the output that it is over."""
     if analysis.metric is None:
         return "not measured"
-    if isinstance(analysis.metric, FunctionMetric):
-        # The user's own code sees all outputs.
+    if isinstance(analysis.metric, FunctionMetric) or getattr(analysis.metric, "output", None) is not None:
+        # The user's own code sees all outputs; where the user named one, the metric's name does too.
         return one_line(analysis.metric.name)
     return f"{one_line(analysis.metric.name)}{of_output(analysis)}"
 
