@@ -50,6 +50,7 @@ Status = Literal["measured", "failed", "skipped", "not finished"]
 _R = TypeVar("_R")
 DROP_CHECK = "accuracy drop"
 """Name of the check of `max_drop`."""
+QUESTION_OPEN = "what is to be evaluated is not clear: a question stands in the notes"
 NO_BETTER_THAN_CHANCE = "the reference's answers are no better than chance, so a comparison with them shows nothing"
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
 
@@ -296,7 +297,7 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     return Analysis(
         run, metric, next(iter(first.values()), None), first, (*results, *skipped), evidence.judged,
         _lowest(grades, machines), grades, machines, _priced_as(machines),
-        (*run.notes, *(() if told is None else told.notes), *pricing.notes),
+        (*run.notes, *(() if asked is None else (asked,)), *(() if told is None else told.notes), *pricing.notes),
         output=next((record.output for record in run.qualities if record.output is not None), None), question=asked,
         chance=None if told is None else told.chance, doubtful=told is not None and doubtful(told),
     )  # fmt: skip
@@ -521,7 +522,7 @@ def _quality(
     """Accuracy, its paired change against the reference, and agreement with the reference."""
     record = evidence.qualities.get(case.quality_key)
     if record is not None and record.question is not None:
-        absent = NotMeasured(record.question)
+        absent = NotMeasured(QUESTION_OPEN)
         return absent, absent, absent
     if record is not None and evidence.metric_missing is not None:
         absent = NotMeasured(evidence.metric_missing)

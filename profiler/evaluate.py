@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from profiler import wire
 from profiler.data import Dataset
-from profiler.errors import EdgeprofError, TargetError
+from profiler.errors import BudgetError, EdgeprofError, TargetError
 from profiler.job import Job
 from profiler.quality.candidates import with_rows
 from profiler.quality.choice import Unclear
@@ -150,7 +150,7 @@ def first_look(job: Job) -> Reading | None:
     rows = np.unique(np.linspace(0, len(data) - 1, min(_LOOK_ROWS, len(data))).astype(np.int64))
     try:
         outputs, count = _looked(job, case, data, rows)
-    except (WorkerFailure, TargetError):
+    except (BudgetError, TargetError):
         # Whoever evaluates this case has the message, and the right machine.
         return None
     labels = None if data.labels is None else data.labels[rows[:count]]

@@ -271,7 +271,7 @@ def _unclear(candidates: Sequence[Candidate], metric: str, told: Sequence[str] =
     these = "these could" if len(candidates) > 1 else "only this one could, and nothing shows that it does"
     return Unclear(
         f"which output holds the answers? Of the model's outputs {these}: {named}. "
-        f"Say which: --metric '{metric}{{output={candidates[0].name}}}', or with another one's name.",
+        f"Name it: --metric '{metric}{{output=NAME}}'.",
         [item.name for item in candidates],
     )
 
