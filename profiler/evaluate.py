@@ -146,7 +146,7 @@ def first_look(job: Job) -> Reading | None:
     data, study = job.prepared.evaluation, job.study
     if data is None:
         return None
-    case = Case(REFERENCE_VARIANT, study.backends[0], LOCAL, study.batches[0], study.threads[0])
+    case = Case(REFERENCE_VARIANT, study.backends[0], LOCAL, min(study.batches), study.threads[0])
     rows = np.unique(np.linspace(0, len(data) - 1, min(_LOOK_ROWS, len(data))).astype(np.int64))
     try:
         outputs, count = _looked(job, case, data, rows)

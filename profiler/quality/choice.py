@@ -42,7 +42,7 @@ _WANTED: Mapping[Purpose, tuple[Form, ...]] = {
 
 SURELY = 1e-4
 """Chance that an output without relation to the labels says them as often: below it, the output is the one that is meant."""
-NO_RELATION = 0.01
+NO_RELATION = 1e-3
 """Above it, nothing speaks for an output. With both conditions an output is chosen in error in one of some 10,000 models."""
 
 
@@ -144,7 +144,7 @@ def decide(candidates: Sequence[Candidate], labels: Array, outputs: Mapping[str,
     if len(groups) == 1 and (len(candidates) > 1 or _supported(candidates[0], outputs)):
         return preferred(groups[0])
     codes = class_codes(labels)
-    chance = [_by_chance(group[0], codes) for group in groups]
+    chance = [by_chance(group[0], codes) for group in groups]
     sure = [place for place, p in enumerate(chance) if p < SURELY]
     open_ = [place for place, p in enumerate(chance) if p <= NO_RELATION]
     if len(sure) == 1 and open_ == sure:
@@ -156,7 +156,7 @@ def decide(candidates: Sequence[Candidate], labels: Array, outputs: Mapping[str,
     raise _unclear([group[0] for group in groups], metric, [f"{_right(group[0], codes)}" for group in groups])
 
 
-def _by_chance(candidate: Candidate, codes: NDArray[np.int64]) -> float:
+def by_chance(candidate: Candidate, codes: NDArray[np.int64]) -> float:
     """Probability that an output without relation to the labels says them as often (exact binomial), or ranks them so."""
     if candidate.form == "column":
         return trend_above(candidate.array.reshape(-1).astype(np.float64), codes)

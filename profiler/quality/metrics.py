@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from backends.spec import Spec, parse
 from profiler.data.functions import FUNCTION, import_function
 from profiler.errors import DataError, StudyError, unknown
-from profiler.quality.candidates import Candidate, is_text
-from profiler.quality.choice import Purpose, decide, matching, pick
+from profiler.quality.candidates import Candidate, class_codes, is_text
+from profiler.quality.choice import SURELY, Purpose, by_chance, decide, matching, pick
 from profiler.quality.outputs import Array
 
 Unit = Literal["proportion", "native"]
@@ -276,8 +276,12 @@ def _of_classes(labels: Array, outputs: Mapping[str, Array]) -> Metric:
     exact = labels.dtype.kind != "f"
     # Floats for classes: not beside outputs that say whole numbers themselves, which may be anything.
     fitting = fitting if exact else [item for item in fitting if item.form in ("columns", "column")]
+    targets = [
+        Candidate(name, "column", array, "one number")
+        for name, array in outputs.items()
+        if array.dtype.kind == "f" and array.size == labels.size and name not in {item.name for item in fitting}
+    ]
     if not fitting:
-        targets = [array for array in outputs.values() if array.dtype.kind == "f" and array.size == labels.size]
         if is_text(labels):
             shown = "; ".join(out) or "there are none"
             raise DataError(
@@ -285,9 +289,14 @@ def _of_classes(labels: Array, outputs: Mapping[str, Array]) -> Metric:
                 "Number the classes from 0 in the order of the model's columns."
             )
         return get_metric("rmse" if targets or not exact else "top1")
+    if targets and min(by_chance(item, class_codes(labels)) for item in fitting) >= SURELY:
+        # Whole numbers may be counts or ages, and the other output features: then nothing is a class.
+        fitting = [*fitting, *targets]
     chosen = decide(fitting, labels, outputs, "top1")
+    if chosen.form != "column":
+        return get_metric("top1")
     # One column and labels 0 and 1: a detector, whose threshold nobody has told.
-    return get_metric("auc" if chosen.form == "column" else "top1")
+    return get_metric("auc" if set(np.unique(labels).tolist()) == {0, 1} else "rmse")
 
 
 def _converted(metric: str, key: str, value: str, kind: object) -> object:
