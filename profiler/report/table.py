@@ -286,6 +286,8 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
         notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:
         notes.append(f"the reference shows its own {words.metric_name(story.analysis)}")
+    if not story.labelled and story.analysis.output is not None:
+        notes.append(f"agreement is that{words.of_output(story.analysis)}")
     if not any(case.checks for case in shown):
         notes.append("no limits were set, so there are no verdicts (--max-drop, --slo-p99, --max-memory, --max-cost)")
     page.line("; ".join(notes), style="dim", hanging=2)
