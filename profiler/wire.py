@@ -8,7 +8,6 @@ Both sides are untrusted by the other: lengths are limited, dtypes are numeric, 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import re
@@ -27,6 +26,8 @@ PROTOCOL = 3
 """Changes whenever an older worker would misunderstand a parent or be misunderstood."""
 MAX_HEADER_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 4 << 30
+MAX_STORED_BYTES = 512 << 20
+"""Most bytes of arrays in one record. The largest answer with samples has half of it, and a serving run adds when each was due."""
 MAX_ARRAYS = 4096
 _MAX_AXES = 64
 _MAX_DIGITS = 40
@@ -161,22 +162,66 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def pack(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """Arrays as one compressed byte string, for the run database."""
-    buffer = io.BytesIO()
-    write_frame(buffer, {}, arrays)
-    return zlib.compress(buffer.getvalue(), level=3)
+def pack(arrays: Mapping[str, NDArray[np.generic]], *, max_payload_bytes: int = MAX_STORED_BYTES) -> bytes:
+    """Arrays as one compressed byte string, for the run database. Raises WireError for more than `unpack` takes."""
+    total = sum(array.nbytes for array in arrays.values())
+    if total > max_payload_bytes:
+        raise WireError(f"{total} bytes of arrays are not stored, at most {max_payload_bytes} are.")
+    packer = _Packer()
+    write_frame(packer, {}, arrays)
+    return packer.end()
 
 
-def unpack(data: bytes) -> Arrays:
-    """The arrays of `pack`."""
+def unpack(data: bytes, *, max_payload_bytes: int = MAX_STORED_BYTES) -> Arrays:
+    """The arrays of `pack`, unpacked piece by piece: never more than they announce, and that is at most `max_payload_bytes`."""
+    stream = _Unpacker(data)
     try:
-        frame = read_frame(io.BytesIO(zlib.decompress(data)))
+        frame = read_frame(stream, max_payload_bytes=max_payload_bytes)
+        if frame is None:
+            raise WireError("the stored arrays are empty.")
+        if stream.read(1) or not stream.ended:
+            raise WireError("the stored arrays go on after their end.")
     except zlib.error as error:
         raise WireError(f"the stored arrays are damaged: {error}.") from error
-    if frame is None:
-        raise WireError("the stored arrays are empty.")
     return frame[1]
+
+
+class _Packer:
+    """Compresses what is written."""
+
+    def __init__(self) -> None:
+        self._packer, self._parts = zlib.compressobj(level=3), list[bytes]()
+
+    def write(self, data: Any, /) -> None:
+        self._parts.append(self._packer.compress(data))
+
+    def flush(self) -> None:
+        """All of it comes at the end."""
+
+    def end(self) -> bytes:
+        return b"".join((*self._parts, self._packer.flush()))
+
+
+class _Unpacker:
+    """Decompresses as much as is read: a thousandfold of the data may be in it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._unpacker, self._left = zlib.decompressobj(), data
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream came to its own end, where its checksum is compared, and nothing follows it."""
+        return self._unpacker.eof and not self._unpacker.unused_data
+
+    def read(self, size: int, /) -> bytes:
+        if size <= 0 or self._unpacker.eof:
+            return b""
+        part = self._unpacker.decompress(self._left, size)
+        self._left = self._unpacker.unconsumed_tail
+        if not part and not self._unpacker.eof:
+            # The rest of the input was taken in and gave nothing: it is cut short.
+            raise zlib.error("it is cut short")
+        return part
 
 
 def _must_read(stream: Reader, size: int) -> bytearray:
