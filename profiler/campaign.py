@@ -243,7 +243,7 @@ class _Replicate:
             if lane is not None:
                 try:
                     block = _block(job, lane, self.replicate, self.attempt, self.group, index, position)
-                    job.store.add(job.run_id, block)
+                    job.add(block)
                     lane.blocks.append(block)
                     dirty |= bool(stopping.dirty_blocks(lane.blocks)[-1])
                 except WorkerFailure as failure:
@@ -299,7 +299,7 @@ class _opened:  # noqa: N801 (a context manager, used like contextlib's)
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise TargetError(f"the worker of {case.key} gave an incomplete answer: {error}.") from error
-        job.store.add(job.run_id, record)
+        job.add(record)
         return lane
 
 

@@ -102,7 +102,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
                         job.fail(key, "quality", WorkerFailure("error", str(error)))
                         failed.add(key)
                     else:
-                        job.store.add(job.run_id, replace(record, notes=(*record.notes, *notes)))
+                        job.add(replace(record, notes=(*record.notes, *notes)))
             job.progress.step(key)
     return failed
 

@@ -19,7 +19,7 @@ from profiler.machines import device_of
 from profiler.prepare import Prepared, timing_feeds
 from profiler.progress import Progress
 from profiler.records import ArtifactRecord, FailureRecord
-from profiler.store import Store
+from profiler.store import InvalidRecord, Record, Store
 from profiler.study import Case, Study
 from profiler.targets import launch
 from profiler.targets.base import get as get_target
@@ -121,6 +121,13 @@ class Job:
             where = f"That is so on '{name}': what runtimes it gets is `edgeprof target setup {name} --runtimes …`."
             raise WorkerFailure(error.kind, f"{error} {where}", error.log_tail) from error
         return reply
+
+    def add(self, record: Record) -> None:
+        """Store what a worker gave. Raises WorkerFailure where no measurement can have given it: that costs this record."""
+        try:
+            self.store.add(self.run_id, record)
+        except InvalidRecord as error:
+            raise WorkerFailure("error", str(error)) from error
 
     def feeds(self, case: Case) -> dict[str, NDArray[np.generic]]:
         """The batches that timing takes in turn."""

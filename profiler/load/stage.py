@@ -152,7 +152,7 @@ class _Stage:
 
     def store(self, record: LoadRecord) -> LoadRecord:
         """Store it and remember it."""
-        self.job.store.add(self.job.run_id, record)
+        self.job.add(record)
         self.stored[record.run] = record
         return record
 

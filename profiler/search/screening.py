@@ -115,6 +115,7 @@ class Screening:
             outputs, rows, notes = self._outputs(case, stop)
             record = self._record(key, outputs, rows, time.perf_counter() - start)
             record = replace(record, notes=(*record.notes, *notes))
+            self.job.add(record)
         except WorkerFailure as failure:
             self.job.fail(case.quality_key, "quality", failure)
             return None
@@ -130,7 +131,6 @@ class Screening:
                 raise
             self.job.fail(case.quality_key, "quality", WorkerFailure("error", str(error)))
             return None
-        self.job.store.add(self.job.run_id, record)
         return self._reduced(record)
 
     @property

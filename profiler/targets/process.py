@@ -143,7 +143,7 @@ class WorkerProcess:
             fields = {"idle_s": self._idle_limit_s, **fields}
         reply, reply_arrays = self._exchange(command, arrays or {}, timeout_s, fields)
         try:
-            reply = answers.tame(reply)
+            reply = answers.tame(reply, command)
             if reply.get("ok") is True:
                 reply_arrays = answers.tame_names(reply_arrays)
                 answers.check(command, fields, arrays or {}, reply, reply_arrays)
