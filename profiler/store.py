@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, SQLAlchemyError
 from typing_extensions import TypedDict
 
 from profiler import archive, plans, record_codec
@@ -175,6 +175,11 @@ class RunData:
     """How far it got with each device; empty for runs of one machine made before devices had queues."""
     damaged: tuple[Damage, ...] = ()
     """Records that could not be read and are left out above; `notes` tell them."""
+
+    @property
+    def damage_notes(self) -> tuple[str, ...]:
+        """Those of the notes that tell them: a sentence for each kind of record."""
+        return _told(self.damaged)
 
 
 class Store:
@@ -325,15 +330,19 @@ class Store:
     def _read(self, run_id: str, kind: type[R]) -> tuple[tuple[R, ...], tuple[Damage, ...]]:
         table = _TABLES[kind]
         query = sa.select(table).where(table.c.run_id == run_id, *self._of_device(table)).order_by(table.c.id)
-        good, damaged = [], []
-        with self._transaction() as connection:
-            # Row by row: the packed arrays of all of them need not lie beside the unpacked ones.
-            for row in connection.execute(query).mappings():
-                found = _decoded(kind, table, row)
-                if isinstance(found, Damage):
-                    damaged.append(found)
-                else:
-                    good.append(found)
+        good: list[R] = []
+        damaged: list[Damage] = []
+        try:
+            with self._transaction() as connection:
+                # Row by row: the packed arrays of all of them need not lie beside the unpacked ones.
+                for row in connection.execute(query).mappings():
+                    found = _decoded(kind, table, row)
+                    if isinstance(found, Damage):
+                        damaged.append(found)
+                    else:
+                        good.append(found)
+        except _MalformedError as error:
+            damaged.append(Damage(kind.__name__, "all that follow", str(error)))
         return tuple(good), tuple(damaged)
 
     def run(self, run_id: str) -> RunData:
@@ -570,8 +579,17 @@ class Store:
                     yield connection
         except IntegrityError as error:
             raise _ConstraintError(f"the run database {self.place} refuses a record: {error.orig}.") from error
+        except OperationalError as error:
+            raise _storage_error(self.place, error) from error
+        except (DatabaseError, UnicodeDecodeError) as error:
+            # The second: a name of a column that is no text any more.
+            raise _MalformedError(str(_storage_error(self.place, error))) from error
         except SQLAlchemyError as error:
             raise _storage_error(self.place, error) from error
+
+
+class _MalformedError(StoreError):
+    """The database's own pages are damaged; what lies on others can be read."""
 
 
 class _ConstraintError(StoreError):
@@ -666,7 +684,7 @@ def open_store(place: str | Path, *, create: bool = True, clock: Callable[[], fl
             return _archive(path, clock)
         except StoreError:
             raise _storage_error(shown, error) from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, UnicodeDecodeError) as error:
         raise _storage_error(shown, error) from error
     return Store(engine, shown, clock=clock)
 
@@ -699,7 +717,7 @@ def _archive(path: Path, clock: Callable[[], float]) -> Store:
         engine, folder = archive.read_only(
             path, ready=lambda connection: _is_ready(connection, shown, create=False), prepare=prepare, tell=_any_text
         )
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, UnicodeDecodeError) as error:
         raise _storage_error(shown, error) from error
     except OSError as error:
         raise StoreError(
@@ -836,9 +854,11 @@ def _prepare(connection: sa.Connection, place: str) -> None:
         connection.execute(_schema.update().values(version=version))
 
 
-def _storage_error(place: str, error: SQLAlchemyError) -> StoreError:
+def _storage_error(place: str, error: SQLAlchemyError | UnicodeDecodeError) -> StoreError:
     words = str(getattr(error, "orig", None) or error).strip()
     advice = ""
+    if isinstance(error, UnicodeDecodeError):
+        words = "database disk image is malformed"
     if "disk is full" in words or "No space left" in words:
         advice = " Free some space, then go on with --resume: everything stored so far is kept."
     elif "not a database" in words or "malformed" in words:

@@ -375,7 +375,9 @@ def test_a_run_whose_own_row_is_damaged_is_told_and_hides_no_other(tmp_path, col
     store.close()
 
 
-@pytest.mark.parametrize("name", ["../../X", "/etc/X", "a/b", "..", ".", "", "a\x1b[2Jb", "x" * 41, "-rf", "a b", "~", "C:X"])
+@pytest.mark.parametrize(
+    "name", ["../../X", "/etc/X", "a/b", "..", ".", "", "a\x1b[2Jb", "x" * 41, "-rf", "a b", "~", "C:X"]
+)
 def test_an_id_that_is_no_id_is_never_a_path(tmp_path, name):
     """It would become the name of a folder: it is neither listed nor the latest, and nobody can ask for it."""
     store = open_store(tmp_path)

@@ -18,7 +18,7 @@ from profiler.errors import TargetError
 from profiler.measure.energy.base import Absent, MeterInfo
 from profiler.measure.realised import Cores
 from profiler.store import RunData, open_store
-from profiler.targets import answers, bundle, config, process
+from profiler.targets import answers, process
 from profiler.targets.base import Target
 from profiler.targets.process import WorkerFailure, WorkerProcess
 from profiler.targets.remote import LinkLost
@@ -379,35 +379,6 @@ def test_what_is_checked_is_what_the_dataclasses_have():
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def study_of(tmp_path, monkeypatch, fake_study):
-    """`study_of(lie)`: this machine and a target that lies so, both in one study."""
-    monkeypatch.setattr(process, "_GRACE_S", 0.3)
-    monkeypatch.setenv("EDGEPROF_TARGETS", str(tmp_path / "targets.toml"))
-
-    def make(lie: dict, **settings):
-        text = json.dumps({"protocol": wire.PROTOCOL, **lie})
-        config.save(
-            config.TargetSpec(
-                "evil",
-                (sys.executable, "-I", "-S", str(EVIL), text),
-                link_codes=(255,),
-                bundles=(bundle.modules_name(), "w"),
-            )
-        )
-        effort = {
-            "processes": 1,
-            "rounds": 1,
-            "block_s": 0.001,
-            "block_samples": 3,
-            "warmup_s": 0.001,
-            "warmup_max_s": 0.002,
-        }
-        return fake_study(targets=("local", "evil"), effort=effort, limit=4, **settings)
-
-    return make
 
 
 LIES = {
