@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from backends.base import SessionFacts
 from profiler import stopping
 from profiler.errors import BudgetError, TargetError
-from profiler.job import Job
+from profiler.job import Job, add
 from profiler.measure.loop import (
     MAX_BLOCK_SAMPLES,
     canary_places,
@@ -243,7 +243,7 @@ class _Replicate:
             if lane is not None:
                 try:
                     block = _block(job, lane, self.replicate, self.attempt, self.group, index, position)
-                    job.add(block)
+                    add(job, block)
                     lane.blocks.append(block)
                     dirty |= bool(stopping.dirty_blocks(lane.blocks)[-1])
                 except WorkerFailure as failure:
@@ -299,7 +299,7 @@ class _opened:  # noqa: N801 (a context manager, used like contextlib's)
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise TargetError(f"the worker of {case.key} gave an incomplete answer: {error}.") from error
-        job.add(record)
+        add(job, record)
         return lane
 
 

@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import wire
+from profiler import output_rows
 from profiler.data import Dataset
 from profiler.errors import EdgeprofError
-from profiler.job import Job
+from profiler.job import Job, add
+from profiler.output_rows import OutputRows, Outputs, TooLarge
 from profiler.quality.metrics import Metric, default_metric, get_metric
 from profiler.quality.outputs import agreement as agreement_with
 from profiler.quality.outputs import predictions
@@ -23,7 +23,6 @@ from profiler.records import FailureRecord, QualityRecord
 from profiler.study import Case
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
-Outputs = dict[str, NDArray[np.generic]]
 REFERENCE_OUTPUTS = "reference-outputs.bin"
 
 
@@ -71,7 +70,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
     failed = _failed_before(job, units)
     job.progress.stage("evaluating accuracy", len(units))
     metric: Metric | None = None
-    reference = _read_reference(job.folder / REFERENCE_OUTPUTS)
+    reference = output_rows.read(job.folder / REFERENCE_OUTPUTS)
     ordered = sorted(units.items(), key=lambda item: not item[1].is_reference_variant)
     missing = [case for key, case in ordered if key not in done and key not in failed]
     with nullcontext() if elsewhere is None else elsewhere.ahead(job, missing, data) as ahead:
@@ -80,7 +79,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
                 # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
                 # evaluated would be compared with themselves.
                 reference = _outputs(job, case, data)
-                _write_reference(job.folder / REFERENCE_OUTPUTS, reference)
+                output_rows.write(job.folder / REFERENCE_OUTPUTS, reference)
             if case in missing:
                 start = time.perf_counter()
                 try:
@@ -91,7 +90,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
                 else:
                     if reference is None and case.is_reference_variant:
                         reference = outputs
-                        _write_reference(job.folder / REFERENCE_OUTPUTS, outputs)
+                        output_rows.write(job.folder / REFERENCE_OUTPUTS, outputs)
                     metric = metric or _metric(job, data, reference or outputs)
                     try:
                         record = _record(key, metric, data, outputs, reference, time.perf_counter() - start)
@@ -102,7 +101,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
                         job.fail(key, "quality", WorkerFailure("error", str(error)))
                         failed.add(key)
                     else:
-                        job.add(replace(record, notes=(*record.notes, *notes)))
+                        add(job, replace(record, notes=(*record.notes, *notes)))
             job.progress.step(key)
     return failed
 
@@ -146,36 +145,27 @@ def _record(
 
 def _outputs(job: Job, case: Case, data: Dataset) -> Outputs:
     """Outputs for all rows, in order; the last batch is filled up with rows from the front and cut again."""
-    parts: dict[str, list[NDArray[np.generic]]] = {}
+    kept = OutputRows(len(data), job.folder)
     with job.open(case) as worker:
         job.load(worker, case)
         for start in range(0, len(data), case.batch):
             index = np.arange(start, start + case.batch) % len(data)
             rows = min(case.batch, len(data) - start)
-            for name, array in _infer(job, worker, data, index).items():
+            outputs = _infer(job, worker, data, index)
+            for name, array in outputs.items():
                 if array.ndim == 0 or array.shape[0] != case.batch:
                     raise WorkerFailure(
                         "error",
                         f"output '{name}' has shape {array.shape} for a batch of {case.batch}: expected one row per sample. "
                         "Evaluate this model with --batch 1, or give an output whose first axis is the batch.",
                     )
-                parts.setdefault(name, []).append(array[:rows])
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+            try:
+                kept.add({name: array[:rows] for name, array in outputs.items()})
+            except TooLarge as error:
+                raise WorkerFailure("error", str(error)) from error
+    return kept.outputs()
 
 
 def _infer(job: Job, worker: WorkerProcess, data: Dataset, index: NDArray[np.int64]) -> Outputs:
     batch = {name: np.ascontiguousarray(array[index]) for name, array in data.inputs.items()}
     return worker.request("infer", batch, timeout_s=job.limit_s)[1]
-
-
-def _write_reference(path: Path, outputs: Outputs) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(wire.pack(outputs))
-    temporary.replace(path)
-
-
-def _read_reference(path: Path) -> Outputs | None:
-    try:
-        return wire.unpack(path.read_bytes())
-    except (OSError, wire.WireError):
-        return None

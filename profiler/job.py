@@ -122,13 +122,6 @@ class Job:
             raise WorkerFailure(error.kind, f"{error} {where}", error.log_tail) from error
         return reply
 
-    def add(self, record: Record) -> None:
-        """Store what a worker gave. Raises WorkerFailure where no measurement can have given it: that costs this record."""
-        try:
-            self.store.add(self.run_id, record)
-        except InvalidRecord as error:
-            raise WorkerFailure("error", str(error)) from error
-
     def feeds(self, case: Case) -> dict[str, NDArray[np.generic]]:
         """The batches that timing takes in turn."""
         return timing_feeds(self.prepared, case, self.study.seed)
@@ -144,3 +137,11 @@ class Job:
         self.store.add(self.run_id, record)
         self.progress.note(f"{case_key} failed ({record.kind}): {record.message.splitlines()[0][:200]}")
         return record
+
+
+def add(job: Job, record: Record) -> None:
+    """Store what a worker gave. Raises WorkerFailure where no measurement can have given it: that costs this record."""
+    try:
+        job.store.add(job.run_id, record)
+    except InvalidRecord as error:
+        raise WorkerFailure("error", str(error)) from error

@@ -197,7 +197,11 @@ class WorkerProcess:
             self._outputs = None
         if command != "infer":
             return
-        found = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
+        # Text is as wide as its longest word, of which each batch has others.
+        found = {
+            name: (np.dtype(np.str_) if array.dtype.kind == "U" else array.dtype, array.shape[1:])
+            for name, array in arrays.items()
+        }
         if not found:
             raise answers.Nonsense("there are no outputs")
         before, self._outputs = self._outputs or found, found
@@ -326,7 +330,9 @@ def _failure(kind: FailureKind, found: Finding, log_tail: str | None) -> WorkerF
 
 
 def _kind(output: tuple[np.dtype[Any], tuple[int, ...]] | None) -> str:
-    return "missing" if output is None else f"{output[0]} [batch, {', '.join(map(str, output[1]))}]"
+    if output is None:
+        return "missing"
+    return f"{'text' if output[0].kind == 'U' else output[0]} [batch, {', '.join(map(str, output[1]))}]"
 
 
 def _timeout_text(command: str, timeout_s: float) -> str:
