@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from profiler import output_rows
 from profiler.data import Dataset
 from profiler.errors import EdgeprofError
-from profiler.job import Job, add
+from profiler.job import Job, add, again_if_killed
 from profiler.output_rows import OutputRows, Outputs, TooLarge
 from profiler.quality.metrics import Metric, default_metric, get_metric
 from profiler.quality.outputs import agreement as agreement_with
@@ -108,7 +108,9 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
 
 def _found(job: Job, case: Case, data: Dataset, ahead: Ahead | None) -> tuple[Outputs, tuple[str, ...]]:
     found = None if ahead is None else ahead.outputs(case)
-    return (_outputs(job, case, data), ()) if found is None else (found.outputs, found.notes)
+    if found is not None:
+        return found.outputs, found.notes
+    return again_if_killed(job, case.quality_key, lambda: _outputs(job, case, data)), ()
 
 
 def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import SessionFacts
+from backends.errors import MAX_MESSAGE, shortened
 
 # Read by the store, which checks records with pydantic; the worker, which lacks pydantic, never looks at it.
 _ARRAYS = {"arbitrary_types_allowed": True}
@@ -300,3 +301,9 @@ class FailureRecord:
     """Last lines that the worker and its native libraries wrote."""
     needs_more_than_bytes: int | None = None
     """Of a case that ran out of memory: what it had when it did, or what it was allowed."""
+
+    def __post_init__(self) -> None:
+        """Texts are of a length that somebody reads, whoever made them."""
+        for name, text in (("message", self.message), ("log_tail", self.log_tail)):
+            if isinstance(text, str) and len(text) > MAX_MESSAGE:
+                object.__setattr__(self, name, shortened(text))

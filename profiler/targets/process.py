@@ -42,16 +42,24 @@ class WorkerFailure(TargetError):  # noqa: N818 (becomes a FailureRecord, it is 
     """A worker answered that it failed, died, or did not answer in time."""
 
     def __init__(
-        self, kind: FailureKind, message: str, log_tail: str | None = None, *, needs_more_than_bytes: int | None = None
+        self,
+        kind: FailureKind,
+        message: str,
+        log_tail: str | None = None,
+        *,
+        needs_more_than_bytes: int | None = None,
+        from_outside: bool = False,
     ) -> None:
         """`kind` as in FailureRecord; `log_tail` is what the process wrote last.
 
         `needs_more_than_bytes` is a lower bound of the host memory the case needs, where a lack of it is what failed.
+        `from_outside` says that somebody killed the worker: that tells nothing about the case.
         """
         super().__init__(message)
         self.kind: FailureKind = kind
         self.log_tail = log_tail
         self.needs_more_than_bytes = needs_more_than_bytes
+        self.from_outside = from_outside
 
 
 class WorkerProcess:
@@ -280,7 +288,9 @@ class WorkerProcess:
         if code in (-signal.SIGKILL, _KILLED_EXIT_CODE):
             # Of a remote worker, what was reaped here is its client.
             found = self._witness.of_kill(command, self._peak_bytes if self._target.shares_files else None)
-            return _failure("out_of_memory" if found.is_memory else "crash", found, tail)
+            if found.is_memory:
+                return _failure("out_of_memory", found, tail)
+            return WorkerFailure("crash", found.message, tail, from_outside=True)
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
             text = f"the worker crashed ({name}) during '{command}'."
