@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 MAX_MESSAGE = 4000
 """Characters of a message. Runtimes quote whole models in theirs; nobody reads on, and records and pages keep every one."""
 _TAIL = 800

@@ -1,8 +1,8 @@
 """Reading a SQLite database that we may not write: an archive, a read-only medium, another user's folder.
 
-SQLite keeps what was written last in a log beside the file (`-wal`) and needs an index of it (`-shm`) that it usually makes itself.
-So the file alone may be older than the database. Without a log it is read as a file that nobody changes; with a log and its
-index as the database in use that it is; with a log alone, or when that fails, from a private copy of both. Nothing is made
+SQLite keeps what was written last in a log beside the file (`-wal`) and needs an index of it (`-shm`) that it usually makes
+itself. So the file alone may be older than the database. Without a log it is read as a file that nobody changes; with a log and
+its index as the database in use that it is; with a log alone, or when that fails, from a private copy of both. Nothing is made
 beside it: files of ours there would keep its owner from writing.
 """
 

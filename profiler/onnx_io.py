@@ -366,7 +366,9 @@ def _check_text(path: Path, model: ModelProto) -> None:
         try:
             for field, value in message.ListFields():
                 if field.type == field.TYPE_STRING:
-                    if not all(isinstance(text, str) for text in ([value] if isinstance(value, (str, bytes)) else value)):
+                    if not all(
+                        isinstance(text, str) for text in ([value] if isinstance(value, (str, bytes)) else value)
+                    ):
                         raise _no_text(path, f"{place}.{field.name}")
                 elif field.type == field.TYPE_MESSAGE:
                     one = hasattr(value, "ListFields")

@@ -1,7 +1,7 @@
 """A record as a row of the run database and back: JSON with a checksum, and its arrays as one compressed frame.
 
-Both directions check the same (`profiler/record_checks.py`, and pydantic for the types of fields). Rows may come from a damaged or
-a hostile file: sizes are bounded before anything is unpacked, and whatever is wrong is one `ValueError` in words.
+Both directions check the same (`profiler/record_checks.py`, and pydantic for the types of fields). Rows may come from a damaged
+or a hostile file: sizes are bounded before anything is unpacked, and whatever is wrong is one `ValueError` in words.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def encode(record: Record) -> tuple[dict[str, Any], str, bytes | None]:
 
 
 def decode(kind: type[_T], text: Any, packed: Any, key: Mapping[str, Any] | None = None) -> _T:
-    """The record of a row. `key` is what the row's own columns say of it. Raises ValueError for anything else than `encode` wrote."""
+    """The record of a row. `key` is what the row's own columns say of it. Raises ValueError for what `encode` didn't write."""
     try:
         content = loads(text)
         if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")  # noqa: TRY301 (told with the others)
+            raise ValueError("it is no JSON object")
         stored = content.pop(CHECKSUM, None)
         if stored is not None and stored != _checksum(json.dumps(content)):
-            raise ValueError("its text does not have the checksum that it was stored with")  # noqa: TRY301
+            raise ValueError("its text does not have the checksum that it was stored with")
         strange = [name for name, value in (key or {}).items() if content.get(name) != value]
         if strange:
-            raise ValueError(f"its {strange[0]} is not that of its row")  # noqa: TRY301
+            raise ValueError(f"its {strange[0]} is not that of its row")
         return _built(kind, content, wire.unpack(packed) if packed else {})
     except _WRONG as error:
         raise ValueError(_words(error)) from error

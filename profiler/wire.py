@@ -30,7 +30,7 @@ PROTOCOL = 3
 MAX_HEADER_BYTES = 16 << 20
 MAX_PAYLOAD_BYTES = 4 << 30
 MAX_STORED_BYTES = 512 << 20
-"""Most bytes of arrays in one record. The largest answer with samples has half of it, and a serving run adds when each was due."""
+"""Most bytes of arrays in one record. The largest answer with samples has half of it; a serving run adds when each was due."""
 MAX_ARRAYS = 4096
 _MAX_AXES = 64
 _MAX_DIGITS = 40

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
+from pathlib import Path
 
 from profiler.scratch import STALE_AFTER_S, scratch_folder, sweep
 
@@ -15,9 +15,9 @@ def test_a_folder_is_gone_afterwards_and_never_while_it_is_used(tmp_path, monkey
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with scratch_folder() as folder:
         sweep(tmp_path, LATER)
-        assert os.listdir(tmp_path) == [os.path.basename(folder)]
+        assert list(tmp_path.iterdir()) == [Path(folder)]
 
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_our_own_old_folders_are_swept(tmp_path):
@@ -34,6 +34,11 @@ def test_only_our_own_old_folders_are_swept(tmp_path):
     assert (tmp_path / "edgeprof-a" / "inner" / "file").is_file()
     sweep(tmp_path, LATER)
 
-    assert sorted(os.listdir(tmp_path)) == ["edgeprof-file", "edgeprof-link", "elsewhere", "other-c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "edgeprof-file",
+        "edgeprof-link",
+        "elsewhere",
+        "other-c",
+    ]
     assert (elsewhere / "kept").is_file()
     sweep(tmp_path / "gone", LATER)

@@ -703,7 +703,7 @@ def read_by_another(place) -> str:
 def shared():
     """A folder that everybody can go into and only its owner can write."""
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
+        Path(folder).chmod(0o755)
         yield Path(folder)
 
 
@@ -763,7 +763,7 @@ def test_an_archive_of_an_older_version_is_read_from_a_copy(tmp_path, monkeypatc
 
     assert (len(run.blocks), run.energies, run.queues) == (1, (), ())
     assert (tmp_path / DATABASE_NAME).read_bytes() == before
-    assert not os.path.exists(copy)
+    assert not Path(copy).exists()
 
 
 @pytest.mark.parametrize("version", [0, -1, "two", b"\x02", None, 2.5])
@@ -795,7 +795,7 @@ def test_a_copy_without_its_log_may_be_empty_and_is_told(tmp_path, content):
         file.write_bytes(content)
     before = file.read_bytes()
 
-    with pytest.raises(StoreError, match="holds no runs.*edgeprof.sqlite-wal beside it belongs to it"):
+    with pytest.raises(StoreError, match=r"holds no runs.*edgeprof\.sqlite-wal beside it belongs to it"):
         open_store(tmp_path, create=False)
     assert file.read_bytes() == before
 
@@ -871,7 +871,9 @@ WRONG = {
         {"samples_s": np.full(3, 1e10)}, {"samples_s": np.ones(3, np.int64)}, {"wall_s": -1.0}, {"cpu_s": -1e18},
         {"labels": {"steal_share": 1e308}}, {"labels": 5}, {"window_s": np.full(7, 1e308)}, {"window_s": np.zeros(7)},
     ],
-    "energy": [{"energy_j": {"package-0": NAN}}, {"energy_j": {"package-0": 1e308}}, {"wall_s": -1.0}, {"inferences": -1}, {"batch": 0}],
+    "energy": [
+        {"energy_j": {"package-0": NAN}}, {"energy_j": {"package-0": 1e308}}, {"wall_s": -1.0}, {"inferences": -1}, {"batch": 0},
+    ],
     "load": [
         {"sent_s": np.zeros(2)}, {"completed_s": np.full(3, np.inf)}, {"batch_size": np.ones(3)}, {"rate_per_s": -1.0},
         {"scheduled_s": np.zeros((3, 1))}, {"scheduled_s": np.full(3, 1e300)}, {"ended": "happily"},

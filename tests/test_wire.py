@@ -268,6 +268,7 @@ def test_text_that_cannot_be_is_refused(fields, data):
 
 def test_a_stored_bomb_takes_no_memory():
     """A megabyte that unpacks to a gigabyte: told after as much as it announces, or before, where that is too much."""
+
     def frame(announced: int) -> bytes:
         header = json.dumps({"arrays": [{"name": "a", "dtype": "|u1", "shape": [announced]}]}).encode()
         return len(header).to_bytes(4, "big") + header
@@ -276,7 +277,11 @@ def test_a_stored_bomb_takes_no_memory():
     bombs = {}
     for announced in (1000, 1 << 30):
         packer = zlib.compressobj(9)
-        parts = [packer.compress(frame(announced)), *(packer.compress(bytes(1 << 20)) for _ in range(256)), packer.flush()]
+        parts = [
+            packer.compress(frame(announced)),
+            *(packer.compress(bytes(1 << 20)) for _ in range(256)),
+            packer.flush(),
+        ]
         bombs[announced] = b"".join(parts)
     tracemalloc.start()
     for bomb in bombs.values():

@@ -145,7 +145,9 @@ def _full_places(error: OSError) -> str:
                 full.append(name)
         except OSError:
             continue
-    return f" ({', '.join(full)}: TMPDIR and --out choose other places)" if full else " (the folder of --out, or TMPDIR)"
+    return (
+        f" ({', '.join(full)}: TMPDIR and --out choose other places)" if full else " (the folder of --out, or TMPDIR)"
+    )
 
 
 def _told(error: Exception) -> int:

@@ -66,12 +66,21 @@ LIES = {
     "a flood of notes": {"at": "memory", "set": {"memory_notes": ["n" * 300] * 9000}},
     "outputs of no columns": {"at": "infer", "arrays": [["y", "<f8", [1, 0], ""]]},
     "outputs that are no numbers": {"at": "infer", "arrays": [["y", "<f4", [1, 2], "ff" * 8]]},
-    "outputs with names of files": {"at": "infer", "without": ["y"], "arrays": [["../../../X", "<f4", [1, 2], "00" * 8], [HOSTILE, "<i8", [1], "00" * 8]]},
+    "outputs with names of files": {
+        "at": "infer", "without": ["y"],
+        "arrays": [["../../../X", "<f4", [1, 2], "00" * 8], [HOSTILE, "<i8", [1], "00" * 8]],
+    },
     "tensors that cannot be": {
         "at": "load",
-        "set": {"inputs": [{"name": "\0", "dtype": "object", "shape": [-1, 2**62, "'; DROP TABLE runs;--", None]}] * 200, "outputs": []},
+        "set": {
+            "inputs": [{"name": "\0", "dtype": "object", "shape": [-1, 2**62, "'; DROP TABLE runs;--", None]}] * 200,
+            "outputs": [],
+        },
     },
-    "a message without an end": {"at": "first", "set": {"ok": False, "kind": "skipped", "message": HOSTILE + "\n" * 5000 + "x" * 100_000, "needs": 1e308}},
+    "a message without an end": {
+        "at": "first",
+        "set": {"ok": False, "kind": "skipped", "message": HOSTILE + "\n" * 5000 + "x" * 100_000, "needs": 1e308},
+    },
 }  # fmt: skip
 
 
