@@ -73,7 +73,7 @@ class OutputRows:
         found = {name: array[: self._done] for name, array in self._arrays.items()}
         for name, (file, dtype, shape) in self._files.items():
             file.flush()
-            found[name] = np.memmap(file, dtype, "r", 0, (self._done, *shape))  # type: ignore[call-overload]
+            found[name] = np.memmap(file, dtype, "r", 0, (self._done, *shape))
         found.update({name: np.concatenate(parts) for name, parts in self._text.items()})
         return found
 

@@ -10,7 +10,6 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from functools import cache
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
@@ -69,10 +68,14 @@ def loads(text: Any, *, most_bytes: int = MAX_TEXT_BYTES) -> Any:
         raise ValueError("its JSON is nested too deep") from None
 
 
-@cache
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
 def adapter(kind: Any) -> TypeAdapter[Any]:
     """What checks the types of a record's fields; made once per kind."""
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 _WRONG = (

@@ -271,7 +271,7 @@ class Store:
                 if stored is None:
                     # Some other rule of the database: nothing was stored, and nobody may believe it was.
                     raise
-                if isinstance(_decoded(type(record), table, stored), Damage):
+                if _damage(type(record), table, stored) is not None:
                     # What cannot be read any more is as good as missing: the new one takes its place.
                     self._hold(connection, content.get("case"))
                     connection.execute(table.update().where(*same).values(row))
@@ -613,6 +613,11 @@ def _decoded(kind: type[R], table: sa.Table, row: sa.RowMapping) -> R | Damage:
         return Damage(kind.__name__, str(key.get("case", key.get("variant")))[:200], str(error))
 
 
+def _damage(kind: Any, table: sa.Table, row: sa.RowMapping) -> Damage | None:
+    found: object = _decoded(kind, table, row)
+    return found if isinstance(found, Damage) else None
+
+
 def _told(damaged: Sequence[Damage]) -> tuple[str, ...]:
     """A note for each kind of record of which some are damaged."""
     notes = []
@@ -825,18 +830,19 @@ def _is_ready(connection: sa.Connection, place: str, *, create: bool = True) -> 
 def _version(connection: sa.Connection, place: str) -> int:
     """The schema version of the tables, one that can be migrated. Raises StoreError for any other."""
     rows = connection.execute(sa.select(sa.type_coerce(_schema.c.version, sa.types.NullType()))).scalars().all()
-    version = rows[0] if len(rows) == 1 else rows
+    version: Any = rows[0] if len(rows) == 1 else list(rows)
     if not isinstance(version, int) or version < 1:
         raise StoreError(
             f"{place} is damaged: its schema version is {str(version)[:40]}, those of edgeprof are 1 to {SCHEMA_VERSION}. "
             "Move the file away, or give another folder with --out."
         )
-    if version > SCHEMA_VERSION:
+    found: int = version
+    if found > SCHEMA_VERSION:
         raise StoreError(
             f"{place} was written by a newer edgeprof (schema {version}, this one knows {SCHEMA_VERSION}): "
             "upgrade with pip install -U edgeprof."
         )
-    return version
+    return found
 
 
 def _prepare(connection: sa.Connection, place: str) -> None:
