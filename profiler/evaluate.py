@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import wire
+from profiler import output_rows
 from profiler.data import Dataset
 from profiler.errors import BudgetError, EdgeprofError, TargetError
-from profiler.job import Job
+from profiler.job import Job, add, again_if_killed
+from profiler.output_rows import OutputRows, Outputs, TooLarge
 from profiler.quality.candidates import with_rows
 from profiler.quality.choice import Unclear
 from profiler.quality.metrics import label_kind
@@ -25,7 +25,6 @@ from profiler.study import Case
 from profiler.targets.config import LOCAL
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
-Outputs = dict[str, NDArray[np.generic]]
 REFERENCE_OUTPUTS = "reference-outputs.bin"
 _LOOK_ROWS = 64
 _LOOK_S = 10.0
@@ -77,7 +76,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
     job.progress.stage("evaluating accuracy", len(units))
     # Which output is meant is asked once: whoever has to answer has to start another run.
     question = next((record.question for record in done.values() if record.question is not None), None)
-    known = _Known(_read_reference(job.folder / REFERENCE_OUTPUTS), question)
+    known = _Known(output_rows.read(job.folder / REFERENCE_OUTPUTS), question)
     ordered = sorted(units.items(), key=lambda item: not item[1].is_reference_variant)
     missing = [case for key, case in ordered if key not in done and key not in failed]
     with nullcontext() if elsewhere is None else elsewhere.ahead(job, missing, data) as ahead:
@@ -86,9 +85,9 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
                 # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
                 # evaluated would be compared with themselves.
                 known.reference, _ = _outputs(job, case, data)
-                _write_reference(job.folder / REFERENCE_OUTPUTS, known.reference)
+                output_rows.write(job.folder / REFERENCE_OUTPUTS, known.reference)
             if case in missing and known.question is not None:
-                job.store.add(job.run_id, unanswered(key, data, known.question))
+                add(job, unanswered(key, data, known.question))
             elif case in missing and not _evaluated(job, case, data, ahead, known):
                 failed.add(key)
             job.progress.step(key)
@@ -115,7 +114,7 @@ def _evaluated(job: Job, case: Case, data: Dataset, ahead: Ahead | None, known: 
         return False
     if known.reference is None and case.is_reference_variant:
         known.reference = outputs
-        _write_reference(job.folder / REFERENCE_OUTPUTS, outputs)
+        output_rows.write(job.folder / REFERENCE_OUTPUTS, outputs)
     base = outputs if known.reference is None else known.reference
     try:
         if known.reading is None:
@@ -133,7 +132,11 @@ def _evaluated(job: Job, case: Case, data: Dataset, ahead: Ahead | None, known: 
         else:
             job.fail(key, "quality", WorkerFailure("error", str(error)))
             return False
-    job.store.add(job.run_id, replace(record, notes=(*record.notes, *notes)))
+    try:
+        add(job, replace(record, notes=(*record.notes, *notes)))
+    except WorkerFailure as failure:
+        job.fail(key, "quality", failure)
+        return False
     return True
 
 
@@ -186,7 +189,9 @@ def _looked(job: Job, case: Case, data: Dataset, rows: NDArray[np.int64]) -> tup
 
 def _found(job: Job, case: Case, data: Dataset, ahead: Ahead | None) -> tuple[Outputs, tuple[str, ...]]:
     found = None if ahead is None else ahead.outputs(case)
-    return _outputs(job, case, data) if found is None else (found.outputs, found.notes)
+    if found is not None:
+        return found.outputs, found.notes
+    return again_if_killed(job, case.quality_key, lambda: _outputs(job, case, data))
 
 
 def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
@@ -219,43 +224,38 @@ def _outputs(job: Job, case: Case, data: Dataset) -> tuple[Outputs, tuple[str, .
 
     Outputs without a row for each sample are left out, with a note: detections, scalars and constants are no answers to rows.
     """
-    parts: dict[str, list[NDArray[np.generic]]] = {}
+    kept, first = OutputRows(len(data), job.folder), Outputs()
     left_out: dict[str, str] = {}
     with job.open(case) as worker:
-        job.load(worker, case)
+        named = [str(info.get("name")) for info in job.load(worker, case).get("outputs", ())]
         for start in range(0, len(data), case.batch):
             index = np.arange(start, start + case.batch) % len(data)
             rows = min(case.batch, len(data) - start)
             outputs = _infer(job, worker, data, index)
             whole = with_rows(outputs, case.batch)
+            first = first if start else whole
+            for name in set(named) - outputs.keys():
+                left_out.setdefault(name, "it is no tensor (a sequence, or maps that fit no table)")
             for name, array in outputs.items():
-                same = name not in parts or (array.dtype, array.shape[1:]) == (
-                    parts[name][0].dtype,
-                    parts[name][0].shape[1:],
-                )
-                if name not in whole or not same:
-                    changed = "another than before" if name in whole else "no row for each sample"
-                    left_out.setdefault(name, f"its shape is {array.shape} for a batch of {case.batch}, {changed}")
-                    parts.pop(name, None)
-                elif name not in left_out:
-                    parts.setdefault(name, []).append(array[:rows])
+                if name not in whole or name not in first or not _alike(array, first[name]):
+                    why = "another than before" if name in whole else "no row for each sample"
+                    left_out.setdefault(name, f"its shape is {array.shape} for a batch of {case.batch}, {why}")
+            rest = {name: array[:rows] for name, array in whole.items() if name not in left_out}
+            try:
+                if rest:
+                    kept.add(rest)
+            except TooLarge as error:
+                raise WorkerFailure("error", str(error)) from error
     notes = tuple(f"output '{name}' is not evaluated: {why}" for name, why in left_out.items())
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}, notes
+    return {name: array for name, array in kept.outputs().items() if name not in left_out}, notes
+
+
+def _alike(array: NDArray[np.generic], first: NDArray[np.generic]) -> bool:
+    """Whether rows of both can stand in one array; texts may be of any length."""
+    same = array.dtype.kind == first.dtype.kind == "U" or array.dtype == first.dtype
+    return same and array.shape[1:] == first.shape[1:]
 
 
 def _infer(job: Job, worker: WorkerProcess, data: Dataset, index: NDArray[np.int64]) -> Outputs:
     batch = {name: np.ascontiguousarray(array[index]) for name, array in data.inputs.items()}
     return worker.request("infer", batch, timeout_s=job.limit_s)[1]
-
-
-def _write_reference(path: Path, outputs: Outputs) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(wire.pack(outputs))
-    temporary.replace(path)
-
-
-def _read_reference(path: Path) -> Outputs | None:
-    try:
-        return wire.unpack(path.read_bytes())
-    except (OSError, wire.WireError):
-        return None

@@ -20,7 +20,7 @@ import psutil
 
 from backends import spec
 from backends.base import SessionFacts
-from profiler import __version__, campaign, energy, prepare, soak
+from profiler import __version__, campaign, energy, output_rows, prepare, soak
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
 from profiler.cluster.building import ClusterArtifacts
@@ -279,7 +279,7 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case], elsewhere:
     """
     outputs, unknown = job.folder / REFERENCE_OUTPUTS, None
     for case in {case.quality_key: case for case in cases if case.is_reference_variant}.values():
-        if outputs.is_file():
+        if output_rows.read(outputs) is not None:
             return
         try:
             queues.one(
@@ -289,7 +289,7 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case], elsewhere:
         except TargetError as error:
             job.progress.note(str(error))
             unknown = unknown or error
-    if unknown is not None and not outputs.is_file():
+    if unknown is not None and output_rows.read(outputs) is None:
         raise unknown
 
 

@@ -223,6 +223,28 @@ def test_what_has_no_row_for_a_sample_is_no_obstacle(tmp_path, rng, beside):
     assert result.analysis.output == "y"
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_classes_that_are_texts_are_right_by_name_or_by_number(tmp_path, rng, named):
+    """A model that says names beside scores: labels that are names are compared with names, numbers with the scores."""
+    x = rng.standard_normal((ROWS, 8)).astype(np.float32)
+    weights = rng.standard_normal((8, 3)).astype(np.float32)
+    names = np.array(["owl", "cat", "dog"])
+    source = model(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("MatMul", ["x", "W"], ["scores"]), helper.make_node("ArgMax", ["scores"], ["i"], axis=1, keepdims=0),
+            helper.make_node("Gather", ["names", "i"], ["label"]),
+        ],
+        {"label": (TensorProto.STRING, ["N"]), "scores": (TensorProto.FLOAT, ["N", 3])}, 8, W=weights, names=names.astype(object),
+    )  # fmt: skip
+    classes = (x @ weights).argmax(axis=1)
+    classes[::4] = (classes[::4] + 1) % 3
+    result = run(tmp_path, source, x=x, labels=names[classes] if named else classes)
+
+    assert result.cases[0].accuracy.value == pytest.approx(0.75)
+    assert result.analysis.output == ("label" if named else "scores")
+
+
 def test_what_does_not_fit_is_told_before_any_variant_is_made(tmp_path, rng):
     """A label that no first row has, an own metric that fails, an output that isn't there: no artifact is made but the model."""
     (tmp_path / "own_failing.py").write_text("def metric(outputs, labels):\n    raise KeyError('boxes')\n")

@@ -61,6 +61,7 @@ def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> 
     _not_done(page, story)
     page.blank()
     _machines(page, story)
+    _damage(page, analysis)
 
 
 def cases_table(analysis: Analysis, console: Console) -> None:
@@ -77,6 +78,13 @@ def cases_table(analysis: Analysis, console: Console) -> None:
     _not_done(page, story)
     page.blank()
     _machines(page, story)
+    _damage(page, analysis)
+
+
+def _damage(page: Page, analysis: Analysis) -> None:
+    """Which stored records could not be read: whatever is shown lacks them."""
+    for note in analysis.run.damage_notes:
+        page.line(f"note: {words.one_line(note)}", style="yellow", hanging=2)
 
 
 def _decision(page: Page, story: Story) -> None:

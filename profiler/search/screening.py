@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import wire
+from profiler import output_rows
 from profiler.data import Dataset, split_calibration
 from profiler.errors import BudgetError, DataError, EdgeprofError, StoreError, TargetError
 from profiler.evaluate import Elsewhere
-from profiler.job import Job
+from profiler.job import Job, add
+from profiler.output_rows import OutputRows, Outputs, TooLarge
 from profiler.quality.candidates import with_rows
 from profiler.quality.metrics import Metric, get_metric
 from profiler.quality.reading import Reading, choose
@@ -25,7 +26,6 @@ from profiler.study import Case
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 Floats = NDArray[np.float64]
-Outputs = dict[str, NDArray[np.generic]]
 
 FIRST_ROWS = 128
 GROWTH = 2.0
@@ -116,6 +116,7 @@ class Screening:
             outputs, rows, notes = self._outputs(case, stop)
             record = self._record(key, outputs, rows, time.perf_counter() - start)
             record = replace(record, notes=(*record.notes, *notes))
+            add(self.job, record)
         except WorkerFailure as failure:
             self.job.fail(case.quality_key, "quality", failure)
             return None
@@ -131,7 +132,6 @@ class Screening:
                 raise
             self.job.fail(case.quality_key, "quality", WorkerFailure("error", str(error)))
             return None
-        self.job.store.add(self.job.run_id, record)
         return self._reduced(record)
 
     @property
@@ -170,17 +170,20 @@ class Screening:
     def _portions(
         self, case: Case, batch: Callable[[int], Outputs], stop: Callable[[Floats], str | None]
     ) -> tuple[Outputs, int]:
-        parts: list[Outputs] = []
+        kept = OutputRows(len(self.data), self.job.folder)
         done, look_at = 0, float(FIRST_ROWS)
         while done < len(self.data):
-            parts.append(batch(done))
+            try:
+                kept.add(batch(done))
+            except TooLarge as error:
+                raise WorkerFailure("error", str(error)) from error
             done = min(done + case.batch, len(self.data))
             if done >= look_at and self._known_reference() is not None:
                 look_at *= GROWTH
-                so_far = self._record("", _joined(parts), done, 0.0)
+                so_far = self._record("", kept.outputs(), done, 0.0)
                 if stop(self._reduced(so_far)) is not None:
                     break
-        return _joined(parts), done
+        return kept.outputs(), done
 
     def _batch(self, worker: WorkerProcess, case: Case, start: int) -> Outputs:
         index = np.arange(start, start + case.batch) % len(self.data)
@@ -205,7 +208,7 @@ class Screening:
         if known is None:
             # Only once they can be read: whoever comes after is compared with them.
             self._reference = outputs
-            _write(self._path, outputs)
+            output_rows.write(self._path, outputs)
         return QualityRecord(
             case=key, data_sha256=self.data.sha256, seconds=seconds,
             notes=(f"{rows} of {len(self.data)} screening rows", *self._reading.notes),
@@ -214,7 +217,7 @@ class Screening:
 
     def _known_reference(self) -> Outputs | None:
         if self._reference is None:
-            self._reference = _read(self._path)
+            self._reference = output_rows.read(self._path)
         return self._reference
 
     @property
@@ -224,20 +227,3 @@ class Screening:
 
 def _cut(outputs: Outputs, start: int, rows: int) -> Outputs:
     return {name: array[start : start + rows] for name, array in outputs.items()}
-
-
-def _joined(parts: list[Outputs]) -> Outputs:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _write(path: Path, outputs: Outputs) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(wire.pack(outputs))
-    temporary.replace(path)
-
-
-def _read(path: Path) -> Outputs | None:
-    try:
-        return wire.unpack(path.read_bytes())
-    except (OSError, wire.WireError):
-        return None
