@@ -23,12 +23,14 @@ from profiler.latency import LEVEL, judged_ratio, latency, time_to_steady
 from profiler.machines import EMULATED, EMULATED_MEMORY, Machine, machine
 from profiler.pricing import Pricing
 from profiler.quality import compare, verdict
+from profiler.quality.chance import doubtful
 from profiler.quality.metrics import Metric, stored_metric
 from profiler.records import (
     BESIDE_TIMING,
     RACE,
     REFERENCE_VARIANT,
     ArtifactRecord,
+    Chance,
     Estimate,
     FailureRecord,
     Figure,
@@ -48,6 +50,8 @@ Status = Literal["measured", "failed", "skipped", "not finished"]
 _R = TypeVar("_R")
 DROP_CHECK = "accuracy drop"
 """Name of the check of `max_drop`."""
+QUESTION_OPEN = "what is to be evaluated is not clear: a question stands in the notes"
+NO_BETTER_THAN_CHANCE = "the reference's answers are no better than chance, so a comparison with them shows nothing"
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
 
 
@@ -184,6 +188,14 @@ class Analysis:
     machine: str | None
     """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected, or when there are several."""
     notes: tuple[str, ...]
+    output: str | None = None
+    """The model's output that accuracy and agreement are over; None: all, none, or a run that did not record it."""
+    question: str | None = None
+    """What has to be answered before accuracy can be measured: which output holds the answers, say."""
+    chance: Chance | None = None
+    """How far the reference's answers are better than such that have nothing to do with the labels; None where untested."""
+    doubtful: bool = False
+    """Whether they are not: then accuracy, its change and the verdict on it show nothing."""
 
     def on(self, group: str) -> Analysis:
         """What belongs to one machine, by its `group`."""
@@ -280,9 +292,14 @@ def analyse(run: RunData, *, today: date) -> Analysis:
         _unplanned(number, failure, run) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
     ]
     machines = tuple(pricing.machines.values())
+    told = evidence.qualities.get(_reference_quality(evidence) or "")
+    asked = next((record.question for record in run.qualities if record.question is not None), None)
     return Analysis(
         run, metric, next(iter(first.values()), None), first, (*results, *skipped), evidence.judged,
-        _lowest(grades, machines), grades, machines, _priced_as(machines), (*run.notes, *pricing.notes),
+        _lowest(grades, machines), grades, machines, _priced_as(machines),
+        (*run.notes, *(() if asked is None else (asked,)), *(() if told is None else told.notes), *pricing.notes),
+        output=next((record.output for record in run.qualities if record.output is not None), None), question=asked,
+        chance=None if told is None else told.chance, doubtful=told is not None and doubtful(told),
     )  # fmt: skip
 
 
@@ -343,8 +360,10 @@ def _metric(run: RunData) -> tuple[Metric | None, str | None]:
     """The run's metric, or why there is none: a later or earlier version may not know its name."""
     if not run.qualities:
         return None, None
+    first = run.qualities[0]
+    if first.question is not None:
+        return None, None
     try:
-        first = run.qualities[0]
         return stored_metric(first.metric, first.metric_unit, first.higher_is_better), None
     except EdgeprofError as error:
         return None, str(error)
@@ -502,6 +521,9 @@ def _quality(
 ) -> tuple[Figure, Figure, Figure]:
     """Accuracy, its paired change against the reference, and agreement with the reference."""
     record = evidence.qualities.get(case.quality_key)
+    if record is not None and record.question is not None:
+        absent = NotMeasured(QUESTION_OPEN)
+        return absent, absent, absent
     if record is not None and evidence.metric_missing is not None:
         absent = NotMeasured(evidence.metric_missing)
         return absent, absent, compare.agreement_estimate(record.agreement, ids=evidence.ids)
@@ -556,6 +578,8 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
         return Check(name, "NOT_MEASURED", reason)
     if record.case == result.reference_quality:
         return Check(name, "PASS", "the reference itself")
+    if result.reference_quality is not None and doubtful(evidence.qualities[result.reference_quality]):
+        return Check(name, "NOT_MEASURED", NO_BETTER_THAN_CHANCE)
     if isinstance(result.accuracy_change, NotMeasured):
         if not set(np.unique(record.agreement)) <= {0.0, 1.0}:
             return Check(name, "NOT_MEASURED", result.accuracy_change.reason)

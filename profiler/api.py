@@ -88,9 +88,10 @@ def run_study(study: Study, *, out: str | Path = DEFAULT_OUT, progress: Progress
 
 
 def open_run(run: str = "latest", *, out: str | Path = DEFAULT_OUT, database: str | None = None) -> Result:
-    """Read a stored run by id, unique prefix or `latest`. Raises StoreError."""
-    store = open_store(database or Path(out), create=False)
+    """Read a stored run by id, unique prefix or `latest`; `out` is a run's folder or its database. Raises StoreError."""
+    folder = Path(out)
+    store = open_store(database or folder, create=False)
     try:
-        return Result(store.run(store.resolve(run)), Path(out))
+        return Result(store.run(store.resolve(run)), folder.parent if folder.is_file() else folder)
     finally:
         store.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from profiler.errors import DataError, EdgeprofError, StoreError, StudyError, un
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
+from profiler.scratch import scratch_folder
 from profiler.study import Case, Study, expand
 from profiler.targets.base import get as get_target
 from profiler.targets.conditions import too_many_threads
@@ -264,6 +265,6 @@ def timing_feeds(prepared: Prepared, case: Case, seed: int) -> dict[str, NDArray
     return feeds
 
 
-def working_folder() -> tempfile.TemporaryDirectory[str]:
+def working_folder() -> AbstractContextManager[str]:
     """Where an export lies until it is in the artifact store."""
-    return tempfile.TemporaryDirectory(prefix="edgeprof-")
+    return scratch_folder()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock
@@ -20,7 +20,7 @@ import psutil
 
 from backends import spec
 from backends.base import SessionFacts
-from profiler import __version__, campaign, energy, prepare, soak
+from profiler import __version__, campaign, energy, output_rows, prepare, soak
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
 from profiler.cluster.building import ClusterArtifacts
@@ -32,7 +32,7 @@ from profiler.cost.prices import load_prices
 from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
 from profiler.errors import BudgetError, DataError, ModelError, StoreError, StudyError, TargetError
-from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate
+from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate, first_look
 from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
@@ -146,6 +146,8 @@ def _execute(
         progress.step()
         # Before variants are made, which may take minutes: what a target cannot do is told now.
         there = {} if before.plan else of_targets(study, before.environment, progress)
+        if not before.plan and not (study.load is not None and study.load.only):
+            look(Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget), variants[0])
         make_ahead(artifact_store, prepared, variants, progress)
         made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
         _check_unchanged(before, prepared, made)
@@ -187,6 +189,14 @@ def _execute(
         with job.modes:
             _measure_all(job, cases, made, machines, None if cluster is None else ClusterEvaluation(cluster))
     store.set_status(run_id, "finished")
+
+
+def look(job: Job, reference: Any) -> None:
+    """Whether metric, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
+    if job.prepared.evaluation is None:
+        return
+    record = job.artifact_store.make(job.prepared.source, reference, None, None)
+    first_look(replace(job, artifacts={record.variant: record}))
 
 
 def store_of_artifacts(out: Path, cluster: Cluster | None, progress: Progress) -> ArtifactStore:
@@ -269,7 +279,7 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case], elsewhere:
     """
     outputs, unknown = job.folder / REFERENCE_OUTPUTS, None
     for case in {case.quality_key: case for case in cases if case.is_reference_variant}.values():
-        if outputs.is_file():
+        if output_rows.read(outputs) is not None:
             return
         try:
             queues.one(
@@ -279,7 +289,7 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case], elsewhere:
         except TargetError as error:
             job.progress.note(str(error))
             unknown = unknown or error
-    if unknown is not None and not outputs.is_file():
+    if unknown is not None and output_rows.read(outputs) is None:
         raise unknown
 
 

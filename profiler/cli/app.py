@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -13,8 +14,11 @@ from profiler.errors import EdgeprofError, unknown
 
 EXIT_OK, EXIT_NO_CASE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+_NO_ROOM_BYTES = 1 << 20
+
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 done, but no case meets the constraints, none could be measured, or a self-test did not pass; "
+    "Exit codes: 0 done; 1 done, but no case meets the constraints, none could be measured, the unmodified "
+    "model could not be, or a self-test did not pass; "
     "2 not possible as asked (the message says why); "
     "130 interrupted, what was measured is kept."
 )
@@ -126,6 +130,26 @@ def _help() -> str:
     )
 
 
+def _full_places(error: OSError) -> str:
+    """Where there is no room, for an error that does not say it: of the places that anything here writes to."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    full = []
+    for name in dict.fromkeys((tempfile.gettempdir(), str(Path.cwd()), os.environ.get("XDG_CACHE_HOME", ""))):
+        try:
+            if name and shutil.disk_usage(name).free < _NO_ROOM_BYTES:
+                full.append(name)
+        except OSError:
+            continue
+    return (
+        f" ({', '.join(full)}: TMPDIR and --out choose other places)" if full else " (the folder of --out, or TMPDIR)"
+    )
+
+
 def _told(error: Exception) -> int:
     """An error as one message for people; usage errors of the option parser show themselves."""
     show = getattr(error, "show", None)
@@ -134,7 +158,7 @@ def _told(error: Exception) -> int:
     elif isinstance(error, EdgeprofError):
         typer.echo(f"edgeprof: {error}", err=True)
     elif isinstance(error, OSError) and error.strerror:
-        place = f" ({error.filename})" if error.filename else ""
+        place = f" ({error.filename})" if error.filename else _full_places(error)
         typer.echo(f"edgeprof: {error.strerror}{place}.", err=True)
     elif isinstance(error, MemoryError):
         typer.echo("edgeprof: not enough free memory for that; use --limit or a smaller batch.", err=True)

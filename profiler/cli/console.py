@@ -110,7 +110,9 @@ def show_result(result: Result, *, report: bool = True, json: bool = False) -> i
             out.print(f"\nburst against sustained: edgeprof soak --show {result.run.id}", markup=False, soft_wrap=True)
         if path is not None:
             out.print(f"\nreport: {path}   details: edgeprof show {result.run.id} CASE", markup=False, soft_wrap=True)
-    return EXIT_OK if result.recommendation.case is not None else EXIT_NO_CASE
+    # Without a reference nothing was compared, whatever is recommended.
+    useful = result.recommendation.case is not None and result.analysis.reference is not None
+    return EXIT_OK if useful else EXIT_NO_CASE
 
 
 def is_load(result: Result) -> bool:

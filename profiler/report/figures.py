@@ -367,7 +367,9 @@ def _axis(story: Story, axis: str) -> tuple[float, str]:
     if axis in ("accuracy", "agreement"):
         figures = [case.figure(axis) for case in analysis.measured]
         share = any(isinstance(figure, Estimate) and figure.unit == "proportion" for figure in figures)
-        name = f"accuracy ({words.metric_name(analysis)})" if axis == "accuracy" else title
+        name = (
+            f"accuracy ({words.metric_name(analysis)})" if axis == "accuracy" else f"{title}{words.of_output(analysis)}"
+        )
         return (100.0, f"{name}, %") if share else (1.0, name)
     return 1.0, title
 

@@ -61,6 +61,7 @@ def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> 
     _not_done(page, story)
     page.blank()
     _machines(page, story)
+    _damage(page, analysis)
 
 
 def cases_table(analysis: Analysis, console: Console) -> None:
@@ -77,6 +78,13 @@ def cases_table(analysis: Analysis, console: Console) -> None:
     _not_done(page, story)
     page.blank()
     _machines(page, story)
+    _damage(page, analysis)
+
+
+def _damage(page: Page, analysis: Analysis) -> None:
+    """Which stored records could not be read: whatever is shown lacks them."""
+    for note in analysis.run.damage_notes:
+        page.line(f"note: {words.one_line(note)}", style="yellow", hanging=2)
 
 
 def _decision(page: Page, story: Story) -> None:
@@ -286,6 +294,8 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
         notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:
         notes.append(f"the reference shows its own {words.metric_name(story.analysis)}")
+    if not story.labelled and story.analysis.output is not None:
+        notes.append(f"agreement is that{words.of_output(story.analysis)}")
     if not any(case.checks for case in shown):
         notes.append("no limits were set, so there are no verdicts (--max-drop, --slo-p99, --max-memory, --max-cost)")
     page.line("; ".join(notes), style="dim", hanging=2)

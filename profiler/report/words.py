@@ -12,7 +12,7 @@ from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.machines import EMULATED, Machine
 from profiler.places import NOT_PAIRED, Place
-from profiler.quality.metrics import Metric
+from profiler.quality.metrics import FunctionMetric, Metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
 from profiler.targets.config import LOCAL
 
@@ -342,8 +342,18 @@ def quality_title(story: Story) -> str:
 
 
 def metric_name(analysis: Analysis) -> str:
-    """The metric in words."""
-    return "not measured" if analysis.metric is None else one_line(analysis.metric.name)
+    """The metric in words, and the output that it is over."""
+    if analysis.metric is None:
+        return "not measured"
+    if isinstance(analysis.metric, FunctionMetric) or getattr(analysis.metric, "output", None) is not None:
+        # The user's own code sees all outputs; where the user named one, the metric's name does too.
+        return one_line(analysis.metric.name)
+    return f"{one_line(analysis.metric.name)}{of_output(analysis)}"
+
+
+def of_output(analysis: Analysis) -> str:
+    """` of output 'logits'`, or nothing where it is not one."""
+    return "" if analysis.output is None else f" of output '{one_line(analysis.output)}'"
 
 
 def reason(case: CaseResult) -> str:

@@ -268,7 +268,7 @@ def spread_over_seeds(bench: LiveBench, found: Found, run: RunData) -> None:
     done = {item["case"] for item in spreads}
     chosen = {case.quality_key: case for case in found.provisional if seeds_of(case.variant)}
     for key, case in list(chosen.items())[:SEED_SPREADS]:
-        if key in done or key not in qualities:
+        if key in done or key not in qualities or qualities[key].question is not None:
             continue
         values = {case.variant: _value(qualities[key])}
         takes_s = bench.made[case.variant].seconds + qualities[key].seconds + bench.process_s
