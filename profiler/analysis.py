@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -184,6 +185,11 @@ class Analysis:
     machine: str | None
     """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected, or when there are several."""
     notes: tuple[str, ...]
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """For whoever computes something from this analysis that several ask for: what was found, by a key of their own."""
+        return {}
 
     def on(self, group: str) -> Analysis:
         """What belongs to one machine, by its `group`."""

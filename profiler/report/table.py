@@ -50,9 +50,7 @@ def render(analysis: Analysis, console: Console, *, x: str = "latency_p50", y: s
 
 def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> None:
     """The frontier over the axes of `view`, without the decision."""
-    from profiler.decide import recommend
-
-    story = Story(analysis, view, recommend(analysis, view))
+    story = Story.over(analysis, view)
     page = Page(console)
     page.line(f"Which cases are worth their {AXES[view.x].title}? By {AXES[view.y].title}:", style="bold")
     if story.several:

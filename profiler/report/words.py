@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from profiler import units
+from profiler import advice, units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.machines import EMULATED, Machine
+from profiler.named_code import named_code
 from profiler.places import NOT_PAIRED, Place
+from profiler.plain import clean as clean
+from profiler.plain import one_line as one_line
 from profiler.quality.metrics import Metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
 from profiler.targets.config import LOCAL
@@ -22,19 +26,6 @@ DIFFERING = "the processes differ too much to bound it: measure more (--thorough
 _MAX_REASONS = 4
 _NUMBERS = re.compile(r"\d[\d,.]*")
 """Reasons that differ in nothing else are told once, with the numbers of the first."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-
-
-def clean(text: str) -> str:
-    """Text from models, runtimes and logs without what could steer a terminal or reorder a line; tabs become spaces."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.expandtabs(4).replace("\r\n", "\n"))
-
-
-def one_line(text: str) -> str:
-    """The same on one line."""
-    return " ".join(clean(text).split())
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -67,9 +58,23 @@ class Story:
 
     @classmethod
     def of(cls, analysis: Analysis, x: str = "latency_p50", y: str = "accuracy", *, pool: bool | None = None) -> Story:
-        """`pool` as in `profiler.decide.view`. Raises StudyError for unknown axes."""
-        found = view(analysis, x, y, pool=pool)
+        """`pool` as in `profiler.decide.view`. Raises StudyError for unknown axes. The decision is made once for an analysis."""
+        key = (cls, x, y, pool)
+        if key not in analysis.memo:
+            analysis.memo[key] = cls.over(analysis, view(analysis, x, y, pool=pool))
+        story: Story = analysis.memo[key]
+        return story
+
+    @classmethod
+    def over(cls, analysis: Analysis, found: FrontierView) -> Story:
+        """Of a view that is there already."""
         return cls(analysis, found, recommend(analysis, found))
+
+    @cached_property
+    def _standings(self) -> Mapping[str, str]:
+        placed = {case.key: "dominated" for case, _ in self.view.dominated}
+        placed |= {case.key: "tied" for case in self.view.tied}
+        return placed | {case.key: "frontier" for case in self.view.members}
 
     @property
     def reference(self) -> CaseResult | None:
@@ -94,12 +99,7 @@ class Story:
         """`frontier`, `tied`, `dominated`, `not placed`, or what happened to a case that was not measured."""
         if case.status != "measured":
             return case.status
-        keys = {item.key for item in self.view.members}
-        if case.key in keys:
-            return "frontier"
-        if case.key in {item.key for item in self.view.tied}:
-            return "tied"
-        return "dominated" if case.key in {item.key for item, _ in self.view.dominated} else "not placed"
+        return self._standings.get(case.key, "not placed")
 
     def is_reference(self, case: CaseResult) -> bool:
         """Whether other cases (of its batch and threads) are compared with this one."""
@@ -563,9 +563,8 @@ def unfinished(analysis: Analysis) -> str | None:
     """A sentence when the run did not come to its end."""
     if analysis.run.status == "finished":
         return None
-    status, run = analysis.run.status, analysis.run.id
-    verb = "search" if "search" in analysis.run.plan else "run"
-    return f"This run is {status}: what stands here rests on a part of it. Go on: edgeprof {verb} --resume {run}"
+    again = advice.resume(analysis.run.id, search="search" in analysis.run.plan, code=named_code(analysis.run.study))
+    return f"This run is {analysis.run.status}: what stands here rests on a part of it. Go on: {again}"
 
 
 def not_measured(analysis: Analysis) -> list[tuple[str, str]]:
