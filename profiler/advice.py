@@ -35,6 +35,11 @@ def runs_lie_in(out: object, database: str | None = None) -> None:
     _told.out, _told.database = str(out), database
 
 
+def database() -> str | None:
+    """The database that commands name."""
+    return _told.database
+
+
 def database_is(url: str | None) -> None:
     """Commands name this database beside the folder."""
     _told.database = url

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
 
 _ASCII = str.maketrans({
     "▸": ">", "●": "*", "◐": "o", "○": ".", "■": "#", "×": "x", "−": "-", "–": "-", "—": "-", "·": "|", "µ": "u", "…": "...",
@@ -28,12 +30,12 @@ def ascii_only(text: str) -> str:
     return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
-def json_text(text: str, *, ascii: bool = False) -> str:
-    """A JSON document in which nothing steers a terminal; in ASCII where asked. The same values are read from it.
+def json_text(text: str, *, narrow: bool = False) -> str:
+    """A JSON document in which nothing steers a terminal; in ASCII where `narrow`. The same values are read from it.
 
     Outside of strings JSON has neither kind of sign, so each may be written as an escape wherever it stands.
     """
-    pattern = _NOT_ASCII if ascii else _CONTROL
+    pattern = _NOT_ASCII if narrow else _CONTROL
     return pattern.sub(lambda match: _escaped(match[0]), text)
 
 

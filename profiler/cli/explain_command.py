@@ -39,6 +39,6 @@ def command(
     finally:
         store.close()
     if json:
-        console.print_raw(words.to_json(evidence))
+        console.print_json(words.to_json(evidence))
     else:
         console.out.print(words.text(evidence, show_ops=show_ops), markup=False, soft_wrap=True)

@@ -11,8 +11,7 @@ import hashlib
 import io
 import json
 import shlex
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -27,13 +26,23 @@ from profiler.store import RunData
 from profiler.study import EFFORTS, Study
 
 
-def html(story: Story, share: Callable[[CaseResult], Figure] | None = None) -> str:
-    """The page; `share` as in `write_report`."""
+def html(
+    story: Story,
+    share: Callable[[CaseResult], Figure] | None = None,
+    *,
+    pictures: Sequence[figures.Figure] = (),
+    script: str = "",
+    undrawn: str | None = None,
+) -> str:
+    """The page; `share` as in `write_report`.
+
+    `pictures` are drawn by `script` (`profiler.report.drawing`); where there is none, `undrawn` says why.
+    """
     from jinja2 import Environment as Jinja
     from jinja2 import FunctionLoader, StrictUndefined
 
-    pictures = figures.page_figures(story)
-    library = _library() if pictures else ""
+    library = _scoped(script) if pictures and script else ""
+    pictures = pictures if library else ()
     boot = _source("boot.js")
     template = Jinja(
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -45,6 +54,7 @@ def html(story: Story, share: Callable[[CaseResult], Figure] | None = None) -> s
         charts=[picture for picture in pictures if picture.name in ("forest", "latency")],
         panels=[picture for picture in pictures if picture.name.startswith("stability")],
         specs=script_json({picture.name: picture.spec for picture in pictures}),
+        undrawn=None if undrawn is None else words.one_line(undrawn),
         style=_source("report.css"), library=library, boot=boot,
         hashes=" ".join(_hash(script) for script in (library, boot)) if library else "'none'",
     )  # fmt: skip
@@ -57,10 +67,9 @@ def script_json(value: Any) -> str:
     return "".join(replaced.get(char, char) for char in text)
 
 
-@cache
-def _library() -> str:
+def _scoped(script: str) -> str:
     """The drawing script, in a scope of its own."""
-    return "(()=>{" + figures.bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--") + "})();"
+    return "(()=>{" + script.replace("</script", "<\\/script").replace("<!--", "<\\!--") + "})();"
 
 
 def _hash(script: str) -> str:
@@ -127,7 +136,14 @@ def load_text(run: RunData) -> str:
     """What the load stage found, as the terminal shows it; empty without one."""
     if run.study.load is None:
         return ""
-    console = Console(file=io.StringIO(), width=110, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=io.StringIO(),
+        width=110,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+        force_jupyter=False,
+    )
     load.render(load.read_result(run), console)
     file = console.file
     assert isinstance(file, io.StringIO)

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from profiler import advice, units
+from profiler import advice, plain, units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.machines import EMULATED, Machine
 from profiler.named_code import named_code
 from profiler.places import NOT_PAIRED, Place
-from profiler.plain import clean as clean
-from profiler.plain import one_line as one_line
 from profiler.quality.metrics import Metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
 from profiler.targets.config import LOCAL
+
+clean, one_line = plain.clean, plain.one_line
 
 UNBOUNDED = "?"
 DIFFERING = "the processes differ too much to bound it: measure more (--thorough), or on a quieter machine"
@@ -26,6 +26,7 @@ DIFFERING = "the processes differ too much to bound it: measure more (--thorough
 _MAX_REASONS = 4
 _NUMBERS = re.compile(r"\d[\d,.]*")
 """Reasons that differ in nothing else are told once, with the numbers of the first."""
+
 
 @dataclass(frozen=True)
 class Cell:
