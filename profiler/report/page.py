@@ -10,8 +10,7 @@ import base64
 import hashlib
 import io
 import json
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -20,10 +19,10 @@ from rich.console import Console
 from profiler.analysis import AXES, CaseResult
 from profiler.machines import EMULATED, Machine
 from profiler.records import Environment, Figure, NotMeasured
+from profiler.repeat import study_command
 from profiler.report import details, figures, load, searched, trust, words
 from profiler.report.words import Story
 from profiler.store import RunData
-from profiler.study import EFFORTS, Study
 
 
 def html(
@@ -126,7 +125,7 @@ def _content(story: Story) -> dict[str, Any]:
         "not_measured": [*words.not_measured(analysis), *words.NOT_IN_THIS_VERSION],
         "notes": [words.one_line(note) for note in analysis.notes],
         "limits": words.limits(analysis),
-        "command": words.clean(command(run.study, search="search" in run.plan)),
+        "command": words.clean(_command(run)),
         "data_sha256": run.plan.get("data_sha256"),
         "source_sha256": run.plan.get("source_sha256"),
     }
@@ -265,39 +264,7 @@ def _facts(found: Environment, machine: Machine) -> list[tuple[str, str]]:
     return [(words.one_line(name), words.one_line(value)) for name, value in rows]
 
 
-def command(study: Study, *, search: bool = False) -> str:
-    """The command line that asks the same. Settings that have no option are named in a comment below it."""
-    asked, usual = study.constraints, Study(model=study.model)
-    options: list[tuple[str, object, bool]] = [
-        ("--data", study.data, study.data is not None),
-        ("--calibration", study.calibration, study.calibration is not None),
-        ("--variants", ",".join(study.variants), bool(study.variants)),
-        ("--backends", ",".join(study.backends), study.backends != usual.backends),
-        ("--batches" if search else "--batch", ",".join(map(str, study.batches)), study.batches != usual.batches),
-        ("--threads", ",".join(map(str, study.threads)), study.threads != usual.threads),
-        ("--target", ",".join(study.targets), study.targets != usual.targets),
-        ("--metric", study.metric, study.metric is not None),
-        ("--max-drop", asked.max_drop, asked.max_drop is not None),
-        ("--slo-p99", f"{asked.slo_p99_s}s", asked.slo_p99_s is not None),
-        ("--max-memory", f"{asked.max_memory_bytes}B", asked.max_memory_bytes is not None),
-        ("--max-cost", asked.max_usd_per_million, asked.max_usd_per_million is not None),
-        ("--as", study.cost.machine, study.cost.machine is not None),
-        ("--utilisation", study.cost.utilisation, study.cost.utilisation != usual.cost.utilisation),
-        ("--prices", study.cost.prices, study.cost.prices is not None),
-        ("--limit", study.limit, study.limit is not None),
-        ("--calibration-samples", study.calibration_samples, study.calibration_samples != usual.calibration_samples),
-        *[("--shape", f"{name}={','.join(map(str, shape))}", True) for name, shape in study.input_shapes.items()],
-        ("--seed", study.seed, study.seed != usual.seed),
-        ("--time-budget", f"{study.time_budget_s}s", study.time_budget_s is not None),
-        ("--time-limit", f"{study.time_limit_s:g}s", study.time_limit_s != usual.time_limit_s),
-        ("--memory-limit", f"{study.memory_limit_bytes}B", study.memory_limit_bytes is not None),
-    ]
-    parts = ["edgeprof", "search" if search else "profile", study.model]
-    for name, value, wanted in options:
-        parts += [name, str(value)] if wanted else []
-    effort = next((name for name, known in EFFORTS.items() if known == study.effort), None)
-    parts += [f"--{effort}"] if effort in ("quick", "thorough") else []
-    line = shlex.join(parts)
-    if effort is None or study.preprocessing is not None:
-        line += "\n# and the effort or preprocessing of the study in run.json: edgeprof run STUDY.toml"
-    return line
+def _command(run: RunData) -> str:
+    search = run.plan.get("search")
+    asked = search.get("asked") if isinstance(search, Mapping) else None
+    return study_command(run.study, search=(asked if isinstance(asked, Mapping) else {}) if search is not None else None)
