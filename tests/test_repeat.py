@@ -14,11 +14,13 @@ from profiler.study import Study, make_study
 
 EVERYTHING = {
     "model": "my model.onnx", "data": "rows of it's.npz", "calibration": "c.npz", "calibration_samples": 100,
-    "preprocessing": {"resize": 256, "mean": [0.5, 0.25, 1e-3], "name": 'a "b"'}, "limit": 77, "input_shapes": {"x": (3, 4), "y=1": (2,)},
+    "preprocessing": {"resize": 256, "mean": [0.5, 0.25, 1e-3], "name": 'a "b"'}, "limit": 77,
+    "input_shapes": {"x": (3, 4), "y=1": (2,)},
     "variants": ("fp16", "int8-static{per_channel=true}"), "backends": ("ort:cuda", "ov{shape=dynamic}"),
     "targets": ("local",), "batches": (1, 8), "threads": (2,), "metric": "rmse{output=y}",
     "constraints": {"max_drop": 2.5, "slo_p99_s": 0.005, "max_memory_bytes": 123_456_789, "max_usd_per_million": 0.05},
-    "cost": {"machine": "aws:c7i.large", "utilisation": 0.5, "lifetime_years": 2.0, "electricity_usd_per_kwh": 0.3, "prices": "p.csv"},
+    "cost": {"machine": "aws:c7i.large", "utilisation": 0.5, "lifetime_years": 2.0, "electricity_usd_per_kwh": 0.3,
+             "prices": "p.csv"},
     "effort": {"processes": 7, "rounds": 4, "block_s": 0.05, "precision": 0.02}, "soak": {"max_s": 60.0, "each": True},
     "load": {"settings": ("server{max_batch=8,max_delay_s=0.002}", "single"), "find_max_rate": True, "slo_s": 0.01},
     "energy": {"windows": 20, "command": "read watts --every '1 s'"}, "seed": 9, "time_limit_s": 12.5,

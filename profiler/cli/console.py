@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.text import Text
 
 from profiler import advice
 from profiler.errors import StudyError
@@ -39,6 +40,10 @@ class CleanConsole(Console):
 
     Where the encoding is not one of Unicode's, signs are written as what looks like them in ASCII.
     """
+
+    def render_str(self, text: str, **styles: Any) -> Text:
+        """A text as a renderable, cleaned before it is measured: a sign that steers has no width, what stands for it has one."""
+        return super().render_str(clean(text), **styles)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of a renderable, cleaned."""

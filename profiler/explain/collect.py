@@ -107,7 +107,8 @@ def collect(
         with job.modes:
             return compare(
                 job, result.case, against.case, goes=goes, accuracy_change=_accuracy(result), notes=notes,
-                failure=None if failure is None else (failure.kind, failure.message), failed=_failed(analysis, result.case.backend),
+                failure=None if failure is None else (failure.kind, failure.message),
+                failed=_failed(analysis, result.case.backend),
             )  # fmt: skip
 
 

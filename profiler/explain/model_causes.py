@@ -120,7 +120,8 @@ def unfused_qdq(evidence: Evidence) -> Iterator[Cause]:
     if executed and _quantizes_all(side) and len(executed) > max(2, sum(side.file.light.values())):
         light = ", ".join(sorted(side.file.light)[:4])
         yield Cause(
-            "all-ops-qdq", f"ops without weights were quantized too ({light}), which have no int8 kernel", "speed", "fact", lost, how,
+            "all-ops-qdq", f"ops without weights were quantized too ({light}), which have no int8 kernel", "speed", "fact", lost,
+            how,
             (f"{len(executed)} QuantizeLinear/DequantizeLinear are executed, {shown(seconds_of(executed))}",
              f"Q/DQ around ops without weights: {counted(side.file.light)}", *((left,) if loose else ())),
             (f"quantize ops with weights only: {profile_command(evidence, 'int8-static{per_channel=true}')}",

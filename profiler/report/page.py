@@ -122,7 +122,7 @@ def _content(story: Story) -> dict[str, Any]:
         "effort_line": words.effort_line(analysis),
         "metric": words.metric_name(analysis),
         "labelled": story.labelled,
-        "not_measured": [*words.not_measured(analysis), *words.NOT_IN_THIS_VERSION],
+        "not_measured": [*words.not_measured(analysis), *words.not_in_this_run(run)],
         "notes": [words.one_line(note) for note in analysis.notes],
         "limits": words.limits(analysis),
         "command": words.clean(_command(run)),
@@ -233,7 +233,7 @@ def _machine(story: Story, group: str) -> dict[str, Any]:
     remarks = [
         words.one_line(same[0].envelope) if same[0].envelope else "",
         f"emulated: {EMULATED}; accuracy, size and failures count" if same[0].emulated else "",
-        f"grade {story.analysis.grades[group]}" if story.several else "",
+        trust.grade_told(story.analysis.grades[group]) if story.several else "",
         "" if found is not None else "The run does not tell what machine this is.",
     ]
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from profiler import advice, plain, units
@@ -16,6 +16,7 @@ from profiler.named_code import named_code
 from profiler.places import NOT_PAIRED, Place
 from profiler.quality.metrics import Metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
+from profiler.store import RunData
 from profiler.targets.config import LOCAL
 
 clean, one_line = plain.clean, plain.one_line
@@ -331,7 +332,9 @@ def quality_cell(story: Story, case: CaseResult) -> Cell:
     if not story.labelled:
         return quality(case.agreement)
     if isinstance(case.accuracy_change, Estimate) and case.accuracy_change.note == "the reference itself":
-        return quality(case.accuracy)
+        own = quality(case.accuracy)
+        # In a column of changes its own accuracy needs the word with it.
+        return own if own.missing else replace(own, value=f"itself {own.value}")
     return change(case.accuracy_change)
 
 
@@ -596,8 +599,14 @@ def by_reason(story: Story) -> list[tuple[str, list[CaseResult]]]:
     return list(grouped.items())
 
 
+def not_in_this_run(run: RunData) -> list[tuple[str, str]]:
+    """What a run does not measure unless it is asked for it, and what none does yet."""
+    return [item for item in NOT_IN_THIS_VERSION if item[0] != _UNDER_LOAD or run.study.load is None]
+
+
+_UNDER_LOAD = "latency under load"
 NOT_IN_THIS_VERSION = (
-    ("latency under load", "timings are service times, back to back: no queue stands in front of them"),
+    (_UNDER_LOAD, "timings are service times, back to back: no queue stands in front of them (edgeprof load)"),
     ("corrupted inputs, subgroups, drift", "only the evaluation data as given was run"),
 )
 """What no run measures yet, said in every report."""
