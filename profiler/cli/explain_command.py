@@ -37,7 +37,9 @@ def command(
     store = open_store(database or out, create=False)
     try:
         with console.bars() as progress:
-            evidence = collect.collect(analysis, found, other, store, out, goes=goes, progress=progress, allow_code=allow_code)
+            evidence = collect.collect(
+                analysis, found, other, store, out, goes=goes, progress=progress, allow_code=allow_code
+            )
     finally:
         store.close()
     if json:

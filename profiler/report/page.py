@@ -267,4 +267,6 @@ def _facts(found: Environment, machine: Machine) -> list[tuple[str, str]]:
 def _command(run: RunData) -> str:
     search = run.plan.get("search")
     asked = search.get("asked") if isinstance(search, Mapping) else None
-    return study_command(run.study, search=(asked if isinstance(asked, Mapping) else {}) if search is not None else None)
+    return study_command(
+        run.study, search=(asked if isinstance(asked, Mapping) else {}) if search is not None else None
+    )

@@ -384,7 +384,8 @@ def unbounded(cases: Iterable[CaseResult]) -> str | None:
     told = [f"of {', '.join(titles)} because {note}" for note, titles in list(found.values())[:_MAX_REASONS]]
     rest = len(found) - _MAX_REASONS
     more = f"; and {rest} more reasons, with each case" if rest > 0 else ""
-    return f"{UNBOUNDED} = no bound on that side: {'; '.join(told)}{more}"
+    half = "the other end holds, as “at least” or “at most”"
+    return f"{UNBOUNDED} = no bound on that side ({half}): {'; '.join(told)}{more}"
 
 
 def _seen(case: CaseResult) -> Figure | None:

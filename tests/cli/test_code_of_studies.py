@@ -46,7 +46,11 @@ def test_a_model_factory_in_a_study_is_code_too():
     """Everything that is imported or started is named, and files are not."""
     study = make_study(model="package.module:factory", data="package:rows", metric="top1", energy={"command": "meter"})
 
-    assert named_code(study) == ('model = "package.module:factory"', 'data = "package:rows"', 'energy.command = "meter"')
+    assert named_code(study) == (
+        'model = "package.module:factory"',
+        'data = "package:rows"',
+        'energy.command = "meter"',
+    )
     assert named_code(make_study(model="m.onnx", data="rows.npz", metric="top1", energy={})) == ()
 
 

@@ -16,7 +16,9 @@ from profiler.report import drawing
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _edgeprof(arguments: str, *, python: str = "", limits: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
+def _edgeprof(
+    arguments: str, *, python: str = "", limits: str = "", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
     """The command as a shell runs it, with limits and redirections."""
     line = f"{limits}exec {sys.executable} {python} -m profiler {arguments}"
     inherited = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
@@ -110,5 +112,7 @@ def test_what_cannot_be_written_is_told_after_the_table(finished, tmp_path, caps
 def test_a_drawing_process_that_fails_says_so_in_a_line(program, words):
     """Killed, hung, failed or silent."""
     with pytest.raises(drawing.DrawingError, match=words) as caught:
-        drawing.draw({}, vl_version="6.1", limit_s=1.0 if "sleep" in program else 60.0, program=[sys.executable, "-c", program])
+        drawing.draw(
+            {}, vl_version="6.1", limit_s=1.0 if "sleep" in program else 60.0, program=[sys.executable, "-c", program]
+        )
     assert "\n" not in str(caught.value)
