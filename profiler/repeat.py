@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from profiler import advice
 from profiler.study import EFFORTS, Study, make_study
 from profiler.units import parse_drop
@@ -126,7 +128,8 @@ def _defaults(table: str) -> dict[str, Any]:
     from profiler.load.scenario import LoadPlan
     from profiler.study import EnergyPlan, SoakPlan
 
-    model = {"energy": EnergyPlan, "soak": SoakPlan, "load": LoadPlan}[table]
+    tables: dict[str, type[BaseModel]] = {"energy": EnergyPlan, "soak": SoakPlan, "load": LoadPlan}
+    model = tables[table]
     return {
         name: list(field.default) if isinstance(field.default, tuple) else field.default
         for name, field in model.model_fields.items()
