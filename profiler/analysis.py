@@ -10,12 +10,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import stopping, units
+from profiler import advice, stopping, units
 from profiler.disturbance import Judged, dirty_share
 from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.grade import Grade, dedicated, grade
@@ -196,6 +197,11 @@ class Analysis:
     """How far the reference's answers are better than such that have nothing to do with the labels; None where untested."""
     doubtful: bool = False
     """Whether they are not: then accuracy, its change and the verdict on it show nothing."""
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """For whoever computes something from this analysis that several ask for: what was found, by a key of their own."""
+        return {}
 
     def on(self, group: str) -> Analysis:
         """What belongs to one machine, by its `group`."""
@@ -485,7 +491,7 @@ def _why_not(status: Status, failure: FailureRecord | None, run: RunData) -> str
         return f"{failure.kind} in stage {failure.stage}: {failure.message.splitlines()[0][:200]}"
     if status == "measured":
         return "nothing was recorded"
-    return f"the run was not finished: `edgeprof {'search' if 'search' in run.plan else 'run'} --resume {run.id}`"
+    return f"the run was not finished: `{advice.resume(run.id, search='search' in run.plan)}`"
 
 
 def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: str) -> Figure:
@@ -576,6 +582,9 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if record is None or metric is None:
         reason = result.accuracy_change.reason if isinstance(result.accuracy_change, NotMeasured) else "no metric"
         return Check(name, "NOT_MEASURED", reason)
+    misfit = evidence.run.study.constraints.drop_misfit(metric.name, metric.unit)
+    if misfit is not None:
+        return Check(name, "NOT_MEASURED", misfit)
     if record.case == result.reference_quality:
         return Check(name, "PASS", "the reference itself")
     if result.reference_quality is not None and doubtful(evidence.qualities[result.reference_quality]):

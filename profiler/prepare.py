@@ -63,8 +63,10 @@ def check_names(study: Study) -> tuple[Variant, ...]:
             raise unknown(f"device of backend '{backend.name}'", backend.device, devices)
     for name in study.targets:
         get_target(name)
-    if study.metric is not None:
-        get_metric(study.metric)
+    metric = None if study.metric is None else get_metric(study.metric)
+    misfit = study.constraints.drop_misfit(study.metric, None if metric is None else metric.unit)
+    if misfit is not None:
+        raise StudyError(f"{misfit}.")
     book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
     for kind in study.cost.declared.values():
         parse_deployment(kind, book)

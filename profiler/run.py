@@ -20,7 +20,7 @@ import psutil
 
 from backends import spec
 from backends.base import SessionFacts
-from profiler import __version__, campaign, energy, output_rows, prepare, soak
+from profiler import __version__, advice, campaign, energy, output_rows, prepare, soak
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
 from profiler.cluster.building import ClusterArtifacts
@@ -40,6 +40,7 @@ from profiler.job import Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
 from profiler.machines import device_of, devices_of
+from profiler.named_code import named_code
 from profiler.pricing import undecided
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
@@ -88,12 +89,13 @@ def execute(
                 run_id = store.resolve(resume, search=False, unfinished=True)
                 before = store.run(run_id)
                 if "search" in before.plan:
-                    raise StudyError(f"run {run_id} is a search: go on with `edgeprof search --resume {run_id}`.")
+                    again = advice.resume(run_id, search=True)
+                    raise StudyError(f"run {run_id} is a search: go on with `{again}`.")
                 study = before.study
             elif study is None:
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
             else:
-                study = settled(study, store, progress)
+                study = settled(study.absolute(), store, progress)
                 if (unclear := undecided(study.cost, devices_of(study))) is not None:
                     raise StudyError(unclear)
             variants = prepare.check_names(study)
@@ -101,6 +103,7 @@ def execute(
             energy.check(study.energy)
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
+            advice.began(run_id, code=named_code(study))
             with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, variants, store, out, progress, budget, machines, cluster)
@@ -185,6 +188,7 @@ def _execute(
             folder,
             progress,
             budget,
+            advice.resume(run_id, code=named_code(study)),
         )
         with job.modes:
             _measure_all(job, cases, made, machines, None if cluster is None else ClusterEvaluation(cluster))

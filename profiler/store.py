@@ -30,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, SQLAlchemyError
 from typing_extensions import TypedDict
 
-from profiler import archive, plans, record_codec
+from profiler import advice, archive, plans, record_codec
 from profiler import leases as lease_rows
 from profiler.errors import EdgeprofError, StoreError
 from profiler.leases import Lease, LeaseLost, LeaseState, Owner, QueueState, QueueStatus
@@ -381,7 +381,7 @@ class Store:
         with self._transaction() as connection:
             row = connection.execute(sa.select(_runs).where(_runs.c.id == run_id)).mappings().one_or_none()
         if row is None:
-            raise StoreError(f"no run '{run_id}' in {self.place}. `edgeprof runs` lists them.")
+            raise StoreError(f"no run '{run_id}' in {self.place}. `{advice.of_run('runs')}` lists them.")
         return row
 
     def add_selftest(self, record: SelftestRecord) -> None:
@@ -446,14 +446,17 @@ class Store:
             fits = (one for one in sorted(ids, key=ended.__contains__) if ("search" in self.plan(one)) == search)
             ids = [next(fits, ids[0])] if ids else ids
         if not ids:
-            raise StoreError(f"there are no runs in {self.place} yet: `edgeprof profile MODEL --data DATA` makes one.")
+            make = advice.of_run("profile", "MODEL", "--data", "DATA")
+            raise StoreError(f"there are no runs in {self.place} yet: `{make}` makes one.")
         if text == "latest":
             return ids[0]
         found = [run_id for run_id in ids if run_id.startswith(text)]
         if len(found) == 1:
             return found[0]
         problem = f"'{text}' fits {len(found)} runs" if found else f"no run '{text}'"
-        raise StoreError(f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `edgeprof runs` lists all.")
+        raise StoreError(
+            f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `{advice.of_run('runs')}` lists all."
+        )
 
     def study(self, run_id: str) -> Study:
         """What the run was asked, without its records. Raises StoreError as `run` does."""

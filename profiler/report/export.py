@@ -119,9 +119,7 @@ def frontier_csv(analysis: Analysis, view: FrontierView) -> str:
 
 
 def _story(analysis: Analysis, view: FrontierView) -> Story:
-    from profiler.decide import recommend
-
-    return Story(analysis, view, recommend(analysis, view))
+    return Story.over(analysis, view)
 
 
 def _frontier(story: Story) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def lines(run: RunData) -> list[str]:
     asked = search.get("asked")
     alpha = asked.get("alpha") if isinstance(asked, Mapping) else None
     sure = (
-        f"; with at most {alpha:.0%} over all of them a candidate was dropped wrongly"
+        f"; a candidate was left out wrongly with at most {alpha:.0%}, over all of them"
         if isinstance(alpha, float)
         else ""
     )

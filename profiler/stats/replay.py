@@ -192,7 +192,7 @@ class _Servers:
         """When the request that arrives `now` will have been answered."""
         first = self._free.argmin(axis=0)[None]
         freed = np.take_along_axis(self._free, first, axis=0)[0]
-        end = np.maximum(now + wake, freed + following) + busy
+        end: NDArray[np.float64] = np.maximum(now + wake, freed + following) + busy
         np.put_along_axis(self._free, first, end[None], axis=0)
         return end
 

@@ -25,6 +25,7 @@ from profiler.targets.log import FileLog, Log, TailLog, clean
 from profiler.targets.out_of_memory import Finding, Witness, peak_of, speaks_of_memory
 from profiler.targets.pipe import Pipe, close_quietly
 from profiler.targets.remote import LinkLost
+from profiler.units import size
 
 _CHUNK_BYTES = 4 << 20
 _GRACE_S = 5.0
@@ -302,6 +303,12 @@ class WorkerProcess:
             # What C++ does with an exception that nobody caught, and Python outside of a command.
             found = self._witness.of_allocation(f"out of memory: {text}", alive=False)
             return _failure("out_of_memory", found, tail)
+        if self._memory_limit_bytes is not None and command in ("hello", "load"):
+            # Where an allocation fails inside of a runtime's own start, it says anything, or nothing.
+            text += (
+                f" It may allocate {size(self._memory_limit_bytes)} (--memory-limit), and Python with a runtime needs some "
+                "150 MB before it has read a model: that may be all. Try again with more, or without --memory-limit."
+            )
         return WorkerFailure("crash", text, tail)
 
     def _no_worker(self, code: int, tail: str | None) -> TargetError:
