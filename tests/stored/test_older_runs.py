@@ -24,7 +24,7 @@ from profiler.stats.slo import RateEstimate
 from profiler.store import DATABASE_NAME
 
 HERE = Path(__file__).parent
-RUNS = sorted((HERE / "runs").glob("*.sqlite.xz"))
+RUNS = sorted((HERE / "databases").glob("*.sqlite.xz"))
 FIGURES = (
     "latency_p50_s", "latency_p90_s", "latency_p99_s", "throughput_per_s", "time_ratio", "time_ratio_own", "import_s", "load_s",
     "first_inference_s", "time_to_steady_s", "peak_rss_bytes", "size_bytes", "compressed_bytes", "energy_j", "accuracy",
