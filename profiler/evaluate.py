@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -79,7 +80,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
             if key in done and reference is None and case.is_reference_variant:
                 # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
                 # evaluated would be compared with themselves.
-                reference = _outputs(job, case, data)
+                reference = evaluated(job, case, data)
                 _write_reference(job.folder / REFERENCE_OUTPUTS, reference)
             if case in missing:
                 start = time.perf_counter()
@@ -109,7 +110,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
 
 def _found(job: Job, case: Case, data: Dataset, ahead: Ahead | None) -> tuple[Outputs, tuple[str, ...]]:
     found = None if ahead is None else ahead.outputs(case)
-    return (_outputs(job, case, data), ()) if found is None else (found.outputs, found.notes)
+    return (evaluated(job, case, data), ()) if found is None else (found.outputs, found.notes)
 
 
 def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
@@ -144,27 +145,27 @@ def _record(
     )
 
 
-def _outputs(job: Job, case: Case, data: Dataset) -> Outputs:
-    """Outputs for all rows, in order; the last batch is filled up with rows from the front and cut again."""
+def evaluated(job: Job, case: Case, data: Dataset) -> Outputs:
+    """Outputs for all rows, in order; batches are made as the inputs are fed (`Feeding.answers`)."""
     parts: dict[str, list[NDArray[np.generic]]] = {}
+    order: list[NDArray[np.generic]] = []
     with job.open(case) as worker:
         job.load(worker, case)
-        for start in range(0, len(data), case.batch):
-            index = np.arange(start, start + case.batch) % len(data)
-            rows = min(case.batch, len(data) - start)
-            for name, array in _infer(job, worker, data, index).items():
+        for index, outputs in job.prepared.feeding.answers(data, case.batch, partial(_infer, job, worker)):
+            order.append(index)
+            for name, array in outputs.items():
                 if array.ndim == 0 or array.shape[0] != case.batch:
                     raise WorkerFailure(
                         "error",
                         f"output '{name}' has shape {array.shape} for a batch of {case.batch}: expected one row per sample. "
                         "Evaluate this model with --batch 1, or give an output whose first axis is the batch.",
                     )
-                parts.setdefault(name, []).append(array[:rows])
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+                parts.setdefault(name, []).append(array[: len(index)])
+    places = np.argsort(np.concatenate(order), kind="stable")
+    return {name: np.concatenate(arrays)[places] for name, arrays in parts.items()}
 
 
-def _infer(job: Job, worker: WorkerProcess, data: Dataset, index: NDArray[np.int64]) -> Outputs:
-    batch = {name: np.ascontiguousarray(array[index]) for name, array in data.inputs.items()}
+def _infer(job: Job, worker: WorkerProcess, batch: dict[str, NDArray[np.generic]]) -> Outputs:
     return worker.request("infer", batch, timeout_s=job.limit_s)[1]
 
 

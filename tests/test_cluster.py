@@ -30,11 +30,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.base import TensorInfo
 from profiler import artifacts, evaluate, prepare, wire
 from profiler.artifacts import ArtifactStore
 from profiler.cluster import address, building, client, evaluating, tasks
 from profiler.cluster.keys import ROLES, make_keys
 from profiler.data import Dataset
+from profiler.data.feeding import Feeding
 from profiler.errors import StudyError, TargetError, VariantError
 from profiler.records import QualityRecord
 from profiler.study import Case, make_study
@@ -731,7 +733,8 @@ class Rows:
         path.write_bytes(b"m")
         self.run_id, self.folder, self.progress = "r", tmp_path, listener()
         self.study = make_study(model="m")
-        self.prepared = SimpleNamespace(evaluation=data, rows=data.inputs)
+        feeding = Feeding.plain([TensorInfo(name, "float32", ("N", *a.shape[1:])) for name, a in data.inputs.items()])
+        self.prepared = SimpleNamespace(evaluation=data, rows=data.inputs, feeding=feeding)
         self.budget = SimpleNamespace(left_s=float("inf"))
         self.artifact_store = SimpleNamespace(files=lambda _: {"model.onnx": path})
         self.artifacts = {name: SimpleNamespace(sha256=name, facts={}) for name in ("fp32", "fp16", "graph")}

@@ -271,6 +271,7 @@ def command(study: Study, *, search: bool = False) -> str:
         ("--limit", study.limit, study.limit is not None),
         ("--calibration-samples", study.calibration_samples, study.calibration_samples != usual.calibration_samples),
         *[("--shape", f"{name}={','.join(map(str, shape))}", True) for name, shape in study.input_shapes.items()],
+        *[("--input", asked_input.text(name), True) for name, asked_input in study.inputs.items()],
         ("--seed", study.seed, study.seed != usual.seed),
         ("--time-budget", f"{study.time_budget_s}s", study.time_budget_s is not None),
         ("--time-limit", f"{study.time_limit_s:g}s", study.time_limit_s != usual.time_limit_s),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from profiler import wire
 from profiler.data import Dataset, split_calibration
 from profiler.errors import BudgetError, DataError, EdgeprofError, StoreError, TargetError
-from profiler.evaluate import Elsewhere
+from profiler.evaluate import Elsewhere, evaluated
 from profiler.job import Job
 from profiler.quality.metrics import Metric, default_metric, get_metric
 from profiler.quality.outputs import agreement as agreement_with
@@ -162,6 +162,9 @@ class Screening:
             # A name of its own: the function below keeps it.
             outputs = found.outputs
             return *self._portions(case, lambda start: _cut(outputs, start, case.batch), stop), found.notes
+        if self.job.prepared.feeding.states:
+            # A sequence is run from its beginning to its end: there are no portions to stop after.
+            return evaluated(self.job, case, self.data), len(self.data), ()
         with self.job.open(case) as worker:
             self.job.load(worker, case)
             return *self._portions(case, lambda start: self._batch(worker, case, start), stop), ()
@@ -184,8 +187,9 @@ class Screening:
     def _batch(self, worker: WorkerProcess, case: Case, start: int) -> Outputs:
         index = np.arange(start, start + case.batch) % len(self.data)
         rows = min(case.batch, len(self.data) - start)
-        feeds = {name: np.ascontiguousarray(array[index]) for name, array in self.data.inputs.items()}
-        outputs = worker.request("infer", feeds, timeout_s=self.job.limit_s)[1]
+        feeding = self.job.prepared.feeding
+        feeds = feeding.feeds(self.data.inputs, index)
+        outputs = feeding.row_wise(worker.request("infer", feeds, timeout_s=self.job.limit_s)[1])
         wrong = [name for name, array in outputs.items() if array.ndim == 0 or array.shape[0] != case.batch]
         if wrong:
             shape = outputs[wrong[0]].shape
