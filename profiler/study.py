@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -157,7 +157,7 @@ class InputOptions(_Frozen):
     """A constant: the same for all rows, filled with this number; a list for an input of one axis; `data`: the data's array."""
     source: str | None = Field(default=None, alias="from", min_length=1)
     """A state: this output is its value in the next step of a sequence, which is the rows that share an id, in order."""
-    init: float | Literal["zeros", "ones", "data"] = Field(default="zeros", allow_inf_nan=False)
+    init: Annotated[float, Field(allow_inf_nan=False)] | Literal["zeros", "ones", "data"] = "zeros"
     """What a sequence begins with; `data`: the data's row of that input at the sequence's first step."""
 
     @field_validator("batch_axis")

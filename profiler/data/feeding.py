@@ -337,9 +337,20 @@ def feeds_of(
     return make, count, max(fixed)
 
 
+def rows_fed(rows: Mapping[str, Array], feeds: Mapping[str, Array]) -> int:
+    """How many of `rows` (as `feeds_of` takes them) stand in `feeds`."""
+    described = next((name for name in rows if name.startswith(_RULES)), None)
+    axes: dict[str, Axis] = {} if described is None else json.loads(described.removeprefix(_RULES))
+    counts = []
+    for name, array in feeds.items():
+        axis = axes.get(name, 0 if array.ndim else "constant")
+        counts += [array.shape[axis]] if isinstance(axis, int) and axis < array.ndim else []
+    return max(counts, default=1)
+
+
 def _fed(part: Array, axis: Axis) -> Array:
     if axis == "constant":
-        return part[0] if part.ndim else part
+        return np.asarray(part[0] if part.ndim else part)
     return _placed(part, None if axis == "none" else axis)
 
 
