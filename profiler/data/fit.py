@@ -47,8 +47,9 @@ def fit_arrays(
 def _constant(name: str, rule: InputRule, array: Array) -> tuple[Array, list[str]]:
     if _fits(array.shape, rule.info.shape):
         return array, []
-    if len(array) and _fits(array.shape[1:], rule.info.shape) and bool((array == array[:1]).all()):
-        return np.asarray(array[0]), [f"input '{rule.name}' is the same for all rows: the first of {len(array)} equal ones is fed"]
+    if array.size and array.ndim and _fits(array.shape[1:], rule.info.shape) and bool((array == array[:1]).all()):
+        note = f"input '{rule.name}' is the same for all rows: the first of {len(array)} equal ones is fed"
+        return np.asarray(array[0]), [note]
     if array.ndim and array.size == 1 and not rule.info.shape:
         return array.reshape(()), []
     raise DataError(

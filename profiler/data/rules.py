@@ -20,6 +20,13 @@ _CARRIED = re.compile(
     re.IGNORECASE,
 )
 
+_NOT_FED = {
+    "object": "text",
+    "sequence": "a sequence",
+    "sparse_tensor": "a sparse tensor",
+    "map": "a map",
+    "optional": "an option",
+}
 Asked = dict[str, dict[str, object]]
 """Options by input."""
 
@@ -61,8 +68,16 @@ def decide(study: Study, inputs: Sequence[TensorInfo], outputs: Sequence[TensorI
 
 
 def complete(study: Study, feeding: Feeding, data_given: bool) -> Feeding:
-    """The same with a value for every constant. Raises StudyError for one that nobody gave; without data, what the data would
-    give is random."""
+    """The same with a value for every constant. Without data, what the data would give is random.
+
+    Raises StudyError for one that nobody gave, and for an input that cannot be fed at all.
+    """
+    for rule in feeding.rules:
+        if rule.info.dtype in _NOT_FED:
+            raise StudyError(
+                f"input '{rule.name}' takes {_NOT_FED[rule.info.dtype]}, which edgeprof does not feed: export the model without "
+                "that step, so that its inputs are tensors of numbers (token ids in place of text)."
+            )
     missing = [rule for rule in feeding.rules if rule.role == "constant" and rule.value is None]
     asked: Asked = {rule.name: {"value": _guess(rule.info)} for rule in missing if data_given or not rule.declared}
     if asked:
