@@ -127,6 +127,8 @@ class CaseResult:
     """The last process of this case: realised provider, versions, precision."""
     warmup_labels: tuple[str, ...]
     notes: tuple[str, ...]
+    runtime_doubt: str | None = None
+    """Why its answers are not to be trusted: its runtime computes another function from the file than others do."""
 
     @property
     def key(self) -> str:
@@ -184,6 +186,8 @@ class Analysis:
     machine: str | None
     """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected, or when there are several."""
     notes: tuple[str, ...]
+    doubtful_reference: bool = False
+    """Whether the runtimes disagree about the unmodified model and none is known to be right: nothing can be paired with it."""
 
     def on(self, group: str) -> Analysis:
         """What belongs to one machine, by its `group`."""
@@ -282,7 +286,10 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     machines = tuple(pricing.machines.values())
     return Analysis(
         run, metric, next(iter(first.values()), None), first, (*results, *skipped), evidence.judged,
-        _lowest(grades, machines), grades, machines, _priced_as(machines), (*run.notes, *pricing.notes),
+        _lowest(grades, machines), grades, machines, _priced_as(machines),
+        (*run.notes, *pricing.notes, *(record.text for record in run.runtimes if record.text)),
+        doubtful_reference=(base := _reference_quality(evidence)) is not None
+        and any(record.undecided and base in record.doubted for record in run.runtimes),
     )  # fmt: skip
 
 
@@ -415,7 +422,22 @@ def _result(
         warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
         notes=(*(artifact.notes if artifact is not None else ()), *timed.notes, *([_raced(len(judged))] if raced else [])),
     )  # fmt: skip
+    result = replace(result, runtime_doubt=_runtime_doubt(evidence, case))
     return _checked(_sourced(result), evidence, metric, grades[where.group])
+
+
+def _runtime_doubt(evidence: _Evidence, case: Case) -> str | None:
+    """Why the answers of this case's runtime are not trusted; None where they are, or nothing was compared."""
+    found = next((record for record in evidence.run.runtimes if case.quality_key in record.doubted), None)
+    if found is None:
+        return None
+    if found.undecided:
+        others = " and ".join(name for name in found.backends if name != case.backend)
+        return f"it answers otherwise than {others} ({found.difference}), and which is right could not be told"
+    safe = found.cautious.get(case.backend)
+    advice = "" if safe is None else f"; {safe} is right"
+    others = ", ".join(found.agreeing)
+    return f"{case.backend} computes another function from this file than {others} ({found.difference}){advice}"
 
 
 def _raced(blocks: int) -> str:
@@ -529,8 +551,13 @@ def _quality(
 
 
 def _reference_quality(evidence: _Evidence) -> str | None:
-    """The first evaluation of the unmodified model in the order of the plan: the one that agreement was computed with."""
-    return next((key for key in evidence.qualities if key.startswith(f"{REFERENCE_VARIANT}@")), None)
+    """The first evaluation of the unmodified model in the order of the plan: the one that agreement was computed with.
+
+    One by a runtime that computes another function comes last, as it does in the evaluation.
+    """
+    doubted = {key for record in evidence.run.runtimes for key in record.doubted}
+    found = [key for key in evidence.qualities if key.startswith(f"{REFERENCE_VARIANT}@")]
+    return min(found, key=lambda key: key in doubted, default=None)
 
 
 def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None, graded: Grade) -> CaseResult:

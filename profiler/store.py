@@ -43,13 +43,14 @@ from profiler.records import (
     LoadRecord,
     ProcessRecord,
     QualityRecord,
+    RuntimeRecord,
     SelftestRecord,
     WarmupRecord,
 )
 from profiler.study import Study, make_study
 
 Status = Literal["running", "interrupted", "finished"]
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DATABASE_NAME = "edgeprof.sqlite"
 
 _meta = sa.MetaData()
@@ -87,6 +88,7 @@ _TABLES: dict[type, sa.Table] = {
     BlockRecord: _records_table("blocks", "case", "replicate", "group", "round"),
     QualityRecord: _records_table("qualities", "case"),
     FailureRecord: _records_table("failures", "case", "stage"),
+    RuntimeRecord: _records_table("runtimes", "case"),
     EnergyRecord: _records_table("energies", "case", "meter", "window"),
     LoadRecord: _records_table("loads", "case", "setting", "run"),
 }
@@ -101,8 +103,12 @@ _selftests = sa.Table(
 
 _leases, _queues = lease_rows.tables(_meta)
 
-Record = ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | FailureRecord | EnergyRecord | LoadRecord
-R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, FailureRecord, EnergyRecord, LoadRecord)
+Record = (
+    ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | RuntimeRecord | FailureRecord | EnergyRecord | LoadRecord
+)  # fmt: skip
+R = TypeVar(
+    "R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, RuntimeRecord, FailureRecord, EnergyRecord, LoadRecord
+)  # fmt: skip
 
 # Version n → n + 1. Each entry gets the connection inside the transaction that also raises the version.
 _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
@@ -110,6 +116,8 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     1: _meta.create_all,
     # Leases and queues of devices.
     2: _meta.create_all,
+    # Answers of several runtimes compared.
+    3: _meta.create_all,
 }
 
 
@@ -145,6 +153,8 @@ class RunData:
     failures: tuple[FailureRecord, ...]
     energies: tuple[EnergyRecord, ...] = ()
     loads: tuple[LoadRecord, ...] = ()
+    runtimes: tuple[RuntimeRecord, ...] = ()
+    """One for each artifact that ran on several backends; empty in runs that did not compare them."""
     queues: tuple[QueueState, ...] = ()
     """How far it got with each device; empty for runs of one machine made before devices had queues."""
 
@@ -302,7 +312,7 @@ class Store:
             artifacts=self.records(run_id, ArtifactRecord), processes=self.records(run_id, ProcessRecord),
             blocks=self.records(run_id, BlockRecord), qualities=self.records(run_id, QualityRecord),
             failures=self.records(run_id, FailureRecord), energies=self.records(run_id, EnergyRecord),
-            loads=self.records(run_id, LoadRecord), queues=self.queues(run_id),
+            loads=self.records(run_id, LoadRecord), runtimes=self.records(run_id, RuntimeRecord), queues=self.queues(run_id),
         )  # fmt: skip
 
     def add_selftest(self, record: SelftestRecord) -> None:

@@ -31,6 +31,8 @@ class Worker:
         return None
 
     def request(self, command, arrays, *, timeout_s):
+        if command == "facts":
+            return {"facts": {}}, {}
         assert command == "infer"
         self.seen.append(arrays["x"].copy())
         return {}, self.answer(arrays["x"])
