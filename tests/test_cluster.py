@@ -36,7 +36,7 @@ from profiler.artifacts import ArtifactStore
 from profiler.cluster import address, building, client, evaluating, tasks
 from profiler.cluster.keys import ROLES, make_keys
 from profiler.data import Dataset
-from profiler.data.feeding import Feeding
+from profiler.data.feeding import Feeding, InputRule
 from profiler.errors import StudyError, TargetError, VariantError
 from profiler.records import QualityRecord
 from profiler.study import Case, make_study
@@ -677,6 +677,8 @@ def test_a_failure_there_has_the_words_of_here(small_model: Path, tmp_path: Path
 
 
 def job_of(plan: dict[str, Any] | None = None, **fields: Any) -> Any:
+    prepared = SimpleNamespace(feeding=Feeding.plain([TensorInfo("x", "float32", ("N", 4))]))
+    fields = {"prepared": prepared, **fields}
     return SimpleNamespace(run_id="r", store=SimpleNamespace(plan=lambda _: plan or {}), **fields)
 
 
@@ -711,6 +713,15 @@ def test_a_case_is_evaluated_on_the_cluster_only_when_the_target_would_give_the_
     # One machine of another kind is enough: nothing is pinned, so any may take it.
     cluster.machines["tls://x"] = replace(cluster.here, host="old", isa=cluster.here.isa[:1])
     assert "the cluster's old" in str(evaluating.not_there(job_of(), case(), cluster))
+
+
+def test_inputs_that_are_not_rows_first_are_fed_on_the_target() -> None:
+    """A cluster cuts its portions on the first axis."""
+    cluster: Any = FakeCluster(lambda _: None)
+    inner = Feeding((InputRule(TensorInfo("h", "float32", (2, "N", 4)), axis=1),))
+    job = job_of(prepared=SimpleNamespace(feeding=inner))
+
+    assert "first axis" in str(evaluating.not_there(job, case(), cluster))
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
