@@ -421,8 +421,8 @@ def _result(
         raced=raced, process=processes[-1] if processes else None,
         warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
         notes=(*(artifact.notes if artifact is not None else ()), *timed.notes, *([_raced(len(judged))] if raced else [])),
+        runtime_doubt=_runtime_doubt(evidence, case),
     )  # fmt: skip
-    result = replace(result, runtime_doubt=_runtime_doubt(evidence, case))
     return _checked(_sourced(result), evidence, metric, grades[where.group])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from profiler.cost.model import parse_deployment
 from profiler.cost.prices import load_prices
 from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
 from profiler.data.feeding import Feeding, InputRule
+from profiler.data.fit import UndeclaredStateError
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
-from profiler.data.rules import complete, decide, random_values
+from profiler.data.rules import command, complete, decide, random_values
 from profiler.errors import DataError, EdgeprofError, StoreError, StudyError, unknown
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
@@ -55,12 +56,12 @@ class Prepared:
     rows: Mapping[str, NDArray[np.generic]]
     """Inputs that timing draws its batches from: the evaluation rows, or random ones."""
     notes: tuple[str, ...]
-    feeding: Feeding = None  # type: ignore[assignment]
+    feeding: Feeding = field(default_factory=lambda: Feeding(()))
     """How rows become feeds; left out: row by row, on the first axis of every input."""
 
     def __post_init__(self) -> None:
         """Without a description there is the plain one."""
-        if self.feeding is None:
+        if not self.feeding.rules:
             object.__setattr__(self, "feeding", Feeding.plain(self.inputs))
 
 
@@ -181,10 +182,13 @@ def _preprocessing(study: Study) -> Preprocessing | None:
 
 
 def _load(study: Study, source: str, feeding: Feeding) -> Dataset:
-    return load_dataset(
-        source, inputs=[rule.info for rule in feeding.rules], preprocessing=_preprocessing(study), limit=study.limit,
-        seed=study.seed, feeding=feeding,
-    )  # fmt: skip
+    try:
+        return load_dataset(
+            source, inputs=[rule.info for rule in feeding.rules], preprocessing=_preprocessing(study), limit=study.limit,
+            seed=study.seed, feeding=feeding,
+        )  # fmt: skip
+    except UndeclaredStateError as error:
+        raise DataError(f"{error} The command: {command(study, error.asked)}") from error
 
 
 def random_rows(study: Study, feeding: Feeding) -> Mapping[str, NDArray[np.generic]]:

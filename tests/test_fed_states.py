@@ -97,7 +97,7 @@ def test_constants_are_asked_for_with_a_command_that_says_them(files, tmp_path):
 def test_a_state_that_the_data_do_not_hold_is_suggested(files, tmp_path):
     """By name, shape and type of an output."""
     study = make_study(model=files[0], data=files[1], inputs={"sr": {"value": 1}})
-    with pytest.raises(DataError, match=r"--input 'h\{batch_axis=1,from=hn\}'.*`ids`"):
+    with pytest.raises(DataError, match=r"`ids`.*edgeprof profile .*--input 'h\{batch_axis=1,from=hn\}'"):
         prepare.prepare(study, prepare.check_names(study), tmp_path)
 
 

@@ -12,6 +12,15 @@ from profiler.data.feeding import Feeding, InputRule, text_of
 from profiler.errors import DataError
 
 
+class UndeclaredStateError(DataError):
+    """The data lack an array that looks like a state; `asked` is how it can be declared."""
+
+    def __init__(self, message: str, asked: Mapping[str, Mapping[str, object]]) -> None:
+        """`asked`: options by input."""
+        super().__init__(message)
+        self.asked = asked
+
+
 def fit_arrays(
     name: str, feeding: Feeding, arrays: Mapping[str, Array], labels: Array | None
 ) -> tuple[dict[str, Array], dict[str, Array], tuple[str, ...]]:
@@ -102,8 +111,10 @@ def _require(name: str, feeding: Feeding, rows: Mapping[str, Array]) -> None:
             options: dict[str, object] = {"from": feeding.likely_states[rule.name]}
             if rule.axis:
                 options = {"batch_axis": rule.axis, **options}
-            raise DataError(
+            raise UndeclaredStateError(
                 f"data '{name}' has no array '{rule.name}' ({shape}). Its type, shape and name are those of output "
-                f"'{options['from']}': if it is a state that a sequence carries, add "
-                f"--input '{text_of(rule.name, options)}', and to the data an array `ids`, equal for the rows of one sequence."
+                f"'{options['from']}': if it is a state that a sequence carries, say so with "
+                f"--input '{text_of(rule.name, options)}', and with an array `ids` in the data, equal for the rows of one "
+                "sequence.",
+                {rule.name: options},
             )
