@@ -58,9 +58,14 @@ class Crosscheck:
         self._records = {record.case: record for record in self.job.store.records(self.job.run_id, RuntimeRecord)}
 
     def reference(self) -> set[str]:
-        """Compare the unmodified model before anything is compared with it. Returns the quality keys that are not trusted."""
+        """Compare the unmodified model before anything is compared with it. Returns the quality keys that are not trusted.
+
+        At the first batch of each target; the others are compared afterwards, by the outputs that were evaluated anyway.
+        """
+        targets: set[str] = set()
         for key, cases in self._groups.items():
-            if cases[0].is_reference_variant:
+            if cases[0].is_reference_variant and cases[0].target not in targets:
+                targets.add(cases[0].target)
                 self._compared(key, cases)
         found = [record for record in self._records.values() if record.variant == REFERENCE_VARIANT]
         self._reduced = any(record.reduced for record in found)
