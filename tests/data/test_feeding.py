@@ -284,3 +284,24 @@ def test_plain_rows_travel_alone():
     """So that nothing changes for models that are fed row by row."""
     rows = {"x": np.zeros((4, 3), np.float32)}
     assert list(Feeding.plain([X]).travelling(rows, {})) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "texts", [["sr"], ["sr{value=1"], ["{value=1}"], ["sr{value}"], ["sr{value=1}", "sr{batch_axis=0}"]]
+)
+def test_texts_that_declare_nothing_are_refused(texts):
+    """Before a study is made of them."""
+    from profiler.cli.options import inputs
+    from profiler.errors import EdgeprofError
+
+    with pytest.raises(EdgeprofError, match="sr|value"):
+        inputs(texts)
+
+
+def test_what_cannot_be_fed_is_said_before_anything_runs():
+    """Text, sequences and the like."""
+    from profiler.data.rules import complete
+
+    feeding = decided([TensorInfo("t", "object", ("N", 1))])
+    with pytest.raises(StudyError, match="takes text"):
+        complete(study(), feeding, data_given=False)
