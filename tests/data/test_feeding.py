@@ -294,7 +294,7 @@ def test_texts_that_declare_nothing_are_refused(texts):
     from profiler.cli.options import inputs
     from profiler.errors import EdgeprofError
 
-    with pytest.raises(EdgeprofError, match="sr|value"):
+    with pytest.raises(EdgeprofError, match=r"sr|value"):
         inputs(texts)
 
 
