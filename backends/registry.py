@@ -23,6 +23,7 @@ BUILT_IN = {
     "trt": "backends.trt:TrtBackend",
     "fake": "backends.fake:FakeBackend",
     "injected": "backends.injected:InjectedBackend",
+    "onnx-reference": "backends.onnx_reference:ReferenceBackend",
 }
 
 EntryPoints = Callable[[], Iterable[metadata.EntryPoint]]

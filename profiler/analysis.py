@@ -132,6 +132,8 @@ class CaseResult:
     """The last process of this case: realised provider, versions, precision."""
     warmup_labels: tuple[str, ...]
     notes: tuple[str, ...]
+    runtime_doubt: str | None = None
+    """Why its answers are not to be trusted: its runtime computes another function from the file than others do."""
 
     @property
     def key(self) -> str:
@@ -197,6 +199,9 @@ class Analysis:
     """How far the reference's answers are better than such that have nothing to do with the labels; None where untested."""
     doubtful: bool = False
     """Whether they are not: then accuracy, its change and the verdict on it show nothing."""
+
+    doubtful_reference: bool = False
+    """Whether the runtimes disagree about the unmodified model and none is known to be right: nothing can be paired with it."""
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
@@ -303,9 +308,12 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     return Analysis(
         run, metric, next(iter(first.values()), None), first, (*results, *skipped), evidence.judged,
         _lowest(grades, machines), grades, machines, _priced_as(machines),
-        (*run.notes, *(() if asked is None else (asked,)), *(() if told is None else told.notes), *pricing.notes),
+        (*run.notes, *(() if asked is None else (asked,)), *(() if told is None else told.notes), *pricing.notes,
+         *(record.text for record in run.runtimes if record.text)),
         output=next((record.output for record in run.qualities if record.output is not None), None), question=asked,
         chance=None if told is None else told.chance, doubtful=told is not None and doubtful(told),
+        doubtful_reference=(base := _reference_quality(evidence)) is not None
+        and any(record.undecided and base in record.doubted for record in run.runtimes),
     )  # fmt: skip
 
 
@@ -439,8 +447,23 @@ def _result(
         raced=raced, process=processes[-1] if processes else None,
         warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
         notes=(*(artifact.notes if artifact is not None else ()), *timed.notes, *([_raced(len(judged))] if raced else [])),
+        runtime_doubt=_runtime_doubt(evidence, case),
     )  # fmt: skip
     return _checked(_sourced(result), evidence, metric, grades[where.group])
+
+
+def _runtime_doubt(evidence: _Evidence, case: Case) -> str | None:
+    """Why the answers of this case's runtime are not trusted; None where they are, or nothing was compared."""
+    found = next((record for record in evidence.run.runtimes if case.quality_key in record.doubted), None)
+    if found is None:
+        return None
+    if found.undecided:
+        others = " and ".join(name for name in found.backends if name != case.backend)
+        return f"it answers otherwise than {others} ({found.difference}), and which is right could not be told"
+    safe = found.cautious.get(case.backend)
+    advice = "" if safe is None else f"; {safe} is right"
+    others = ", ".join(found.agreeing)
+    return f"{case.backend} computes another function from this file than {others} ({found.difference}){advice}"
 
 
 def _raced(blocks: int) -> str:
@@ -557,8 +580,13 @@ def _quality(
 
 
 def _reference_quality(evidence: _Evidence) -> str | None:
-    """The first evaluation of the unmodified model in the order of the plan: the one that agreement was computed with."""
-    return next((key for key in evidence.qualities if key.startswith(f"{REFERENCE_VARIANT}@")), None)
+    """The first evaluation of the unmodified model in the order of the plan: the one that agreement was computed with.
+
+    One by a runtime that computes another function comes last, as it does in the evaluation.
+    """
+    doubted = {key for record in evidence.run.runtimes for key in record.doubted}
+    found = [key for key in evidence.qualities if key.startswith(f"{REFERENCE_VARIANT}@")]
+    return min(found, key=lambda key: key in doubted, default=None)
 
 
 def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None, graded: Grade) -> CaseResult:

@@ -217,6 +217,8 @@ def _fits(analysis: Analysis, case: CaseResult) -> bool:
     over a point then.
     """
     limited = analysis.run.study.constraints.max_drop is not None
+    if analysis.doubtful_reference or case.runtime_doubt is not None:
+        return False
     return case.verdict == "PASS" and (limited or _loses_little(analysis, case))
 
 
@@ -323,6 +325,8 @@ def _loses_little(analysis: Analysis, case: CaseResult) -> bool:
 
 
 def _why_out(case: CaseResult) -> str:
+    if case.runtime_doubt is not None:
+        return case.runtime_doubt
     problems = [f"{check.name} {check.verdict}: {check.text}" for check in case.checks if check.verdict != "PASS"]
     if problems:
         return "; ".join(problems)
@@ -363,6 +367,11 @@ def _preference(case: CaseResult, x: str) -> tuple[float, float]:
 def _nothing_fits(analysis: Analysis) -> str:
     if not analysis.measured:
         return "Nothing was measured: see the failures."
+    if analysis.doubtful_reference:
+        return (
+            "Nothing to ship yet: the runtimes disagree about the unmodified model, and which is right could not be told (see "
+            "the notes)."
+        )
     verdicts = {case.verdict for case in analysis.measured}
     if verdicts == {"NOT_MEASURED"}:
         missing = {check.text for case in analysis.measured for check in case.checks if check.verdict == "NOT_MEASURED"}

@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from profiler import output_rows
+from profiler.crosscheck import Crosscheck
 from profiler.data import Dataset
 from profiler.errors import BudgetError, EdgeprofError, TargetError
 from profiler.job import Job, add, again_if_killed
@@ -76,21 +78,24 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
     job.progress.stage("evaluating accuracy", len(units))
     # Which output is meant is asked once: whoever has to answer has to start another run.
     question = next((record.question for record in done.values() if record.question is not None), None)
-    known = _Known(output_rows.read(job.folder / REFERENCE_OUTPUTS), question)
-    ordered = sorted(units.items(), key=lambda item: not item[1].is_reference_variant)
+    known = _Known(output_rows.read(job.folder / REFERENCE_OUTPUTS), Crosscheck(job, cases, data), question)
+    doubted = known.check.reference()
+    # Never paired against a runtime that computes something else from the file, where another one is right.
+    ordered = sorted(units.items(), key=lambda item: (not item[1].is_reference_variant, item[0] in doubted))
     missing = [case for key, case in ordered if key not in done and key not in failed]
     with nullcontext() if elsewhere is None else elsewhere.ahead(job, missing, data) as ahead:
         for key, case in ordered:
             if key in done and known.reference is None and case.is_reference_variant:
                 # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
                 # evaluated would be compared with themselves.
-                known.reference, _ = _outputs(job, case, data)
+                known.reference, _ = evaluated(job, case, data)
                 output_rows.write(job.folder / REFERENCE_OUTPUTS, known.reference)
             if case in missing and known.question is not None:
                 add(job, unanswered(key, data, known.question))
             elif case in missing and not _evaluated(job, case, data, ahead, known):
                 failed.add(key)
             job.progress.step(key)
+    known.check.rest(failed)
     return failed
 
 
@@ -99,6 +104,7 @@ class _Known:
     """What the cases of a run share."""
 
     reference: Outputs | None
+    check: Crosscheck
     question: str | None
     """Where it's open what is to be evaluated."""
     reading: Reading | None = None
@@ -112,6 +118,7 @@ def _evaluated(job: Job, case: Case, data: Dataset, ahead: Ahead | None, known: 
     except WorkerFailure as failure:
         job.fail(key, "quality", failure)
         return False
+    known.check.saw(case, outputs)
     if known.reference is None and case.is_reference_variant:
         known.reference = outputs
         output_rows.write(job.folder / REFERENCE_OUTPUTS, outputs)
@@ -150,13 +157,15 @@ def first_look(job: Job) -> Reading | None:
     if data is None:
         return None
     case = Case(REFERENCE_VARIANT, study.backends[0], LOCAL, min(study.batches), study.threads[0])
-    rows = np.unique(np.linspace(0, len(data) - 1, min(_LOOK_ROWS, len(data))).astype(np.int64))
+    count = min(_LOOK_ROWS, len(data))
+    # What is carried from step to step makes sense in the order of the rows only.
+    spread = np.arange(count) if job.prepared.feeding.states else np.unique(np.linspace(0, len(data) - 1, count))
     try:
-        outputs, count = _looked(job, case, data, rows)
+        outputs, rows = _looked(job, case, data, spread.astype(np.int64))
     except (BudgetError, TargetError):
         # Whoever evaluates this case has the message, and the right machine.
         return None
-    labels = None if data.labels is None else data.labels[rows[:count]]
+    labels = None if data.labels is None else data.labels[rows]
     try:
         reading = choose(study.metric, labels, outputs, kind=None if data.labels is None else label_kind(data.labels))
     except Unclear as question:
@@ -170,28 +179,30 @@ def first_look(job: Job) -> Reading | None:
     return reading
 
 
-def _looked(job: Job, case: Case, data: Dataset, rows: NDArray[np.int64]) -> tuple[Outputs, int]:
-    """Outputs of the first of `rows`, and of how many."""
+def _looked(job: Job, case: Case, data: Dataset, rows: NDArray[np.int64]) -> tuple[Outputs, NDArray[np.int64]]:
+    """Outputs of some of `rows`, the first of them that there was time for, and which these are."""
     parts: list[Outputs] = []
-    begun, done = time.monotonic(), 0
+    seen: list[NDArray[np.int64]] = []
+    begun = time.monotonic()
     with job.open(case) as worker:
         job.load(worker, case)
-        while done < len(rows) and time.monotonic() - begun < _LOOK_S:
-            index = np.resize(rows[done : done + case.batch], case.batch)
-            parts.append(with_rows(_infer(job, worker, data, index), case.batch))
-            done = min(done + case.batch, len(rows))
+        for index, outputs in job.prepared.feeding.answers(data.take(rows), case.batch, partial(_infer, job, worker)):
+            parts.append({name: array[: len(index)] for name, array in with_rows(outputs, case.batch).items()})
+            seen.append(rows[np.asarray(index, np.int64)])
+            if time.monotonic() - begun >= _LOOK_S:
+                break
     names = [
         name for name, array in parts[0].items()
         if all(name in part and part[name].shape[1:] == array.shape[1:] for part in parts)
     ]  # fmt: skip
-    return {name: np.concatenate([part[name] for part in parts])[:done] for name in names}, done
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}, np.concatenate(seen)
 
 
 def _found(job: Job, case: Case, data: Dataset, ahead: Ahead | None) -> tuple[Outputs, tuple[str, ...]]:
     found = None if ahead is None else ahead.outputs(case)
     if found is not None:
         return found.outputs, found.notes
-    return again_if_killed(job, case.quality_key, lambda: _outputs(job, case, data))
+    return again_if_killed(job, case.quality_key, lambda: evaluated(job, case, data))
 
 
 def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
@@ -219,35 +230,39 @@ def unanswered(key: str, data: Dataset, question: str) -> QualityRecord:
     )  # fmt: skip
 
 
-def _outputs(job: Job, case: Case, data: Dataset) -> tuple[Outputs, tuple[str, ...]]:
-    """Outputs for all rows, in order, with notes; the last batch is filled up with rows from the front and cut again.
+def evaluated(job: Job, case: Case, data: Dataset) -> tuple[Outputs, tuple[str, ...]]:
+    """Outputs for all rows, in order, with notes; batches are made as the inputs are fed (`Feeding.answers`).
 
     Outputs without a row for each sample are left out, with a note: detections, scalars and constants are no answers to rows.
     """
-    kept, first = OutputRows(len(data), job.folder), Outputs()
+    kept, first, order = OutputRows(len(data), job.folder), Outputs(), list[NDArray[np.generic]]()
     left_out: dict[str, str] = {}
     with job.open(case) as worker:
-        named = [str(info.get("name")) for info in job.load(worker, case).get("outputs", ())]
-        for start in range(0, len(data), case.batch):
-            index = np.arange(start, start + case.batch) % len(data)
-            rows = min(case.batch, len(data) - start)
-            outputs = _infer(job, worker, data, index)
+        named = {str(info.get("name")) for info in job.load(worker, case).get("outputs", ())}
+        named -= {rule.source for rule in job.prepared.feeding.states if rule.source}
+        for index, outputs in job.prepared.feeding.answers(data, case.batch, partial(_infer, job, worker)):
             whole = with_rows(outputs, case.batch)
-            first = first if start else whole
-            for name in set(named) - outputs.keys():
+            first = first if order else whole
+            order.append(index)
+            for name in named - outputs.keys():
                 left_out.setdefault(name, "it is no tensor (a sequence, or maps that fit no table)")
             for name, array in outputs.items():
                 if name not in whole or name not in first or not _alike(array, first[name]):
                     why = "another than before" if name in whole else "no row for each sample"
                     left_out.setdefault(name, f"its shape is {array.shape} for a batch of {case.batch}, {why}")
-            rest = {name: array[:rows] for name, array in whole.items() if name not in left_out}
+            rest = {name: array[: len(index)] for name, array in whole.items() if name not in left_out}
             try:
                 if rest:
                     kept.add(rest)
             except TooLarge as error:
                 raise WorkerFailure("error", str(error)) from error
     notes = tuple(f"output '{name}' is not evaluated: {why}" for name, why in left_out.items())
-    return {name: array for name, array in kept.outputs().items() if name not in left_out}, notes
+    found = {name: array for name, array in kept.outputs().items() if name not in left_out}
+    if job.prepared.feeding.states:
+        # Sequences run side by side, so their steps came in turn.
+        places = np.argsort(np.concatenate(order), kind="stable")
+        found = {name: array[places] for name, array in found.items()}
+    return found, notes
 
 
 def _alike(array: NDArray[np.generic], first: NDArray[np.generic]) -> bool:
@@ -256,6 +271,5 @@ def _alike(array: NDArray[np.generic], first: NDArray[np.generic]) -> bool:
     return same and array.shape[1:] == first.shape[1:]
 
 
-def _infer(job: Job, worker: WorkerProcess, data: Dataset, index: NDArray[np.int64]) -> Outputs:
-    batch = {name: np.ascontiguousarray(array[index]) for name, array in data.inputs.items()}
+def _infer(job: Job, worker: WorkerProcess, batch: dict[str, NDArray[np.generic]]) -> Outputs:
     return worker.request("infer", batch, timeout_s=job.limit_s)[1]

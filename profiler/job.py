@@ -98,7 +98,7 @@ class Job:
             files = self.artifact_store.files(record.sha256)
             hashes = {name: file_sha256(file) for name, file in files.items()}
             worker.send_artifact(record.sha256, files, hashes, timeout_s=self.limit_s)
-        shapes = {name: [case.batch, *array.shape[1:]] for name, array in self.prepared.rows.items()}
+        shapes = self.prepared.feeding.shapes(self.prepared.rows, case.batch)
         try:
             reply, _ = worker.request(
                 "load",

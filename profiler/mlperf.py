@@ -233,10 +233,9 @@ class _Comparing:
         expected_s = float(np.median(self._timed(_WARMUP_S)))
         self.job.progress.step("warm")
         # The same rows for both engines: what timing takes in turn, row by row.
-        rows = {name.partition("/")[2]: [] for name in feeds}  # type: dict[str, list[NDArray[np.generic]]]
-        for key, array in feeds.items():
-            rows[key.partition("/")[2]].append(array)
-        pool = {f"row/{name}": np.concatenate(arrays) for name, arrays in rows.items()}
+        prepared = self.job.prepared
+        index = np.concatenate(prepare.timing_index(prepared, self.case, self.job.study.seed))
+        pool = {f"row/{name}": array for name, array in prepared.feeding.pool(prepared.rows, index).items()}
 
         self._ours(0, pool, expected_s)
         self.job.progress.step("ours")
@@ -272,7 +271,7 @@ class _Comparing:
         return self.worker.request(
             "loadgen", pool, timeout_s=2 * asked.min_duration_s + limit, scenario=asked.scenario,
             min_duration_s=asked.min_duration_s, min_queries=MIN_QUERIES, qps=qps, slo_s=asked.slo_s, samples=asked.samples,
-            max_batch=asked.max_batch, expected_s=expected_s, seed=self.job.study.seed,
+            max_batch=asked.max_batch, expected_s=expected_s, seed=self.job.study.seed, axes=self.job.prepared.feeding.axes,
         )  # fmt: skip
 
     def _ours(self, number: int, pool: dict[str, NDArray[np.generic]], expected_s: float) -> None:
@@ -300,7 +299,7 @@ class _Comparing:
             limit = self.half_s + _DRAIN_S
         reply, served = self.worker.request(
             "serve", arrays, timeout_s=limit + self.job.study.time_limit_s, scenario=_OURS[asked.scenario], workers=1,
-            max_batch=asked.max_batch, time_limit_s=limit, **fields,
+            max_batch=asked.max_batch, time_limit_s=limit, axes=self.job.prepared.feeding.axes, **fields,
         )  # fmt: skip
         if reply["ended"] != "complete":
             raise TargetError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from profiler.artifacts import ArtifactStore
 from profiler.cost.model import parse_deployment
 from profiler.cost.prices import load_prices
 from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
+from profiler.data.feeding import Feeding, InputRule
+from profiler.data.fit import UndeclaredStateError
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
+from profiler.data.rules import command, complete, decide, random_values
 from profiler.errors import DataError, EdgeprofError, StoreError, StudyError, unknown
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
@@ -30,11 +34,15 @@ from profiler.targets.base import get as get_target
 from profiler.targets.conditions import too_many_threads
 from profiler.variants import registry as variant_registry
 from profiler.variants.base import Variant
+from profiler.variants.recorded import recorded
+from profiler.wire import MAX_PAYLOAD_BYTES
 
 TIMING_TURNS = 4
 """Different batches that timing takes in turn."""
 _EXPORT_ROWS = 64
 _RANDOM_ROWS = 16
+_RANDOM_BYTES = 1 << 28
+"""Fewer random rows where they would take more than so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,13 @@ class Prepared:
     rows: Mapping[str, NDArray[np.generic]]
     """Inputs that timing draws its batches from: the evaluation rows, or random ones."""
     notes: tuple[str, ...]
+    feeding: Feeding = field(default_factory=lambda: Feeding(()))
+    """How rows become feeds; left out: row by row, on the first axis of every input."""
+
+    def __post_init__(self) -> None:
+        """Without a description there is the plain one."""
+        if not self.feeding.rules:
+            object.__setattr__(self, "feeding", Feeding.plain(self.inputs))
 
 
 def check_names(study: Study) -> tuple[Variant, ...]:
@@ -84,24 +99,35 @@ def prepare(study: Study, variants: tuple[Variant, ...], folder: Path, *, shapes
     inputs = onnx_io.model_inputs(model)
     if not inputs:
         raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
-    _check_batches(study, inputs)
-    data = _load(study, study.data, inputs) if study.data else None
-    calibration = _load(study, study.calibration, inputs) if study.calibration else None
+    feeding = decide(study, inputs, onnx_io.model_outputs(model))
+    feeding.check_batches(study.batches)
+    data = _load(study, study.data, feeding) if study.data else None
+    calibration = _load(study, study.calibration, feeding) if study.calibration else None
+    for found in filter(None, (data, calibration)):
+        feeding = feeding.with_constants(found.constants)
+    if shapes_needed or data is not None or calibration is not None:
+        feeding = complete(study, feeding, data_given=data is not None or calibration is not None)
+    notes = (*notes, *feeding.notes)
     evaluation = data
     if calibration is not None and data is not None:
-        calibration = drop_overlap(calibration, data)
+        calibration = drop_overlap(calibration, data, by_ids=bool(feeding.states))
     elif data is not None and any(variant.needs_calibration for variant in variants):
         # Never more than half: the rest is what every claim about accuracy rests on.
         calibration, evaluation = split_calibration(
-            data, min(study.calibration_samples, len(data) // 2), seed=study.seed
+            data, min(study.calibration_samples, len(data) // 2), seed=study.seed, by_ids=bool(feeding.states)
         )
+    if calibration is not None and not feeding.is_plain:
+        calibration, told = recorded(study, source, feeding, calibration)
+        notes = (*notes, *told)
     rows: Mapping[str, NDArray[np.generic]] = {}
     if evaluation is not None:
         rows, notes = evaluation.inputs, (*notes, *evaluation.notes)
     elif shapes_needed:
-        rows = _random_rows(study, inputs)
+        rows = random_rows(study, feeding)
         notes = (*notes, "no data was given: timing runs on random inputs, accuracy is not measured")
-    return Prepared(source, inputs, evaluation, calibration, rows, notes)
+    if rows:
+        _check_feeds_size(study, feeding, rows)
+    return Prepared(source, inputs, evaluation, calibration, rows, notes, feeding)
 
 
 def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -129,7 +155,11 @@ def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
 def export_sample(study: Study) -> Mapping[str, NDArray[np.generic]]:
     """A few rows to trace the model with, before its inputs are known by name; random ones for an `.onnx` without data."""
     if study.data is None and Path(study.model).is_file():
-        return _random_rows(study, onnx_io.model_inputs(onnx_io.read_model(Path(study.model))))
+        model = onnx_io.read_model(Path(study.model))
+        feeding = decide(study, onnx_io.model_inputs(model), onnx_io.model_outputs(model))
+        feeding = complete(study, feeding, data_given=False)
+        rows = random_rows(study, feeding)
+        return feeding.feeds(rows, np.arange(feeding.fixed_batch or len(next(iter(rows.values())))))
     if study.data is None:
         raise StudyError(f"exporting {study.model} needs rows to trace it with: give them with --data.")
     path = Path(study.data).expanduser()
@@ -140,7 +170,9 @@ def export_sample(study: Study) -> Mapping[str, NDArray[np.generic]]:
     else:
         info = TensorInfo("image", "float32", (None, None, None, None))
         arrays = load_dataset(study.data, inputs=[info], preprocessing=_preprocessing(study), limit=_EXPORT_ROWS).inputs
-    rows = {name: array[:_EXPORT_ROWS] for name, array in arrays.items() if name not in RESERVED}
+    rows = {
+        name: array[:_EXPORT_ROWS] if array.ndim else array for name, array in arrays.items() if name not in RESERVED
+    }
     if not rows:
         raise DataError(
             f"data '{study.data}' has no arrays besides {', '.join(RESERVED)}: name one as the model's input."
@@ -152,53 +184,62 @@ def _preprocessing(study: Study) -> Preprocessing | None:
     return None if study.preprocessing is None else Preprocessing.of(study.preprocessing)
 
 
-def _load(study: Study, source: str, inputs: tuple[TensorInfo, ...]) -> Dataset:
-    return load_dataset(source, inputs=inputs, preprocessing=_preprocessing(study), limit=study.limit, seed=study.seed)
+def _load(study: Study, source: str, feeding: Feeding) -> Dataset:
+    try:
+        return load_dataset(
+            source, inputs=[rule.info for rule in feeding.rules], preprocessing=_preprocessing(study), limit=study.limit,
+            seed=study.seed, feeding=feeding,
+        )  # fmt: skip
+    except UndeclaredStateError as error:
+        raise DataError(f"{error} The command: {command(study, error.asked)}") from error
 
 
-def _check_batches(study: Study, inputs: tuple[TensorInfo, ...]) -> None:
-    for info in inputs:
-        first = info.shape[0] if info.shape else None
-        wrong = [batch for batch in study.batches if isinstance(first, int) and batch != first]
-        if wrong:
-            raise StudyError(
-                f"batch {wrong[0]} is not possible: input '{info.name}' has a fixed batch axis of {first}. "
-                f"Ask for --batch {first}, or export the model with a dynamic batch axis."
-            )
-
-
-def _random_rows(study: Study, inputs: tuple[TensorInfo, ...]) -> Mapping[str, NDArray[np.generic]]:
-    strangers = study.input_shapes.keys() - {info.name for info in inputs}
+def random_rows(study: Study, feeding: Feeding) -> Mapping[str, NDArray[np.generic]]:
+    """Random rows of every input that comes in rows. Raises StudyError for shapes that are open, wrong, or absurdly large."""
+    strangers = study.input_shapes.keys() - {rule.name for rule in feeding.rules}
     if strangers:
-        raise unknown("input in --shape", min(strangers), [info.name for info in inputs])
+        raise unknown("input in --shape", min(strangers), [rule.name for rule in feeding.rules])
+    shapes = {rule.name: _row_shape(study, rule) for rule in feeding.rules if rule.from_rows}
+    bytes_a_row = sum(8 * math.prod(shape) for shape in shapes.values())
+    count = max(1, min(_RANDOM_ROWS, _RANDOM_BYTES // max(1, bytes_a_row)))
     random = np.random.default_rng(study.seed)
-    rows: dict[str, NDArray[np.generic]] = {}
-    for info in inputs:
-        given = study.input_shapes.get(info.name)
-        shape = given if given is not None else info.shape[1:]
-        if given is not None and (
-            len(given) != len(info.shape) - 1
-            or any(isinstance(own, int) and own != size for own, size in zip(info.shape[1:], given, strict=True))
-        ):
+    return {
+        rule.name: random_values(rule.name, (count, *shapes[rule.name]), rule.info.dtype, random)
+        for rule in feeding.rules
+        if rule.from_rows
+    }
+
+
+def _row_shape(study: Study, rule: InputRule) -> tuple[int, ...]:
+    given = study.input_shapes.get(rule.name)
+    shape = given if given is not None else rule.row_shape
+    if given is not None and (
+        len(given) != len(rule.row_shape)
+        or any(isinstance(own, int) and own != size for own, size in zip(rule.row_shape, given, strict=True))
+    ):
+        raise StudyError(
+            f"--shape {rule.name}={','.join(map(str, given))} does not fit the model, whose input '{rule.name}' is "
+            f"{format_shape(rule.info.shape)}: give its sizes without the batch axis."
+        )
+    open_axes = [size for size in shape if not isinstance(size, int)]
+    if open_axes:
+        raise StudyError(
+            f"input '{rule.name}' has sizes that the model leaves open ({', '.join(map(str, open_axes))}): "
+            f"give real rows with --data, or a shape with --shape {rule.name}=… "
+            "(in a study file: a table [input_shapes]), without the batch axis."
+        )
+    return tuple(size for size in shape if isinstance(size, int))
+
+
+def _check_feeds_size(study: Study, feeding: Feeding, rows: Mapping[str, NDArray[np.generic]]) -> None:
+    """What timing takes in turn is sent to a worker at once."""
+    row_bytes = feeding.row_bytes(rows)
+    for batch in study.batches:
+        if TIMING_TURNS * batch * row_bytes > MAX_PAYLOAD_BYTES:
             raise StudyError(
-                f"--shape {info.name}={','.join(map(str, given))} does not fit the model, whose input '{info.name}' is "
-                f"{format_shape(info.shape)}: give its sizes without the batch axis."
+                f"batch {batch} takes {TIMING_TURNS} × {batch} rows of {row_bytes / 1e6:,.1f} MB to be timed, at most "
+                f"{MAX_PAYLOAD_BYTES / 1e9:.1f} GB are sent to a worker: ask for a smaller --batch."
             )
-        open_axes = [size for size in shape if not isinstance(size, int)]
-        if open_axes:
-            raise StudyError(
-                f"input '{info.name}' has sizes that the model leaves open ({', '.join(map(str, open_axes))}): "
-                f"give real rows with --data, or a shape with --shape {info.name}=… "
-                "(in a study file: a table [input_shapes]), without the batch axis."
-            )
-        full = (_RANDOM_ROWS, *(int(size) for size in shape if isinstance(size, int)))
-        dtype = np.dtype(info.dtype)
-        if dtype.kind == "f":
-            rows[info.name] = random.standard_normal(full).astype(dtype)
-        else:
-            # Small whole numbers are valid as token ids, masks and flags alike.
-            rows[info.name] = random.integers(0, 2, full).astype(dtype)
-    return rows
 
 
 def make_artifacts(
@@ -255,16 +296,20 @@ def _skipped(case: Case, message: str) -> FailureRecord:
     return FailureRecord(case=case.key, stage="plan", kind="skipped", message=message)
 
 
-def timing_feeds(prepared: Prepared, case: Case, seed: int) -> dict[str, NDArray[np.generic]]:
-    """Arrays `<turn>/<input>` of `TIMING_TURNS` batches; the same rows for every case of that batch size."""
-    count = len(next(iter(prepared.rows.values())))
+def timing_index(prepared: Prepared, case: Case, seed: int) -> list[NDArray[np.int64]]:
+    """The rows of `TIMING_TURNS` batches; the same for every case of that batch size."""
+    count = len(next(iter(prepared.rows.values()))) if prepared.rows else 1
     random = np.random.default_rng((seed, case.batch))
-    feeds = {}
-    for turn in range(TIMING_TURNS):
-        index = random.choice(count, case.batch, replace=case.batch > count)
-        for name, array in prepared.rows.items():
-            feeds[f"{turn}/{name}"] = np.ascontiguousarray(array[index])
-    return feeds
+    return [random.choice(count, case.batch, replace=case.batch > count) for _ in range(TIMING_TURNS)]
+
+
+def timing_feeds(prepared: Prepared, case: Case, seed: int) -> dict[str, NDArray[np.generic]]:
+    """Arrays `<turn>/<input>` of `TIMING_TURNS` batches. What a sequence carries is timed on a step from its beginning."""
+    return {
+        f"{turn}/{name}": array
+        for turn, index in enumerate(timing_index(prepared, case, seed))
+        for name, array in prepared.feeding.feeds(prepared.rows, index).items()
+    }
 
 
 def working_folder() -> AbstractContextManager[str]:

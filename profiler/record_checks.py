@@ -23,6 +23,7 @@ from profiler.records import (
     LoadRecord,
     ProcessRecord,
     QualityRecord,
+    RuntimeRecord,
     SelftestRecord,
     WarmupRecord,
 )
@@ -38,6 +39,7 @@ Record = (
     | ProcessRecord
     | BlockRecord
     | QualityRecord
+    | RuntimeRecord
     | FailureRecord
     | EnergyRecord
     | LoadRecord
@@ -178,6 +180,12 @@ def _check_load(record: LoadRecord) -> None:
         _column("scheduled_s", record.scheduled_s, "f", length=count)
 
 
+def _check_runtime(record: RuntimeRecord) -> None:
+    _not_negative(record, "rows", "relative_error")
+    if record.batch < 1:
+        raise ValueError(f"batch is at least 1, got {record.batch}")
+
+
 def _check_failure(record: FailureRecord) -> None:
     _not_negative(record, "replicate", "needs_more_than_bytes")
 
@@ -191,6 +199,7 @@ _CHECKS: Mapping[type, Callable[[Any], None]] = {
     ProcessRecord: _check_process,
     BlockRecord: _check_block,
     QualityRecord: _check_quality,
+    RuntimeRecord: _check_runtime,
     FailureRecord: _check_failure,
     EnergyRecord: _check_energy,
     LoadRecord: _check_load,

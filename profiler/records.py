@@ -226,6 +226,49 @@ class QualityRecord:
 
 
 @dataclass(frozen=True)
+class RuntimeRecord:
+    """One artifact's answers on several backends, compared on the same rows: whether they compute the same function."""
+
+    case: str
+    """The quality keys' common part, `any` for the backend: `fp32@any/b1`."""
+    variant: str
+    target: str
+    batch: int
+    rows: int
+    reduced: bool
+    """Whether something is computed in less than float32, which allows more difference."""
+    backends: tuple[str, ...]
+    """Those compared, as the study names them."""
+    agreeing: tuple[str, ...]
+    """The side that is taken as right, with cautious options and the reference evaluator where they were asked."""
+    wrong: tuple[str, ...] = ()
+    """Backends that are not on that side."""
+    undecided: bool = False
+    """Whether they differ and no side has more votes: all are in `wrong`."""
+    doubted: tuple[str, ...] = ()
+    """Quality keys of the wrong ones."""
+    cautious: Mapping[str, str] = field(default_factory=dict)
+    """By wrong backend, its text with an option that makes it right."""
+    difference: str = ""
+    """What is off, and by how much; a phrase."""
+    relative_error: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The finding as a sentence; empty where all agree."""
+        if not self.wrong:
+            return ""
+        names = " and ".join(self.backends)
+        seen = f"seen on {self.rows} rows: {self.difference}"
+        what = f"{self.variant}: {names} compute different functions from the same file ({seen})"
+        if self.undecided:
+            return f"{what}; which is right could not be told, so neither is to be trusted"
+        others = ", ".join(name for name in self.agreeing)
+        advice = "".join(f"; {text} is right: --backends '{text}'" for text in self.cautious.values())
+        return f"{what}; wrong: {', '.join(self.wrong)}, by the word of {others}{advice}"
+
+
+@dataclass(frozen=True)
 class EnergyRecord:
     """One window on one meter: a case repeating the same work, or (`case` is `IDLE`) nothing running."""
 

@@ -44,12 +44,13 @@ from profiler.records import (
     LoadRecord,
     ProcessRecord,
     QualityRecord,
+    RuntimeRecord,
     SelftestRecord,
 )
 from profiler.study import Study, make_study
 
 Status = Literal["running", "interrupted", "finished"]
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DATABASE_NAME = "edgeprof.sqlite"
 _SUFFIXES = {".sqlite", ".sqlite3", ".db"}
 """Of what is a database's file even before it is there; without one of them, a name is that of a folder."""
@@ -89,6 +90,7 @@ _TABLES: dict[type, sa.Table] = {
     BlockRecord: _records_table("blocks", "case", "replicate", "group", "round"),
     QualityRecord: _records_table("qualities", "case"),
     FailureRecord: _records_table("failures", "case", "stage"),
+    RuntimeRecord: _records_table("runtimes", "case"),
     EnergyRecord: _records_table("energies", "case", "meter", "window"),
     LoadRecord: _records_table("loads", "case", "setting", "run"),
 }
@@ -103,8 +105,12 @@ _selftests = sa.Table(
 
 _leases, _queues = lease_rows.tables(_meta)
 
-Record = ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | FailureRecord | EnergyRecord | LoadRecord
-R = TypeVar("R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, FailureRecord, EnergyRecord, LoadRecord)
+Record = (
+    ArtifactRecord | ProcessRecord | BlockRecord | QualityRecord | RuntimeRecord | FailureRecord | EnergyRecord | LoadRecord
+)  # fmt: skip
+R = TypeVar(
+    "R", ArtifactRecord, ProcessRecord, BlockRecord, QualityRecord, RuntimeRecord, FailureRecord, EnergyRecord, LoadRecord
+)  # fmt: skip
 
 # Version n → n + 1. Each entry gets the connection inside the transaction that also raises the version.
 _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
@@ -112,6 +118,8 @@ _MIGRATIONS: dict[int, Callable[[sa.Connection], None]] = {
     1: _meta.create_all,
     # Leases and queues of devices.
     2: _meta.create_all,
+    # Answers of several runtimes compared.
+    3: _meta.create_all,
 }
 
 
@@ -171,6 +179,8 @@ class RunData:
     failures: tuple[FailureRecord, ...]
     energies: tuple[EnergyRecord, ...] = ()
     loads: tuple[LoadRecord, ...] = ()
+    runtimes: tuple[RuntimeRecord, ...] = ()
+    """One for each artifact that ran on several backends; empty in runs that did not compare them."""
     queues: tuple[QueueState, ...] = ()
     """How far it got with each device; empty for runs of one machine made before devices had queues."""
     damaged: tuple[Damage, ...] = ()
@@ -370,7 +380,8 @@ class Store:
         data = RunData(
             id=run_id, **about, study=study, environment=environment, notes=notes, plan=plan, artifacts=read(ArtifactRecord),
             processes=read(ProcessRecord), blocks=read(BlockRecord), qualities=read(QualityRecord),
-            failures=read(FailureRecord), energies=read(EnergyRecord), loads=read(LoadRecord), queues=self.queues(run_id),
+            failures=read(FailureRecord), energies=read(EnergyRecord), loads=read(LoadRecord), runtimes=read(RuntimeRecord),
+            queues=self.queues(run_id),
         )  # fmt: skip
         return replace(data, damaged=tuple(damaged), notes=(*notes, *_told(damaged)))
 

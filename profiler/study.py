@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -25,6 +25,7 @@ MAX_THREADS = 1024
 MAX_CASES = 2000
 MAX_ROW_ELEMENTS = 1 << 28
 _MAX_QUOTED = 120
+MAX_AXES = 64
 
 
 class _Frozen(BaseModel):
@@ -207,6 +208,61 @@ class SoakPlan(_Frozen):
     """One soak per case, so that cases do not share their heat; otherwise all cases take turns in one."""
 
 
+class InputOptions(_Frozen):
+    """What an input is when it does not simply take one row a sample on its first axis (docs/data.md)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, populate_by_name=True)
+
+    batch_axis: int | Literal["none"] | None = None
+    """The axis that the rows lie on; `none`: one row is the whole input, so the batch is 1."""
+    value: bool | int | float | tuple[bool | int | float, ...] | Literal["data"] | None = None
+    """A constant: the same for all rows, filled with this number; a list for an input of one axis; `data`: the data's array."""
+    source: str | None = Field(default=None, alias="from", min_length=1)
+    """A state: this output is its value in the next step of a sequence, which is the rows that share an id, in order."""
+    init: Annotated[float, Field(allow_inf_nan=False)] | Literal["zeros", "ones", "data"] = "zeros"
+    """What a sequence begins with; `data`: the data's row of that input at the sequence's first step."""
+
+    @field_validator("batch_axis")
+    @classmethod
+    def _sensible_axis(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and not 0 <= value < MAX_AXES:
+            raise ValueError(f"an axis is a number from 0 to {MAX_AXES - 1}, or none")
+        return value
+
+    @model_validator(mode="after")
+    def _one_role(self) -> InputOptions:
+        if self.value is not None and (self.source is not None or self.batch_axis is not None):
+            raise ValueError("value is for an input that is the same for all rows: leave from and batch_axis out")
+        if self.source is None and self.init != "zeros":
+            raise ValueError("init is what a carried state begins with: say with from which output it is carried from")
+        if self.value is None and self.source is None and self.batch_axis is None:
+            raise ValueError("say one of batch_axis, value and from")
+        return self
+
+    @property
+    def beginning(self) -> float | Literal["data"]:
+        """`init` as a number, or `data`."""
+        words: Mapping[object, float] = {"zeros": 0.0, "ones": 1.0}
+        return (
+            self.init if self.init == "data" else words.get(self.init, 0.0) if isinstance(self.init, str) else self.init
+        )
+
+    def text(self, name: str) -> str:
+        """As `--input` takes it: `name{batch_axis=1}`."""
+        value = "|".join(map(_plain, self.value)) if isinstance(self.value, tuple) else _plain(self.value)
+        options = (
+            ("batch_axis", self.batch_axis),
+            ("value", None if self.value is None else value),
+            ("from", self.source),
+        )
+        told = [f"{key}={option}" for key, option in options if option is not None]
+        return f"{name}{{{','.join(told + ([] if self.init == 'zeros' else [f'init={self.init}']))}}}"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 class Study(_Frozen):
     """Everything a run needs to know. Equal studies ask the same, whoever wrote them."""
 
@@ -223,6 +279,8 @@ class Study(_Frozen):
     """At most so many rows of `data`."""
     input_shapes: Mapping[str, tuple[int, ...]] = Field(default_factory=dict)
     """Shapes without the batch axis for inputs that the model leaves dynamic, when there is no `data`."""
+    inputs: Mapping[str, InputOptions] = Field(default_factory=dict)
+    """Inputs that are not one row a sample on the first axis: another batch axis, a constant, a state (docs/data.md)."""
     variants: tuple[str, ...] = ()
     """Empty means the registry's default set."""
     backends: tuple[str, ...] = ("ort", "ov")
@@ -379,6 +437,7 @@ def _no_such_setting(place: tuple[int | str, ...]) -> str:
         "cost": CostOptions,
         "effort": Effort,
         "energy": EnergyPlan,
+        "inputs": InputOptions,
         "load": LoadPlan,
         "soak": SoakPlan,
     }

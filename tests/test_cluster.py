@@ -30,11 +30,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.base import TensorInfo
 from profiler import artifacts, evaluate, prepare, wire
 from profiler.artifacts import ArtifactStore
 from profiler.cluster import address, building, client, evaluating, tasks
 from profiler.cluster.keys import ROLES, make_keys
 from profiler.data import Dataset
+from profiler.data.feeding import Feeding, InputRule
 from profiler.errors import StudyError, TargetError, VariantError
 from profiler.records import QualityRecord
 from profiler.study import Case, make_study
@@ -675,6 +677,8 @@ def test_a_failure_there_has_the_words_of_here(small_model: Path, tmp_path: Path
 
 
 def job_of(plan: dict[str, Any] | None = None, **fields: Any) -> Any:
+    prepared = SimpleNamespace(feeding=Feeding.plain([TensorInfo("x", "float32", ("N", 4))]))
+    fields = {"prepared": prepared, **fields}
     return SimpleNamespace(run_id="r", store=SimpleNamespace(plan=lambda _: plan or {}), **fields)
 
 
@@ -711,6 +715,15 @@ def test_a_case_is_evaluated_on_the_cluster_only_when_the_target_would_give_the_
     assert "the cluster's old" in str(evaluating.not_there(job_of(), case(), cluster))
 
 
+def test_inputs_that_are_not_rows_first_are_fed_on_the_target() -> None:
+    """A cluster cuts its portions on the first axis."""
+    cluster: Any = FakeCluster(lambda _: None)
+    inner = Feeding((InputRule(TensorInfo("h", "float32", (2, "N", 4)), axis=1),))
+    job = job_of(prepared=SimpleNamespace(feeding=inner))
+
+    assert "first axis" in str(evaluating.not_there(job, case(), cluster))
+
+
 @pytest.mark.parametrize("batch", [1, 7, 32])
 @pytest.mark.parametrize(("rows", "parts", "row_bytes"), [(1, 1, 1), (1000, 3, 1), (100_000, 4, 1), (5000, 2, 1 << 22)])
 def test_portions_are_whole_batches_and_hold_every_row_once(batch: int, rows: int, parts: int, row_bytes: int) -> None:
@@ -731,7 +744,8 @@ class Rows:
         path.write_bytes(b"m")
         self.run_id, self.folder, self.progress = "r", tmp_path, listener()
         self.study = make_study(model="m")
-        self.prepared = SimpleNamespace(evaluation=data, rows=data.inputs)
+        feeding = Feeding.plain([TensorInfo(name, "float32", ("N", *a.shape[1:])) for name, a in data.inputs.items()])
+        self.prepared = SimpleNamespace(evaluation=data, rows=data.inputs, feeding=feeding)
         self.budget = SimpleNamespace(left_s=float("inf"))
         self.artifact_store = SimpleNamespace(files=lambda _: {"model.onnx": path})
         self.artifacts = {name: SimpleNamespace(sha256=name, facts={}) for name in ("fp32", "fp16", "graph")}

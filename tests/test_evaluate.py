@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.base import TensorInfo
 from profiler import evaluate
 from profiler.data import Dataset
+from profiler.data.feeding import Feeding
 from profiler.errors import DataError
 from profiler.records import QualityRecord
 from profiler.study import Case, make_study
@@ -29,6 +31,8 @@ class Worker:
         return None
 
     def request(self, command, arrays, *, timeout_s):
+        if command == "facts":
+            return {"facts": {}}, {}
         assert command == "infer"
         self.seen.append(arrays["x"].copy())
         return {}, self.answer(arrays["x"])
@@ -74,6 +78,11 @@ class FakeJob:
 @dataclass
 class Rows:
     evaluation: Any
+
+    @property
+    def feeding(self) -> Feeding:
+        names = () if self.evaluation is None else self.evaluation.inputs
+        return Feeding.plain([TensorInfo(name, "float32", ("N", 1)) for name in names])
 
 
 def logits(shift: int = 0):

@@ -156,7 +156,8 @@ def test_equal_files_are_measured_once_and_variants_only_where_they_run():
 def test_timing_takes_real_rows_the_same_for_every_case(batch, seed):
     """Several different batches of the right size, from the rows given, whatever variant or backend."""
     rows = {"x": np.arange(30, dtype=np.float32).reshape(10, 3), "ids": np.arange(10)}
-    prepared = Prepared(None, (TensorInfo("x", "float32", ("N", 3)),), None, None, rows, ())
+    infos = (TensorInfo("x", "float32", ("N", 3)), TensorInfo("ids", "int64", ("N",)))
+    prepared = Prepared(None, infos, None, None, rows, ())
     feeds, other = (
         timing_feeds(prepared, Case(v, b, "local", batch, t), seed)
         for v, b, t in (("fp32", "ort", 1), ("graph", "ov", 4))

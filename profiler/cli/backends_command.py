@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from profiler.cli import options as o
 
-_PURPOSES = {"fake": "for tests: computes nothing", "injected": "for self-tests: slows another backend down"}
+_PURPOSES = {
+    "fake": "for tests: computes nothing",
+    "injected": "for self-tests: slows another backend down",
+    "onnx-reference": "tells which runtime is right where two differ; slow",
+}
 
 
 def command(json: o.Json = False) -> None:

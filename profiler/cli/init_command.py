@@ -105,6 +105,13 @@ utilisation = 0.6
 # [input_shapes]
 # tokens = [128]
 
+# Inputs that are not one row a sample on the first axis (docs/data.md):
+# [inputs.sr]                   # the same for all rows
+# value = 16000
+# [inputs.state]                # carried over the rows that share an id
+# from = "stateN"
+# batch_axis = 1
+
 # Energy, after the timing: with the machine's own meters, or csv = / command = of an external one (docs/energy.md).
 # [energy]
 # windows = 10

@@ -83,6 +83,7 @@ def command(
     calibration: o.Calibration = None,
     limit: o.Limit = None,
     shape: o.Shapes = None,
+    inputs: o.Inputs = None,
     seed: o.Seed = 0,
     time_limit: o.TimeLimit = "300s",
     memory_limit: o.MemoryLimit = None,
@@ -133,7 +134,7 @@ def command(
         model=model, data=data, calibration=calibration, variants=tuple(split_list(variants or "")),
         backends=tuple(split_list(backends)), batches=(batch,), threads=o.numbers(threads, "--threads"), limit=limit,
         targets=o.targets(target, limit_memory=limit_memory, limit_cpus=limit_cpus, cores=cores, power_mode=power_mode),
-        input_shapes=o.shapes(shape), seed=seed, time_limit_s=parse_seconds(time_limit),
+        input_shapes=o.shapes(shape), inputs=o.inputs(inputs), seed=seed, time_limit_s=parse_seconds(time_limit),
         memory_limit_bytes=None if memory_limit is None else parse_bytes(memory_limit),
         load={
             "settings": settings, "rates_per_s": _rates(rate), "trace": trace, "find_max_rate": find_max_rate,

@@ -32,6 +32,7 @@ def command(
     threads: Annotated[int, typer.Option("--threads", help="Threads inside an inference.")] = 1,
     data: o.Data = None,
     shape: o.Shapes = None,
+    inputs: o.Inputs = None,
     logs: Annotated[Path | None, typer.Option("--logs", help="Folder for LoadGen's log files.")] = None,
     seed: o.Seed = 0,
     time_limit: o.TimeLimit = "300s",
@@ -53,7 +54,7 @@ def command(
     mlperf.require_loadgen()
     study = make_study(
         model=model, data=data, variants=(variant,), backends=(backend,), batches=(batch,), threads=(threads,),
-        input_shapes=o.shapes(shape), seed=seed, time_limit_s=parse_seconds(time_limit),
+        input_shapes=o.shapes(shape), inputs=o.inputs(inputs), seed=seed, time_limit_s=parse_seconds(time_limit),
     )  # fmt: skip
     with console.bars() as progress:
         found = mlperf.compare(study, asked, progress)

@@ -72,6 +72,13 @@ MaxDrop = Annotated[
     str | None,
     typer.Option("--max-drop", help="Largest accepted accuracy loss, e.g. 1pt; 0.5 or 0.5dB in a metric's own unit."),
 ]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="An input that is not one row a sample: sr{value=16000}, h{batch_axis=1}, state{from=stateN} (docs/data.md).",
+    ),
+]
 SloP99 = Annotated[str | None, typer.Option("--slo-p99", help="Largest accepted p99 latency, e.g. 5ms.")]
 MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Largest accepted peak RSS, e.g. 512MB.")]
 MaxCost = Annotated[float | None, typer.Option("--max-cost", help="Largest accepted USD per million inferences.")]
@@ -159,6 +166,45 @@ def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
             raise StudyError(f"cannot read --shape '{text}': expected name=3,224,224.")
         found[name] = numbers(sizes, f"--shape {name}")
     return found
+
+
+def inputs(texts: list[str] | None) -> dict[str, dict[str, Any]]:
+    """`name{option=value,…}` texts as a study's table of inputs. Raises StudyError for what is no such text."""
+    from urllib.parse import unquote
+
+    from backends import spec
+
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts or []:
+        name, brace, rest = text.partition("{")
+        if not name or not brace or not rest.endswith("}"):
+            raise StudyError(f"cannot read --input '{text}': expected name{{option=value}}, e.g. state{{from=stateN}}.")
+        if name in found:
+            raise StudyError(f"--input names '{name}' twice: put its options into one pair of braces.")
+        options: dict[str, Any] = dict(spec.parse(f"input{{{rest}").options)
+        if "value" in options:
+            parts = [_value(part) for part in options["value"].split("|")]
+            options["value"] = parts[0] if len(parts) == 1 else parts
+        if "init" in options and options["init"] not in ("zeros", "ones", "data"):
+            options["init"] = _value(options["init"])
+        if "batch_axis" in options and options["batch_axis"] != "none":
+            options["batch_axis"] = _value(options["batch_axis"])
+        if "from" in options:
+            options["from"] = unquote(options["from"])
+        found[name] = options
+    return found
+
+
+def _value(text: str) -> Any:
+    """A number, true or false where it is one; other words stay, for the study to refuse."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def targets(

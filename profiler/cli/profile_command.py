@@ -41,6 +41,7 @@ def command(
     calibration_samples: o.CalibrationSamples = 256,
     shape: o.Shapes = None,
     set_: o.Settings = None,
+    inputs: o.Inputs = None,
     seed: o.Seed = 0,
     time_limit: o.TimeLimit = "300s",
     memory_limit: o.MemoryLimit = None,
@@ -57,6 +58,7 @@ def command(
         max_memory=max_memory, max_cost=max_cost, machine=machine, utilisation=utilisation, prices=prices, quick=quick,
         thorough=thorough, time_limit=time_limit, memory_limit=memory_limit, shape=shape, model=model, data=data,
         precision=precision, time_budget=time_budget, energy=energy, energy_csv=energy_csv, energy_command=energy_command,
+        inputs=o.inputs(inputs),
         calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
         target=target, cores=cores, power_mode=power_mode, limit_memory=limit_memory, limit_cpus=limit_cpus,
     )  # fmt: skip

@@ -27,6 +27,7 @@ def command(
     ] = None,
     data: o.Data = None,
     shape: o.Shapes = None,
+    inputs: o.Inputs = None,
     variants: o.Variants = "fp32",
     backends: o.Backends = "ort,ov",
     target: o.Target = "local",
@@ -84,7 +85,8 @@ def command(
             targets=o.targets(
                 target, limit_memory=limit_memory, limit_cpus=limit_cpus, cores=cores, power_mode=power_mode
             ),
-            model=model, data=data, input_shapes=o.shapes(shape), variants=tuple(split_list(variants or "")),
+            model=model, data=data, input_shapes=o.shapes(shape), inputs=o.inputs(inputs),
+            variants=tuple(split_list(variants or "")),
             backends=tuple(split_list(backends)), batches=o.numbers(batch, "--batch"),
             threads=o.numbers(threads, "--threads"), effort=effort, soak=plan, limit=limit, seed=seed,
             time_limit_s=parse_seconds(time_limit),

@@ -17,6 +17,7 @@ def command(
     calibration: o.Calibration = None,
     variants: o.Variants = None,
     calibration_samples: o.CalibrationSamples = 256,
+    inputs: o.Inputs = None,
     seed: o.Seed = 0,
     out: o.Out = o.OUT_DEFAULT,
     json: o.Json = False,
@@ -36,7 +37,7 @@ def command(
 
     study = make_study(
         model=model, data=data, calibration=calibration, variants=tuple(split_list(variants or "")), seed=seed,
-        calibration_samples=calibration_samples,
+        calibration_samples=calibration_samples, inputs=o.inputs(inputs),
     )  # fmt: skip
     recipes = prepare.check_names(study)
     store = ArtifactStore(out / CACHE_NAME)

@@ -216,6 +216,9 @@ class _OnTarget(Exception):  # noqa: N818 (an answer, no mistake)
 
 def not_there(job: Job, case: Case, cluster: Cluster) -> str | None:
     """Why a case may not be evaluated on the cluster; None when it gives there what it gives on its target."""
+    if not job.prepared.feeding.is_plain:
+        # Portions are cut into batches there, which knows rows on the first axis only.
+        return "its inputs are not all rows on the first axis"
     backend = spec.parse(case.backend)
     if backend.name not in _CPU_BACKENDS or (backend.device or "cpu").lower() != "cpu":
         return f"{case.backend} is not known to give the same on every CPU"
@@ -273,5 +276,5 @@ def _load_fields(job: Job, case: Case) -> dict[str, Any]:
         "batch": case.batch,
         "streams": 1,
         "varying_batch": False,
-        "sample_shapes": {name: [case.batch, *array.shape[1:]] for name, array in job.prepared.rows.items()},
+        "sample_shapes": job.prepared.feeding.shapes(job.prepared.rows, case.batch),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class Dataset:
     sha256: str
     """Hash of names, dtypes, shapes and bytes of all arrays; the name and the notes are not part of it."""
     notes: tuple[str, ...] = ()
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    """Inputs that are the same for all rows, where the data hold them."""
 
     @classmethod
     def of(
@@ -43,14 +45,23 @@ class Dataset:
         groups: Array | None = None,
         ids: Array | None = None,
         notes: tuple[str, ...] = (),
+        constants: Mapping[str, Array] | None = None,
     ) -> Dataset:
         """Check the parts against each other and hash them. Raises DataError that names the array and the fault."""
+        if not inputs and constants:
+            raise DataError(
+                f"data '{name}' has a single value for each input ({', '.join(constants)}), the same for all rows: there are no "
+                "rows to evaluate. Leave the data out to measure time, with --input 'NAME{value=…}' for each."
+            )
         if not inputs:
             raise DataError(f"data '{name}' has no input arrays: give one array for each of the model's inputs.")
         # Not ascontiguousarray, which turns a single value into an array of one row.
         arrays = {key: np.asarray(_native(array), order="C") for key, array in inputs.items()}
         rows = _rows(name, arrays)
         for key, array in arrays.items():
+            _check_finite(f"input '{key}' of data '{name}'", array)
+        whole = {key: np.asarray(_native(array), order="C") for key, array in (constants or {}).items()}
+        for key, array in whole.items():
             _check_finite(f"input '{key}' of data '{name}'", array)
         checked_labels = None if labels is None else _checked_labels(name, labels, rows)
         names = {
@@ -64,9 +75,15 @@ class Dataset:
             groups=names["groups"],
             ids=names["ids"],
             sha256=_content_hash(
-                {**{f"input:{key}": array for key, array in arrays.items()}, "labels": checked_labels, **names}
+                {
+                    **{f"input:{key}": array for key, array in arrays.items()},
+                    **{f"constant:{key}": array for key, array in whole.items()},
+                    "labels": checked_labels,
+                    **names,
+                }
             ),
             notes=notes,
+            constants=whole,
         )
 
     def __len__(self) -> int:
@@ -82,6 +99,7 @@ class Dataset:
             None if self.groups is None else self.groups[index],
             None if self.ids is None else self.ids[index],
             self.notes,
+            self.constants,
         )
 
 
@@ -125,8 +143,10 @@ def _rows(name: str, arrays: Mapping[str, Array]) -> int:
         raise DataError(f"input '{scalars[0]}' of data '{name}' is a single value: the first axis has to be the batch.")
     sizes = {key: int(array.shape[0]) for key, array in arrays.items()}
     if len(set(sizes.values())) > 1:
+        shapes = ", ".join(f"'{key}' {array.shape}" for key, array in arrays.items())
         raise DataError(
-            f"the inputs of data '{name}' have different numbers of rows: {sizes}. Row i of each belongs to sample i."
+            f"the inputs of data '{name}' have different numbers of rows: {shapes}. Row i of each belongs to sample i; an input "
+            "that is the same for all rows is declared with --input 'NAME{value=data}' (docs/data.md)."
         )
     rows = next(iter(sizes.values()))
     if rows == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,11 +36,18 @@ _FILTERS = {
 }
 MAX_PIXELS = 100_000_000
 """Largest accepted image: a small file may declare a picture of gigabytes."""
+MAX_FILES = 5_000_000
+"""Most files of a folder, with those behind its links."""
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a model input, in this order: channels, resize, crop, size, scale, normalise, layout."""
+    """How an image becomes a model input, in this order: EXIF, channels, resize, crop, size, scale, normalise, layout.
+
+    A pixel counts 0 … 255 whatever the file's depth: 16 bits are divided by 257 and keep their steps, floats are shares 0 … 1.
+    """
 
     resize: int | None = None
     """Length of the short side after a resize that keeps the aspect ratio, pixels."""
@@ -60,6 +67,8 @@ class Preprocessing:
     """`L` is grayscale, one channel."""
     classes: Mapping[str, int] | None = None
     """Class index by subfolder; None: subfolders named with digits only are their own index, others count in sorted order."""
+    exif: bool = False
+    """Turn images as their EXIF orientation says. Off as in Pillow and torchvision, which most models were trained with."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -103,8 +112,14 @@ class Preprocessing:
     def array(self, image: Image, dtype: np.dtype[np.generic]) -> Array:
         """One image as an array of `dtype`, without the batch axis: [C, H, W] or [H, W, C]."""
         from PIL import Image as Pillow
+        from PIL import ImageOps
 
-        image = image.convert("L" if self.channels == "L" else "RGB")
+        if self.exif:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in _DEEP or image.mode == "F":
+            image = Pillow.fromarray(_deep_pixels(image))
+        else:
+            image = image.convert("L" if self.channels == "L" else "RGB")
         resampling = Pillow.Resampling[_FILTERS[self.resampling]]
         if self.resize is not None:
             width, height = image.size
@@ -121,11 +136,15 @@ class Preprocessing:
             image = image.resize((self.size[1], self.size[0]), resampling)
         pixels: Array = np.asarray(image)
         pixels = pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+        if self.channels != "L" and pixels.shape[2] == 1:
+            pixels = np.repeat(pixels, 3, axis=2)
         if self.channels == "BGR":
             pixels = pixels[:, :, ::-1]
         if dtype != np.dtype(np.uint8):
             scaled = pixels.astype(np.float64) * self.scale
             pixels = ((scaled - np.asarray(self.mean)) / np.asarray(self.std)).astype(dtype)
+        elif pixels.dtype != np.dtype(np.uint8):
+            pixels = np.clip(np.rint(pixels.astype(np.float64)), 0, 255).astype(np.uint8)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1) if self.layout == "NCHW" else pixels)
 
 
@@ -153,21 +172,28 @@ def read_images(
         )
     files, left_out = _files(folder)
     labels, notes = _labels(folder, files, preprocessing.classes)
-    if left_out:
-        notes += (f"{left_out} files in '{folder.name}' have no image suffix and were left out",)
+    notes += left_out
     if limit is not None and limit < len(files):
         chosen = np.sort(np.random.default_rng(seed).choice(len(files), limit, replace=False))
         notes += (f"{limit} of {len(files)} images, drawn at random (seed {seed})",)
         files, labels = [files[index] for index in chosen], labels[chosen]
     arrays: list[Array] = []
+    turned = deep = 0
     for path in files:
-        array = _decoded(path, preprocessing, dtype)
+        array, kind = _decoded(path, preprocessing, dtype)
+        turned += kind.turned
+        deep += kind.deep
         _check_size(path, array, info, arrays[0] if arrays else None)
         if not arrays and array.nbytes * len(files) > max_bytes:
             raise DataError(
                 f"{len(files)} images of {array.nbytes:,} bytes pass {max_bytes / 1e9:.1f} GB: use a limit or a smaller size."
             )
         arrays.append(array)
+    if turned and not preprocessing.exif:
+        told = f"{turned} of {len(files)} images have an EXIF orientation, which was not applied, as Pillow and torchvision do"
+        notes += (f"{told}; preprocessing exif = true applies it",)
+    if deep:
+        notes += (f"{deep} of {len(files)} images have 16-bit or float pixels, brought to 0 … 255 without rounding",)
     return np.stack(arrays), labels, notes
 
 
@@ -180,17 +206,60 @@ def _require_pillow() -> None:
         ) from error
 
 
-def _files(folder: Path) -> tuple[list[Path], int]:
-    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path, folder)]
-    images = [path for path in found if path.suffix.lower() in _SUFFIXES]
+def _files(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Images in sorted order, those behind links too, and notes about what was left out."""
+    found = sorted(_walk(folder))
+    files = [path for path in found if path.is_file()]
+    images = [path for path in files if path.suffix.lower() in _SUFFIXES]
     loose = [path for path in images if path.parent == folder]
     if loose:
         raise DataError(f"image '{loose[0]}' lies outside a class: put images into one subfolder for each class.")
+    nowhere = [path for path in found if path.is_symlink() and not path.exists()]
+    lost = [path for path in nowhere if path.parent == folder and path.suffix.lower() not in _SUFFIXES]
+    if lost:
+        raise DataError(
+            f"'{lost[0]}' is a link that leads nowhere ({len(lost)} of them in '{folder}'): without that class the others would "
+            "be numbered otherwise. Repair or remove it."
+        )
     if not images:
         raise DataError(
             f"folder '{folder}' has no images in subfolders ({', '.join(sorted(_SUFFIXES))}): one subfolder for each class."
         )
-    return images, len(found) - len(images)
+    counts = (
+        (len(files) - len(images), "files in '{}' have no image suffix and were left out"),
+        (len(nowhere), "links in '{}' lead nowhere and were left out"),
+        (
+            len(found) - len(files) - len(nowhere),
+            "entries of '{}' are no files (pipes, devices, sockets) and were left out",
+        ),
+    )
+    return images, tuple(f"{count} {text.format(folder.name)}" for count, text in counts if count)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything below a folder that is no folder, through linked folders too, but never round in a circle."""
+    count = 0
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        place, above = waiting.pop()
+        try:
+            about = place.stat()
+            entries = list(place.iterdir())
+        except OSError as error:
+            raise DataError(f"cannot read folder '{place}': {error.strerror or error}.") from error
+        itself = (about.st_dev, about.st_ino)
+        if itself in above:
+            continue
+        for path in entries:
+            if _hidden(path, folder):
+                continue
+            count += 1
+            if count > MAX_FILES:
+                raise DataError(f"folder '{folder}' and what its links lead to have more than {MAX_FILES:,} entries.")
+            if path.is_dir():
+                waiting.append((path, above | {itself}))
+            else:
+                yield path
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -221,7 +290,33 @@ def _labels(
     return np.array([index[name] for name in of_file], np.int64), notes
 
 
-def _decoded(path: Path, preprocessing: Preprocessing, dtype: np.dtype[np.generic]) -> Array:
+@dataclass(frozen=True)
+class _Kind:
+    """What is special about an image file."""
+
+    turned: bool
+    deep: bool
+
+
+def _deep_pixels(image: Image) -> NDArray[np.float32]:
+    """Pixels of more than 8 bits as floats 0 … 255. Raises DataError where the file does not say what its values mean."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"it has float pixels from {low:g} to {high:g}, floats are read as shares 0 … 1: save it with 8 or 16 bits, or "
+                "give the arrays as .npz."
+            )
+        return (values * np.float32(255)).astype(np.float32)
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise DataError(
+            "it has 32-bit whole numbers as pixels, whose largest value is not known: save it with 8 or 16 bits."
+        )
+    return (values.astype(np.float64) / 257).astype(np.float32)
+
+
+def _decoded(path: Path, preprocessing: Preprocessing, dtype: np.dtype[np.generic]) -> tuple[Array, _Kind]:
     from PIL import Image as Pillow
 
     with warnings.catch_warnings():
@@ -234,7 +329,10 @@ def _decoded(path: Path, preprocessing: Preprocessing, dtype: np.dtype[np.generi
                         f"image '{path}' declares {image.size[0]}×{image.size[1]} pixels, "
                         f"at most {MAX_PIXELS:,} are read: remove it."
                     )
-                return preprocessing.array(image, dtype)
+                kind = _Kind(
+                    image.getexif().get(_ORIENTATION, 1) not in (0, 1), image.mode in _DEEP or image.mode == "F"
+                )
+                return preprocessing.array(image, dtype), kind
         except DataError as error:
             raise error if str(path) in str(error) else DataError(f"image '{path}': {error}") from error
         except Exception as error:

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 
 from backends.base import FeedError, TensorInfo, check_feeds
 from profiler.data.dataset import Array, Dataset
+from profiler.data.feeding import Feeding, sequences
+from profiler.data.fit import fit_arrays
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.images import Preprocessing, read_images
 from profiler.data.npz import read_npz
@@ -27,8 +29,9 @@ def load_dataset(
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
     seed: int = 0,
+    feeding: Feeding | None = None,
 ) -> Dataset:
-    """Read and check the rows of `source` for a model with `inputs`.
+    """Read and check the rows of `source` for a model with `inputs`, which are fed as `feeding` says (default: row by row).
 
     `source` is an `.npz` (arrays named as the inputs, plus optional `labels`, `groups`, `ids`), a folder of images with
     `preprocessing`, a text `package.module:function` (see `data.functions.read_function`), or a mapping of arrays.
@@ -37,23 +40,24 @@ def load_dataset(
     """
     if limit is not None and limit < 1:
         raise StudyError(f"the limit of rows is {limit}, it has to be 1 or more.")
-    names = tuple(info.name for info in inputs)
+    feeding = feeding or Feeding.plain(inputs)
+    names = tuple(info.name for info in feeding.row_inputs)
     if isinstance(source, Mapping):
-        return _fitted("arrays", _as_arrays(source), inputs, (), limit, seed)
+        return _fitted("arrays", _as_arrays(source), feeding, (), limit, seed)
     path = Path(source).expanduser()
     if not path.exists():
         if FUNCTION.fullmatch(str(source)):
-            return _fitted(str(source), read_function(str(source), names, limit=limit), inputs, (), limit, seed)
+            return _fitted(str(source), read_function(str(source), names, limit=limit), feeding, (), limit, seed)
         raise DataError(
             f"data '{source}' is neither a file, a folder nor package.module:function: check the path from '{Path.cwd()}'."
         )
     if path.is_dir():
-        return _images(path, inputs, preprocessing, limit, seed)
+        return _images(path, feeding, preprocessing, limit, seed)
     if path.suffix.lower() != ".npz":
         raise DataError(
             f"data '{path}' is a {path.suffix or 'file'}: give an .npz, a folder of images or package.module:function."
         )
-    return _fitted(path.name, read_npz(path), inputs, (), limit, seed)
+    return _fitted(path.name, read_npz(path), feeding, (), limit, seed)
 
 
 def _as_arrays(source: Mapping[str, ArrayLike]) -> dict[str, Array]:
@@ -66,9 +70,8 @@ def _as_arrays(source: Mapping[str, ArrayLike]) -> dict[str, Array]:
     return arrays
 
 
-def _images(
-    path: Path, inputs: Sequence[TensorInfo], preprocessing: Preprocessing | None, limit: int | None, seed: int
-) -> Dataset:
+def _images(path: Path, feeding: Feeding, preprocessing: Preprocessing | None, limit: int | None, seed: int) -> Dataset:
+    inputs = feeding.row_inputs
     if len(inputs) != 1:
         raise DataError(
             f"images feed one input, the model has {[info.name for info in inputs]}: give an .npz or package.module:function."
@@ -79,46 +82,62 @@ def _images(
             "e.g. preprocessing = {resize = 256, crop = 224, mean = …}."
         )
     images, labels, notes = read_images(path, inputs[0], preprocessing, limit=limit, seed=seed)
-    return _fitted(path.name, {inputs[0].name: images, "labels": labels}, inputs, notes, None, seed)
+    return _fitted(path.name, {inputs[0].name: images, "labels": labels}, feeding, notes, None, seed)
 
 
 def _fitted(
     name: str,
     arrays: dict[str, Array],
-    inputs: Sequence[TensorInfo],
+    feeding: Feeding,
     notes: tuple[str, ...],
     limit: int | None,
     seed: int,
 ) -> Dataset:
-    expected = {info.name: info for info in inputs}
+    expected = {rule.name: rule for rule in feeding.rules}
     # A model may have an input called like a reserved array; then it is the input.
     extras = {key: arrays[key] for key in RESERVED if key in arrays and key not in expected}
     feeds = {key: array for key, array in arrays.items() if key not in extras}
-    if len(feeds) == len(expected) == 1 and feeds.keys() != expected.keys():
-        (got, array), (want,) = next(iter(feeds.items())), expected
-        feeds = {want: array}
-        notes += (f"array '{got}' was taken as the model's only input '{want}'",)
+    wanted = [info.name for info in feeding.row_inputs]
+    strangers = [key for key in feeds if key not in expected]
+    if len(strangers) == len(wanted) == 1 and wanted[0] not in feeds:
+        feeds[wanted[0]] = feeds.pop(strangers[0])
+        notes += (f"array '{strangers[0]}' was taken as the model's only input '{wanted[0]}'",)
     for key in feeds.keys() & expected.keys():
-        feeds[key], note = _converted(name, key, feeds[key], expected[key].dtype)
+        feeds[key], note = _converted(name, key, feeds[key], expected[key].info.dtype)
         notes += note
+    rows, constants, more = fit_arrays(name, feeding, feeds, extras.get("labels"))
+    notes += more
     try:
-        check_feeds([_any_batch(info) for info in inputs], feeds)
+        check_feeds(feeding.row_inputs, rows)
     except FeedError as error:
         stray = [key for key in feeds if key not in expected and key.lower() in _LABEL_LIKE]
         hint = f" If '{stray[0]}' holds the labels, save it under the name 'labels'." if stray else ""
         raise DataError(f"data '{name}' does not fit the model: {error}{hint}") from error
-    _check_shared_dimensions(name, inputs, feeds)
-    feeds = {info.name: feeds[info.name] for info in inputs}
-    whole = Dataset.of(name, feeds, extras.get("labels"), extras.get("groups"), extras.get("ids"), notes)
+    _check_shared_dimensions(name, feeding.row_inputs, rows)
+    rows = {info.name: rows[info.name] for info in feeding.row_inputs}
+    whole = Dataset.of(
+        name, rows, extras.get("labels"), extras.get("groups"), extras.get("ids"), notes, constants=constants
+    )
     if limit is None or limit >= len(whole):
         return whole
+    if feeding.states:
+        return _whole_sequences(whole, limit, seed)
     chosen = np.sort(np.random.default_rng(seed).choice(len(whole), limit, replace=False))
     return replace(whole.take(chosen), notes=(*notes, f"{limit} of {len(whole)} rows, drawn at random (seed {seed})"))
 
 
-def _any_batch(info: TensorInfo) -> TensorInfo:
-    """Without the batch size: rows are fed in batches of the case's own size."""
-    return replace(info, shape=(None, *info.shape[1:])) if info.shape else info
+def _whole_sequences(data: Dataset, limit: int, seed: int) -> Dataset:
+    """Whole sequences drawn at random, as many as `limit` rows hold, one at least: a state makes no sense from the middle."""
+    found = sequences(data)
+    chosen: list[int] = []
+    count = 0
+    for place in np.random.default_rng(seed).permutation(len(found)):
+        if chosen and len(chosen) + len(found[place]) > limit:
+            break
+        chosen += found[place]
+        count += 1
+    note = f"{len(chosen)} of {len(data)} rows: {count} of {len(found)} sequences, drawn at random (seed {seed})"
+    return replace(data.take(np.sort(np.array(chosen, np.int64))), notes=(*data.notes, note))
 
 
 def _check_shared_dimensions(name: str, inputs: Sequence[TensorInfo], feeds: Mapping[str, Array]) -> None:

@@ -8,6 +8,7 @@ its member has (zip directory: PKWARE APPNOTE 4.3; npy header: numpy.lib.format)
 from __future__ import annotations
 
 import math
+import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,15 +21,25 @@ from profiler.errors import DataError
 
 _MAX_MEMBERS = 256
 _CHUNK_BYTES = 1 << 20
+_NO_FILES = (
+    (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"), (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISDIR, "a folder"),
+)  # fmt: skip
 _REFUSED_KINDS = {"O": "Python objects", "V": "structured or raw records", "M": "dates", "m": "time spans"}
 
 
 def read_npz(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Array]:
     """All arrays of an npz file by name, in the file's order.
 
-    Raises DataError when it is no npz, is truncated or corrupt, holds object arrays, or declares more than `max_bytes`.
+    Raises DataError when it is no plain file or no npz, is truncated or corrupt, holds object arrays, or declares more than
+    `max_bytes`.
     """
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            # Opening a pipe waits for whoever writes into it, and a device may never end.
+            kind = next((name for is_one, name in _NO_FILES if is_one(mode)), "no plain file")
+            raise DataError(f"'{path}' is {kind}: give a plain file, written with numpy.savez(path, **arrays).")
         with zipfile.ZipFile(path) as archive:
             members = _members(path, archive, max_bytes)
             return {name: _read_member(path, archive, info) for name, info in members.items()}

@@ -239,11 +239,12 @@ def _rates(load: LoadPlan, trace: NDArray[np.float64] | None) -> tuple[float, ..
 
 def _pool(job: Job) -> dict[str, NDArray[np.generic]]:
     rows = job.prepared.rows
-    count = len(next(iter(rows.values())))
-    row_bytes = sum(array[:1].nbytes for array in rows.values())
+    count = len(next(iter(rows.values()))) if rows else 1
+    feeding = job.prepared.feeding
+    row_bytes = feeding.row_bytes(rows)
     wanted = max(1, min(count, MAX_ROWS, MAX_POOL_BYTES // max(row_bytes, 1)))
     index = np.sort(np.random.default_rng((job.study.seed, wanted)).choice(count, wanted, replace=False))
-    return {f"row/{name}": np.ascontiguousarray(array[index]) for name, array in rows.items()}
+    return {f"row/{name}": array for name, array in feeding.pool(rows, index).items()}
 
 
 def _seconds(arrays: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.float64]:
@@ -332,7 +333,7 @@ class _Server:
         self._stage.job.needs(lasts)
         return self._worker.request(
             "serve", arrays, timeout_s=limit + study.time_limit_s, scenario=scenario, workers=self._setting.workers,
-            max_batch=max_batch, time_limit_s=limit, **fields,
+            max_batch=max_batch, time_limit_s=limit, axes=self._stage.job.prepared.feeding.axes, **fields,
         )  # fmt: skip
 
     def run(

@@ -32,14 +32,15 @@ class Lanes:
     ) -> tuple[dict[str, Any], Arrays]:
         """One load run, as the parent asks in `header`: the fields of `serving.Plan` and `workers`.
 
-        `arrays` may hold the pool of rows, `row/<input>` with shape (rows, …), kept for later runs, and `schedule_s`.
+        `arrays` may hold the pool of rows, `row/<input>` with shape (rows, …), kept for later runs, and `schedule_s`; `axes` in
+        the header as in `serving.Rows`.
         Answers the arrays of `serving.Served` and what the host did meanwhile. Raises BackendError, and what a lane raises.
         """
         pool = {name.removeprefix(_ROW): values for name, values in arrays.items() if name.startswith(_ROW)}
         if pool:
             self.pool, self.warm = pool, set()
         workers, max_batch = int(header["workers"]), int(header.get("max_batch", 1))
-        rows = serving.Rows(self.pool, session.inputs, max_batch)
+        rows = serving.Rows(self.pool, session.inputs, max_batch, header.get("axes"))
         lanes = [one.infer for one in self._lanes(session, workers)]
         if (workers, max_batch) not in self.warm:
             serving.warm(lanes, rows.batch, max_batch)

@@ -101,8 +101,8 @@ def drive(
     """One LoadGen run over a loaded session; `pool` has the model's inputs, shape (rows, …), taken in LoadGen's random order.
 
     `header`: scenario, min_duration_s, min_queries, max_batch, seed, and what the scenario needs of qps, slo_s, p, samples,
-    expected_s. Answers LoadGen's files as bytes, `log/<name>`. Raises BackendUnavailable without the package, BackendError,
-    and what the session raises.
+    expected_s, `axes` as in `serving.Rows`. Answers LoadGen's files as bytes, `log/<name>`. Raises BackendUnavailable without
+    the package, BackendError, and what the session raises.
     """
     try:
         lg = load()
@@ -112,7 +112,7 @@ def drive(
     if scenario not in SCENARIOS:
         raise BackendError(f"LoadGen has no scenario '{scenario}', expected one of: {', '.join(SCENARIOS)}.")
     max_batch = int(header.get("max_batch", 1))
-    rows = serving.Rows(pool, session.inputs, max_batch)
+    rows = serving.Rows(pool, session.inputs, max_batch, header.get("axes"))
     count = len(next(iter(pool.values())))
 
     def complete(samples: Sequence[Any]) -> None:

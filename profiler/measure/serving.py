@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,18 +201,29 @@ def _slack_setter() -> Callable[[int], object]:
 class Rows:
     """Requests as feeds: request i carries row i of the pool, over and over, and a batch is put together when it is served."""
 
-    def __init__(self, pool: Mapping[str, NDArray[np.generic]], inputs: Sequence[TensorInfo], max_batch: int) -> None:
-        """`pool` has the model's inputs, shape (rows, …). Raises FeedError, and BackendError when `max_batch` does not fit."""
+    def __init__(
+        self, pool: Mapping[str, NDArray[np.generic]], inputs: Sequence[TensorInfo], max_batch: int,
+        axes: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """`pool` has the model's inputs, shape (rows, …). Raises FeedError, and BackendError when `max_batch` does not fit.
+
+        `axes` tells by input where its rows lie in a batch: an axis (default 0), `none` for an input that is one row, or
+        `constant` for one that is the same for all rows, whose first row is fed.
+        """
         count = len(next(iter(pool.values()))) if pool else 0
         if count == 0 or any(len(values) != count for values in pool.values()):
             raise BackendError("the rows to serve are missing, or the inputs have different numbers of them.")
-        self.padded_to = _fixed_batch(inputs, max_batch)
+        self._axes = {name: (axes or {}).get(name, 0) for name in pool}
+        self.padded_to = _fixed_batch(inputs, max_batch, self._axes)
         self._rows: list[dict[str, NDArray[np.generic]]] = [
-            # Copies, since some runtimes refuse views that cannot be written to.
-            {name: values[index : index + 1].copy() for name, values in pool.items()}
-            for index in range(count)
+            {name: self._row(name, values[index]) for name, values in pool.items()} for index in range(count)
         ]
         check_feeds(inputs, self.batch(range(max_batch)))
+
+    def _row(self, name: str, values: Any) -> NDArray[np.generic]:
+        axis = self._axes[name]
+        # Copies, since some runtimes refuse views that cannot be written to.
+        return np.expand_dims(values, axis).copy() if isinstance(axis, int) else np.array(values)
 
     def batch(self, requests: Sequence[int]) -> Feeds:
         """The feeds of some requests. A model with a fixed batch axis gets its last row again until it is full."""
@@ -220,11 +231,20 @@ class Rows:
         rows += rows[-1:] * ((self.padded_to or 0) - len(rows))
         if len(rows) == 1:
             return rows[0]
-        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        return {
+            name: np.concatenate([row[name] for row in rows], axis) if isinstance(axis, int) else rows[0][name]
+            for name, axis in self._axes.items()
+        }
 
 
-def _fixed_batch(inputs: Sequence[TensorInfo], max_batch: int) -> int | None:
-    fixed = {info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int)}
+def _fixed_batch(inputs: Sequence[TensorInfo], max_batch: int, axes: Mapping[str, Any]) -> int | None:
+    places = {info.name: axes.get(info.name, 0) for info in inputs}
+    if "none" in places.values() and max_batch > 1:
+        raise BackendError("an input of the model is one row, without a batch axis: use --batching none.")
+    fixed = {
+        info.shape[axis] for info in inputs
+        if isinstance(axis := places[info.name], int) and axis < len(info.shape) and isinstance(info.shape[axis], int)
+    }  # fmt: skip
     if not fixed:
         return None
     sizes = sorted(size for size in fixed if isinstance(size, int))

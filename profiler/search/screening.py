@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from profiler import output_rows
 from profiler.data import Dataset, split_calibration
 from profiler.errors import BudgetError, DataError, EdgeprofError, StoreError, TargetError
-from profiler.evaluate import Elsewhere
+from profiler.evaluate import Elsewhere, evaluated
 from profiler.job import Job, add
 from profiler.output_rows import OutputRows, Outputs, TooLarge
 from profiler.quality.candidates import with_rows
@@ -163,6 +163,10 @@ class Screening:
             # A name of its own: the function below keeps it.
             outputs = found.outputs
             return *self._portions(case, lambda start: _cut(outputs, start, case.batch), stop), found.notes
+        if self.job.prepared.feeding.states:
+            # A sequence is run from its beginning to its end: there are no portions to stop after.
+            outputs, notes = evaluated(self.job, case, self.data)
+            return outputs, len(self.data), notes
         with self.job.open(case) as worker:
             self.job.load(worker, case)
             return *self._portions(case, lambda start: self._batch(worker, case, start), stop), ()
@@ -188,8 +192,9 @@ class Screening:
     def _batch(self, worker: WorkerProcess, case: Case, start: int) -> Outputs:
         index = np.arange(start, start + case.batch) % len(self.data)
         rows = min(case.batch, len(self.data) - start)
-        feeds = {name: np.ascontiguousarray(array[index]) for name, array in self.data.inputs.items()}
-        outputs = worker.request("infer", feeds, timeout_s=self.job.limit_s)[1]
+        feeding = self.job.prepared.feeding
+        feeds = feeding.feeds(self.data.inputs, index)
+        outputs = feeding.row_wise(worker.request("infer", feeds, timeout_s=self.job.limit_s)[1])
         # Detections, scalars and constants are no answers to rows.
         return {name: array[:rows] for name, array in with_rows(outputs, case.batch).items()}
 

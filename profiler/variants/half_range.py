@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from profiler.data.feeding import rows_fed
 from profiler.onnx_io import clone, walk_nodes, walk_tensors, write_model
 from profiler.variants.base import Calibration
 from profiler.variants.running import batches, scratch, session
@@ -108,7 +109,7 @@ def largest_values(model: ModelProto, calibration: Calibration) -> tuple[dict[st
         runner = session(write_model(watched, folder))
         names = [out.name for out in runner.get_outputs() if out.type == "tensor(float)"]
         for feeds in batches(model, calibration, WATCHED_ROWS):
-            rows += max((len(array) for array in feeds.values() if array.ndim), default=1)
+            rows += rows_fed(calibration, feeds)
             arrays = [*zip(names, runner.run(names, feeds) if names else (), strict=True), *feeds.items()]
             for name, array in arrays:
                 if array.dtype != np.float32:

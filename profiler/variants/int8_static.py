@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from profiler.data.feeding import rows_fed
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
@@ -264,7 +265,7 @@ class Int8Static(Recipe):
             nonlocal rows
             rows = 0
             for batch in self._rows(model, calibration):
-                rows += max((len(array) for array in batch.values() if array.ndim), default=1)
+                rows += rows_fed(calibration, batch)
                 yield batch
 
         with scratch() as folder:

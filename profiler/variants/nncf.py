@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from onnx import ModelProto, NodeProto
 
+from profiler.data.feeding import rows_fed
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
@@ -95,7 +96,7 @@ class Nncf(Recipe):
             "ops_left_float": sum(counts[op] for op in WEIGHTED) - len(done),
             "quantized": tally(done),
             "others_on_int8": tally(around) or None,
-            "calibration_rows": sum(_rows(row) for row in feeds),
+            "calibration_rows": sum(rows_fed(calibration, row) for row in feeds),
             "opset": opset_of(result),
             "nncf": version,
         }
@@ -155,10 +156,6 @@ def _engine(what: str) -> tuple[Any, str]:
         else:
             os.environ[NO_TELEMETRY] = before
     return nncf, str(nncf.__version__)
-
-
-def _rows(feed: dict[str, Any]) -> int:
-    return max((len(array) for array in feed.values() if array.ndim), default=1)
 
 
 def _on_int8(model: ModelProto) -> tuple[list[NodeProto], list[NodeProto]]:

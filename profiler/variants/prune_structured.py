@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from profiler.data.feeding import rows_fed
 from profiler.errors import VariantError
 from profiler.models.initializers import as_constants
 from profiler.onnx_io import clone, count_ops, opset_of, weights_count, write_model
@@ -181,7 +182,7 @@ class PruneChannels(Recipe):
         def feeds() -> Iterator[Mapping[str, NDArray[Any]]]:
             yield from batches(source, calibration, self.samples)
 
-        return feeds, sum(max((len(array) for array in row.values() if array.ndim), default=1) for row in feeds())
+        return feeds, sum(rows_fed(calibration, row) for row in feeds())
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[Any]:

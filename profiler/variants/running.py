@@ -5,9 +5,10 @@ Nothing here is timed; the sessions use one thread and are gone when the recipe 
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from backends.base import TensorInfo, check_feeds
+from profiler.data.feeding import feeds_of
 from profiler.errors import DataError, VariantError
 from profiler.onnx_io import model_inputs, walk_tensors, write_model
 from profiler.quality.similarity import Difference, Precision, compare
@@ -37,6 +39,8 @@ REDUCED = {
 """Stored types by which a model computes in less than float32: the order of additions shows earlier there."""
 SYNTHETIC_SIZE = 64
 """Size given to a dynamic axis without data; a multiple of 32, as the strides of convolutional models need."""
+SYNTHETIC_BYTES = 1 << 30
+"""Most that made-up inputs may take."""
 
 
 @contextmanager
@@ -104,13 +108,12 @@ def batches(model: onnx.ModelProto, calibration: Calibration, limit: int) -> Ite
     Raises DataError when there are no rows or fewer than a fixed batch needs, FeedError when they do not fit the model.
     """
     inputs = model_inputs(model)
-    rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
-    size = max([1, *(info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int))])
+    make, rows, size = feeds_of(inputs, calibration)
     count = min(max(1, limit // size), rows // size)
     if count == 0:
         raise DataError(f"the calibration data has {rows} rows, the model needs at least {size}: give more rows.")
     for start in range(0, count * size, size):
-        feeds = {name: array[start : start + size] if array.ndim else array for name, array in calibration.items()}
+        feeds = make(start, start + size)
         if start == 0:
             check_feeds(inputs, feeds)
         yield feeds
@@ -120,15 +123,31 @@ def probe(model: onnx.ModelProto, calibration: Calibration | None, limit: int = 
     """A few feeds to compare outputs on: calibration rows, else random ones with a guessed size on dynamic axes."""
     if calibration:
         return list(batches(model, calibration, limit))
-    rng = np.random.default_rng(0)
     inputs = model_inputs(model)
-    return [{info.name: _synthetic(info, rng) for info in inputs}] if inputs else []
+    sizes = _guessed_sizes(inputs)
+    shapes = {info.name: _synthetic_shape(info, sizes) for info in inputs}
+    if sum(8 * math.prod(shape) for shape in shapes.values()) > SYNTHETIC_BYTES:
+        # Shapes larger than any data: nothing is learnt that would be worth so much memory.
+        return []
+    rng = np.random.default_rng(0)
+    return [{info.name: _synthetic(info, shapes[info.name], rng) for info in inputs}] if inputs else []
 
 
-def _synthetic(info: TensorInfo, rng: np.random.Generator) -> NDArray[Any]:
-    shape = tuple(
-        size if isinstance(size, int) else 1 if axis == 0 else SYNTHETIC_SIZE for axis, size in enumerate(info.shape)
+def _guessed_sizes(inputs: Sequence[TensorInfo]) -> dict[str, int]:
+    """One size for each symbol, in all inputs: 1 for those that are a first axis somewhere."""
+    symbols = {size for info in inputs for size in info.shape if isinstance(size, str)}
+    batches = {info.shape[0] for info in inputs if info.shape}
+    return {symbol: 1 if symbol in batches else SYNTHETIC_SIZE for symbol in symbols}
+
+
+def _synthetic_shape(info: TensorInfo, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(
+        size if isinstance(size, int) else sizes[size] if size is not None else 1 if axis == 0 else SYNTHETIC_SIZE
+        for axis, size in enumerate(info.shape)
     )
+
+
+def _synthetic(info: TensorInfo, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
     dtype = np.dtype(info.dtype)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)

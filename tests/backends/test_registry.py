@@ -39,10 +39,18 @@ def importable(monkeypatch):
 
 def test_our_names_come_first():
     """Ours in their order, then other people's."""
-    assert registry.names(entry("other", "Other")) == ["ort", "ov", "trt", "fake", "injected", "other"]
+    assert registry.names(entry("other", "Other")) == [
+        "ort",
+        "ov",
+        "trt",
+        "fake",
+        "injected",
+        "onnx-reference",
+        "other",
+    ]
 
 
-@pytest.mark.parametrize("name", ["ort", "ov", "trt", "fake", "injected"])
+@pytest.mark.parametrize("name", ["ort", "ov", "trt", "fake", "injected", "onnx-reference"])
 def test_each_of_ours_is_a_backend_of_its_name(name):
     """A registry line leads to an adapter that calls itself so."""
     backend = registry.get(name)
@@ -95,7 +103,7 @@ def test_a_third_party_cannot_replace_ours():
     """Installing a package does not change what `fake` is."""
     points = entry("fake", "raising")
 
-    assert registry.names(points) == ["ort", "ov", "trt", "fake", "injected"]
+    assert registry.names(points) == ["ort", "ov", "trt", "fake", "injected", "onnx-reference"]
     assert type(registry.get("fake", points)) is FakeBackend
 
 

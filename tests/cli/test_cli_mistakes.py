@@ -31,7 +31,7 @@ def assert_refused(told, *words: str) -> None:
         (["--variants", "int8-static{per_chanel=true}"], ["per_chanel", "per_channel"]),
         (["--variants", "int8-static{per_channel=perhaps}"], ["per_channel", "perhaps"]),
         (["--variants", "int8-static{"], ["cannot read"]),
-        (["--backends", "onnxruntime"], ["onnxruntime", "Known: fake, injected, ort"]),
+        (["--backends", "onnxruntime"], ["onnxruntime", "Known: fake, injected, onnx-reference, ort"]),
         (["--backends", "otr"], ["Did you mean", "ort"]),
         (["--backends", "ov:GPUU"], ["GPUU", "Did you mean GPU"]),
         (["--backends", ""], ["backend"]),

@@ -236,3 +236,98 @@ def test_impossible_preprocessing_is_refused(options, message):
     """Before any image is read."""
     with pytest.raises(StudyError, match=message):
         Preprocessing.of(options)
+
+
+@pytest.mark.parametrize("kind", ["16 bit", "float"])
+@pytest.mark.parametrize("channels", ["L", "RGB"])
+def test_deep_pixels_keep_their_values(tmp_path, kind, channels):
+    """A share of the range is that share, whatever the file's depth; clipping would make all white or black."""
+    shares = np.array([[0.1, 0.3], [0.7, 0.9]])
+    path = tmp_path / "photos" / "a" / f"0.{'png' if kind == '16 bit' else 'tif'}"
+    path.parent.mkdir(parents=True)
+    stored = (shares * 65535).astype(np.uint16) if kind == "16 bit" else shares.astype(np.float32)
+    Image.fromarray(stored).save(path)
+    depth = 1 if channels == "L" else 3
+    data = load_dataset(
+        tmp_path / "photos",
+        inputs=[TensorInfo("x", "float32", ("N", depth, 2, 2))],
+        preprocessing=Preprocessing(channels=channels),
+    )
+
+    np.testing.assert_allclose(data.inputs["x"], np.broadcast_to(shares, (1, depth, 2, 2)), atol=2e-5)
+    assert any("16-bit or float" in note for note in data.notes)
+
+
+def test_deep_pixels_are_rounded_for_models_that_take_bytes(tmp_path):
+    """Half of 65535 is 128, not 255."""
+    path = tmp_path / "photos" / "a" / "0.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(np.array([[0, 32768, 65535]], np.uint16)).save(path)
+    data = load_dataset(
+        tmp_path / "photos",
+        inputs=[TensorInfo("x", "uint8", ("N", 1, 1, 3))],
+        preprocessing=Preprocessing(channels="L", scale=1.0),
+    )
+
+    assert data.inputs["x"].ravel().tolist() == [0, 128, 255]
+
+
+def test_float_pixels_beyond_shares_are_refused(tmp_path):
+    """Whether 200 means 200 of 255 or of 65535 only the user knows."""
+    path = tmp_path / "photos" / "a" / "0.tif"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(np.full((2, 2), 200, np.float32)).save(path)
+
+    with pytest.raises(DataError, match=r"0\.tif.*200 to 200.*shares"):
+        load_dataset(
+            tmp_path / "photos", inputs=[TensorInfo("x", "float32", ("N", 1, 2, 2))],
+            preprocessing=Preprocessing(channels="L"),
+        )  # fmt: skip
+
+
+def test_linked_classes_and_images_are_read(folder, tmp_path, image_input):
+    """A subset made of links is the same data as its copy; a circle of links ends."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "cat").symlink_to(folder / "cat")
+    (linked / "dog").mkdir()
+    for image in (folder / "dog").iterdir():
+        (linked / "dog" / image.name).symlink_to(image)
+    (linked / "dog" / "round").symlink_to(linked)
+
+    one, other = (load_dataset(f, inputs=[image_input], preprocessing=Preprocessing()) for f in (folder, linked))
+
+    assert one.sha256 == other.sha256
+
+
+def test_links_that_lead_nowhere_are_told(folder, image_input):
+    """An image less is a note with the count; a class less would number the others otherwise."""
+    for number in range(2):
+        (folder / "cat" / f"gone{number}.png").symlink_to(folder / "nothing.png")
+    data = load_dataset(folder, inputs=[image_input], preprocessing=Preprocessing())
+    assert len(data) == 6
+    assert any("2 links" in note and "lead nowhere" in note for note in data.notes)
+
+    (folder / "ant").symlink_to(folder / "nothing")
+    with pytest.raises(DataError, match="ant' is a link that leads nowhere"):
+        load_dataset(folder, inputs=[image_input], preprocessing=Preprocessing())
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_the_exif_orientation_is_applied_when_asked_for(tmp_path, exif):
+    """Without it, what Pillow and torchvision do, and a note with the count."""
+    upright = np.arange(12, dtype=np.uint8).reshape(2, 6) * 20
+    path = tmp_path / "photos" / "a" / "0.png"
+    path.parent.mkdir(parents=True)
+    about = Image.Exif()
+    about[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(upright).save(path, exif=about)
+    shape = (6, 2) if exif else (2, 6)
+    data = load_dataset(
+        tmp_path / "photos",
+        inputs=[TensorInfo("x", "uint8", ("N", 1, *shape))],
+        preprocessing=Preprocessing.of({"channels": "L", "scale": 1.0, "exif": exif}),
+    )
+
+    np.testing.assert_array_equal(np.rot90(upright, -1) if exif else upright, data.inputs["x"][0, 0])
+    assert any("1 of 1 images have an EXIF orientation" in note for note in data.notes) is not exif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -169,3 +170,13 @@ def test_random_damage_gives_a_data_error_or_the_array(tmp_path, position):
         return
     else:
         np.testing.assert_array_equal(np.arange(64, dtype=np.float32), next(iter(read.values())))
+
+
+def test_a_pipe_or_device_is_refused_before_it_is_opened(tmp_path):
+    """Opening the pipe would wait for ever."""
+    os.mkfifo(tmp_path / "rows.npz")
+    with pytest.raises(DataError, match="is a pipe"):
+        read_npz(tmp_path / "rows.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="is a device"):
+        read_npz(tmp_path / "zero.npz")

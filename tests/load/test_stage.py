@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.base import EdgeprofError, LoadOptions
+from backends.base import EdgeprofError, LoadOptions, TensorInfo
 from backends.fake import FakeBackend
 from profiler.budget import Budget
+from profiler.data.feeding import Feeding
 from profiler.errors import BudgetError, StudyError
 from profiler.job import Job
 from profiler.load import figures, stage
@@ -37,6 +38,12 @@ CASE = Case("fp32", "fake{read=false}", "local", 1, 1)
 @dataclass
 class Prepared:
     rows: dict[str, Any]
+
+    @property
+    def feeding(self) -> Feeding:
+        return Feeding.plain(
+            [TensorInfo(name, array.dtype.name, ("N", *array.shape[1:])) for name, array in self.rows.items()]
+        )
 
 
 @dataclass

@@ -430,3 +430,33 @@ def test_the_slack_of_timers_is_the_thread_s_again_afterwards():
 
     assert slack.read_text() == before
     assert int(seen[0]) == 1
+
+
+def test_rows_lie_where_the_model_takes_them():
+    """On an inner axis, as a whole, or once for all; requests of one batch each keep their own."""
+    pool = {
+        "x": np.arange(12, dtype=np.float32).reshape(4, 3),
+        "h": np.arange(16, dtype=np.float32).reshape(4, 2, 2),
+        "sr": np.full(4, 7),
+    }
+    infos = [X, TensorInfo("h", "float32", (2, "N", 2)), TensorInfo("sr", "int64", ())]
+    rows = Rows(pool, infos, 3, {"h": 1, "sr": "constant"})
+    feeds = rows.batch([2, 0, 3])
+
+    np.testing.assert_array_equal(pool["x"][[2, 0, 3]], feeds["x"])
+    assert feeds["h"].shape == (2, 3, 2)
+    np.testing.assert_array_equal(pool["h"][3], feeds["h"][:, 2])
+    assert feeds["sr"].tolist() == 7
+    assert rows.batch([1])["h"].shape == (2, 1, 2)
+    assert rows.padded_to is None
+    with pytest.raises(BackendError, match="batching none"):
+        Rows(pool, infos, 2, {"h": 1, "sr": "none"})
+
+
+def test_a_batch_fixed_on_an_inner_axis_is_filled_up():
+    """The first axis holds layers, and is no batch."""
+    pool = {"h": np.zeros((4, 2, 2), np.float32)}
+    rows = Rows(pool, [TensorInfo("h", "float32", (2, 3, 2))], 2, {"h": 1})
+
+    assert rows.padded_to == 3
+    assert rows.batch([0])["h"].shape == (2, 3, 2)
