@@ -53,6 +53,7 @@ def _options(study: Study, search: Mapping[str, Any] | None) -> Iterator[str]:
             for name, shape in study.input_shapes.items()
             if _shapes_fit(study)
         ],
+        *[("--input", asked_input.text(name), True) for name, asked_input in study.inputs.items()],
         ("--seed", study.seed, study.seed != usual.seed),
         ("--time-budget", f"{study.time_budget_s!r}s", study.time_budget_s is not None),
         ("--time-limit", f"{study.time_limit_s!r}s", study.time_limit_s != usual.time_limit_s),

@@ -16,6 +16,8 @@ EVERYTHING = {
     "model": "my model.onnx", "data": "rows of it's.npz", "calibration": "c.npz", "calibration_samples": 100,
     "preprocessing": {"resize": 256, "mean": [0.5, 0.25, 1e-3], "name": 'a "b"'}, "limit": 77,
     "input_shapes": {"x": (3, 4), "y=1": (2,)},
+    "inputs": {"h": {"batch_axis": 1, "from": "hn", "init": "ones"}, "sr": {"value": 16000}, "w": {"value": (0.5, 0.25)},
+               "x.1": {"batch_axis": "none"}},
     "variants": ("fp16", "int8-static{per_channel=true}"), "backends": ("ort:cuda", "ov{shape=dynamic}"),
     "targets": ("local",), "batches": (1, 8), "threads": (2,), "metric": "rmse{output=y}",
     "constraints": {"max_drop": 2.5, "slo_p99_s": 0.005, "max_memory_bytes": 123_456_789, "max_usd_per_million": 0.05},

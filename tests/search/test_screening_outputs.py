@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from backends.base import TensorInfo
 from profiler.data import Dataset
+from profiler.data.feeding import Feeding
 from profiler.quality.choice import Unclear
 from profiler.search.screening import Screening
 from profiler.study import Case, make_study
@@ -36,6 +38,7 @@ def screening(folder, answers, labels, **settings):
     stored: list = []
     data = Dataset.of("d", {"x": np.arange(ROWS, dtype=np.float32)[:, None]}, labels)
     job = SimpleNamespace(
+        prepared=SimpleNamespace(feeding=Feeding.plain([TensorInfo("x", "float32", (None, 1))])),
         folder=folder, run_id="r", study=make_study(model="m", **settings), limit_s=30.0,
         store=SimpleNamespace(records=lambda *_: tuple(stored), add=lambda _, record: stored.append(record)),
         open=lambda case: Worker(answers[case.variant]), load=lambda *_: {},
