@@ -14,6 +14,7 @@ from profiler.errors import VariantError
 from profiler.onnx_io import reads
 from profiler.variants.base import Calibration, Recipe, VariantResult, expect
 from profiler.variants.int8_static import WEIGHTED, Int8Static, Plan
+from profiler.variants.taken_names import free_names
 
 LARGEST = 448.0
 """Largest finite E4M3 value (Micikevicius et al. 2022, "FP8 formats for deep learning")."""
@@ -97,7 +98,11 @@ class _Placed(Int8Static):
 
     def realise(self, plan: Plan, notes: list[str], nodes: Iterable[str] | None = None) -> ModelProto:
         model = super().realise(plan, notes, nodes)
-        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in plan.prepared.graph.initializer}
+        names = free_names(plan.prepared)
+        weights = {
+            names.get(tensor.name, tensor.name): numpy_helper.to_array(tensor)
+            for tensor in plan.prepared.graph.initializer
+        }
         old = {name for node in plan.prepared.graph.node for name in node.output}
         _to_float8(model, weights, old, self.text)
         return model

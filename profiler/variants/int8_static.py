@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,13 +17,14 @@ from profiler.onnx_io import clone, count_ops, opset_of, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.calibration import Range, activation_ranges, clip_weights
 from profiler.variants.equalise import equalise
+from profiler.variants.fixed_shapes import judge_fixed_shapes
+from profiler.variants.folding import FOLDED, folds, read_in_bodies, stored_floats
+from profiler.variants.operands import fold_betas, give_chain_biases, separate, vector_biases, wake_biases
 from profiler.variants.placement import bypass
 from profiler.variants.preparing import (
     QDQ_OPSET,
     constant_names,
     dequantized_nodes,
-    flatten_biases,
-    fold_betas,
     judged,
     prepare,
     quiet,
@@ -34,6 +36,7 @@ from profiler.variants.repair import correct_biases, give_biases
 from profiler.variants.running import batches, ensure_loads, scratch, session, short
 from profiler.variants.selection import resolve
 from profiler.variants.smoothing import smooth
+from profiler.variants.taken_names import with_free_names
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Ops that multiply by stored weights: all the gain is there. Asked for by default except ConvTranspose."""
@@ -41,6 +44,8 @@ CARRIED = ("Clip", "MaxPool", "Relu", "Reshape", "Transpose")
 """Ops between them that work on int8 as it is, at the same scale: quantized only where their input is already."""
 QUANTIZER_ERRORS = (AssertionError, NotImplementedError, ValueError)
 """What ONNX Runtime's quantizer raises for values that have no scale (NaN, none at all) and for types that it does not know."""
+MOST_REFUSED = 8
+"""Nodes that are given back to float one after the other because the runtime refuses them, before the file is given up."""
 BIAS_ROWS = 32
 """Most rows that bias correction runs, once per layer: means settle long before ranges do."""
 
@@ -58,6 +63,8 @@ class Plan:
     rows: int
     facts: Mapping[str, Fact]
     notes: tuple[str, ...]
+    zero_biases: tuple[str, ...] = ()
+    """Names of nodes whose bias is all zeros and must not stay so, see `operands.give_chain_biases`."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class Int8Static(Recipe):
             return unchanged(model, plan)
         assert calibration is not None
         notes = list(plan.notes)
-        result = self.realise(plan, notes)
+        result, refused = self._loadable(plan, calibration, notes)
         done, counts = dequantized_nodes(result, {*self.op_types, *WEIGHTED}), count_ops(result)
         if not counts["DequantizeLinear"]:
             return unchanged(model, "the quantizer left every op as it was")
@@ -129,18 +136,58 @@ class Int8Static(Recipe):
             "ops_quantized": len(done), "ops_left_float": left, "quantized": tally(done), "calibration_rows": plan.rows,
             "opset": opset_of(result), **plan.facts,
         }  # fmt: skip
+        if refused:
+            facts["refused_in_int8"] = "|".join(refused)
         if self.bias_correction:
             facts["biases_corrected"] = correct_biases(
                 plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
             )
-        ensure_loads(result, self.text)
+        wake_biases(result, plan.zero_biases)
+        if (note := ensure_loads(result, self.text)) is not None:
+            notes.append(note)
         if left:
             notes.append(
                 f"{left} ops of the chosen types stay float: no stored weights, "
                 f"{'named to, ' if self.skip or self.only else ''}or inside a subgraph."
             )
         judged(model, result, calibration, facts, notes)
+        judge_fixed_shapes(model, result, calibration, facts, notes)
         return VariantResult(result, facts, tuple(notes), changed=True)
+
+    def _loadable(self, plan: Plan, calibration: Calibration, notes: list[str]) -> tuple[ModelProto, list[str]]:
+        """The quantized model, and the nodes left in float because the runtime refuses or fails at them in int8.
+
+        The runtime's message only says where to look first: what decides is whether the file runs without the node.
+        """
+        refused: list[str] = []
+        wanted = list(plan.nodes)
+        while True:
+            attempt = list(notes)
+            result = self.realise(plan, attempt, None if not refused else wanted)
+            doing = "load"
+            try:
+                with scratch() as folder:
+                    runner = session(write_model(result, folder))
+                    doing = "run"
+                    for feeds in self._rows(plan.prepared, calibration, 1):
+                        runner.run(None, dict(feeds))
+            except Exception as error:
+                named = _named(str(error), plan.prepared, wanted)
+                if named is None or len(refused) == MOST_REFUSED:
+                    raise VariantError(
+                        f"{self.text} was written, but ONNX Runtime cannot {doing} it: {short(error)}."
+                    ) from error
+                refused.append(named)
+                wanted.remove(named)
+                if not wanted:
+                    raise VariantError(
+                        f"{self.text}: ONNX Runtime runs no op of it in int8: {short(error)}."
+                    ) from error
+                continue
+            notes[:] = attempt
+            if refused:
+                notes.append(f"{', '.join(refused)} stay float: ONNX Runtime refuses the file with them in int8.")
+            return result, refused
 
     def plan(self, model: ModelProto, calibration: Calibration | None) -> Plan | str:
         """Prepare, choose and calibrate: everything but the quantization itself. A text says why nothing fits the recipe."""
@@ -154,16 +201,21 @@ class Int8Static(Recipe):
                 f"{self.text} needs opset {self.opset}, the model has {opset_of(prepared)}: {notes[0]}. "
                 f"Export the model again with a newer opset{way_out}."
             )
-        flatten_biases(prepared)
         fold_betas(prepared)
         chosen = self._choose(prepared)
         if not any(node.op_type in self.op_types for node in chosen):
-            return f"no {', '.join(self.op_types)} of the main graph has stored weights{self._about_names()}"
+            return f"no {', '.join(self.op_types)} of the main graph has stored float32 weights{self._about_names()}"
+        names = {node.name for node in chosen}
+        separate(prepared, names)
+        vector_biases(prepared, names)
+        chosen = [node for node in prepared.graph.node if node.name in names]
         facts = self._rewrite(prepared, calibration, chosen, notes)
+        zero_biases = self._chains(prepared, names)
+        chosen = [node for node in prepared.graph.node if node.name in names]
         ranges, rows = self._calibrate(prepared, calibration, chosen)
         if self.weight_range == "mse":
             self._clip(prepared, chosen)
-        return Plan(prepared, tuple(node.name for node in chosen), ranges, rows, facts, tuple(notes))
+        return Plan(prepared, tuple(node.name for node in chosen), ranges, rows, facts, tuple(notes), zero_biases)
 
     def realise(self, plan: Plan, notes: list[str], nodes: Iterable[str] | None = None) -> ModelProto:
         """The quantized model of a plan, with only `nodes` (and ops that pass int8 through) when they are given."""
@@ -187,17 +239,26 @@ class Int8Static(Recipe):
         """Nodes to quantize: of weighted types only those with a stored weight, because products of two activations
         (attention) lose much and gain little.
         """
-        constants = constant_names(model)
+        weights = stored_floats(model)
         types = {*self.op_types, *self.carried}
         skip, only = resolve(model, self.skip, "skip"), resolve(model, self.only, "only")
+        captured = read_in_bodies(model)
         return [
             node
             for node in model.graph.node
             if node.op_type in types
-            and (node.op_type not in WEIGHTED or constants & {*node.input[1:2], *node.input[:1]})
+            and node.domain in ("", "ai.onnx")
+            and (node.op_type not in WEIGHTED or weights & {*node.input[1:2], *node.input[:1]})
+            and (node.op_type not in FOLDED or folds(node, model, captured))
             and node.name not in skip
             and (not only or node.name in only or node.op_type not in self.op_types)
         ]
+
+    def _chains(self, model: ModelProto, names: set[str]) -> tuple[str, ...]:
+        """Biases for chained products, where turning a MatMul into a Gemm is no other recipe than the one asked for."""
+        asked = {op in self.op_types for op in ("Gemm", "MatMul")} == {True}
+        alike = len({op in self.float_outputs for op in ("Gemm", "MatMul")}) == 1
+        return give_chain_biases(model, names) if asked and alike and self.quantize_bias else ()
 
     def _rewrite(
         self, model: ModelProto, calibration: Calibration, chosen: list[NodeProto], notes: list[str]
@@ -320,26 +381,35 @@ class Int8Static(Recipe):
         from onnxruntime.quantization.calibrate import TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        data = {
-            name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
-        }
         # Nodes whose activations never appeared have no range and stay float.
-        usable = [node for node in chosen if all(name in data for name in self._ranged(node, prepared))]
-        with quiet():
-            quantizer = QDQQuantizer(
-                clone(prepared),
-                self.per_channel,
-                self.reduce_range,
-                QuantType.QInt8,
-                QuantType.QInt8 if self.symmetric_activations else QuantType.QUInt8,
-                TensorsData(CalibrationMethod.MinMax, data),
-                [node.name for node in usable],
-                [],
-                [*self.op_types, *self.carried],
-                options,
-            )
-            quantizer.quantize_model()
-        result: ModelProto = quantizer.model.model
+        usable = [node for node in chosen if all(name in ranges for name in self._ranged(node, prepared))]
+
+        def quantize(work: ModelProto, renamed: Mapping[str, str]) -> ModelProto:
+            data = {
+                renamed.get(name, name): TensorData(lowest=np.float32(low), highest=np.float32(high))
+                for name, (low, high) in ranges.items()
+            }
+            whole = {
+                "TensorQuantOverrides": _whole_tensors(work, {node.name for node in usable}) if self.per_channel else {}
+            }
+            with quiet():
+                quantizer = QDQQuantizer(
+                    work,
+                    self.per_channel,
+                    self.reduce_range,
+                    QuantType.QInt8,
+                    QuantType.QInt8 if self.symmetric_activations else QuantType.QUInt8,
+                    TensorsData(CalibrationMethod.MinMax, data),
+                    [node.name for node in usable],
+                    [],
+                    [*self.op_types, *self.carried],
+                    {**options, **whole},
+                )
+                quantizer.quantize_model()
+            made: ModelProto = quantizer.model.model
+            return made
+
+        result = with_free_names(prepared, quantize)
         if self.float_outputs:
             bypass(result, {node.name for node in usable}, self.float_outputs)
         sort_nodes(result.graph)
@@ -352,6 +422,38 @@ class Int8Static(Recipe):
             return []
         constants = {tensor.name for tensor in model.graph.initializer}
         return [name for name in (*node.input[:2], node.output[0]) if name not in constants]
+
+
+def _whole_tensors(model: ModelProto, nodes: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """Overrides that give one scale to weights for which the quantizer would place several along a wrong axis.
+
+    It takes axis 1 of any MatMul operand: of batched weights [B, K, N], and of weights on the left [M, K], that is the axis which
+    is summed, and kernels then read scales that are not there.
+    """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in model.graph.node:
+        if node.name in nodes and node.op_type == "MatMul":
+            for place, name in enumerate(node.input):
+                if name in stored and (place == 0 or len(stored[name].dims) != 2):
+                    found[name] = [{"symmetric": True}]
+    return found
+
+
+def _named(message: str, model: ModelProto, nodes: Iterable[str]) -> str | None:
+    """The node of `nodes` that a message most likely speaks of: by its own name, or that of a value it makes or reads."""
+    words = set(re.findall(r"[^\s'\"()\[\],]+", message))
+    derived = {re.sub(r"_(Q|Deq|Q)uantizeLinear.*$|_DequantizeLinear.*$|_quantized.*$", "", word) for word in words}
+    wanted = set(nodes)
+    places = [node for node in model.graph.node if node.name in wanted]
+    for names in (words, derived):
+        for node in places:
+            if node.name in names or {*node.output} & names:
+                return node.name
+        for node in places:
+            if {*node.input} & names:
+                return node.name
+    return None
 
 
 def _channel_axis(node: NodeProto, rank: int) -> int:
