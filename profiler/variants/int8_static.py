@@ -392,6 +392,7 @@ class Int8Static(Recipe):
             whole = {
                 "TensorQuantOverrides": _whole_tensors(work, {node.name for node in usable}) if self.per_channel else {}
             }
+            floats = clone(work)
             with quiet():
                 quantizer = QDQQuantizer(
                     work,
@@ -407,6 +408,7 @@ class Int8Static(Recipe):
                 )
                 quantizer.quantize_model()
             made: ModelProto = quantizer.model.model
+            self._finish(made, floats)
             return made
 
         result = with_free_names(prepared, quantize)
@@ -414,6 +416,9 @@ class Int8Static(Recipe):
             bypass(result, {node.name for node in usable}, self.float_outputs)
         sort_nodes(result.graph)
         return result
+
+    def _finish(self, model: ModelProto, floats: ModelProto) -> None:
+        """What a derived recipe does to the quantized `model`, in place, while its names still tell where they come from."""
 
     @staticmethod
     def _ranged(node: NodeProto, model: ModelProto) -> list[str]:
