@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from profiler.onnx_io import reads, walk_tensors
+from profiler.onnx_io import reads, walk_nodes, walk_tensors
 
 FOLDED = ("Clip", "Relu")
 
@@ -40,3 +42,13 @@ def folds(node: NodeProto, model: ModelProto, captured: set[str]) -> bool:
 def stored_floats(model: ModelProto) -> set[str]:
     """Names of stored float32 tensors, the only weights that are quantized; in bodies too."""
     return {tensor.name for tensor in walk_tensors(model) if tensor.data_type == TensorProto.FLOAT and tensor.name}
+
+
+def about_weights(model: ModelProto, ops: Collection[str]) -> str:
+    """What else the weights of `ops` are, as a clause with a semicolon before it: `; theirs are float16`; empty for none."""
+    types = {tensor.name: tensor.data_type for tensor in walk_tensors(model) if tensor.name}
+    found = {
+        types[name] for node in walk_nodes(model) if node.op_type in ops for name in node.input[:2] if name in types
+    } - {TensorProto.FLOAT, TensorProto.INT64}
+    names = sorted(TensorProto.DataType.Name(kind).lower() for kind in found)
+    return f"; theirs are {', '.join(names)}, which float32 would have to be made of first" if names else ""

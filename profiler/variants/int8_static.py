@@ -18,7 +18,7 @@ from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, exp
 from profiler.variants.calibration import Range, activation_ranges, clip_weights
 from profiler.variants.equalise import equalise
 from profiler.variants.fixed_shapes import judge_fixed_shapes
-from profiler.variants.folding import FOLDED, folds, read_in_bodies, stored_floats
+from profiler.variants.folding import FOLDED, about_weights, folds, read_in_bodies, stored_floats
 from profiler.variants.operands import fold_betas, give_chain_biases, separate, vector_biases, wake_biases
 from profiler.variants.placement import bypass
 from profiler.variants.preparing import (
@@ -33,7 +33,7 @@ from profiler.variants.preparing import (
     unchanged,
 )
 from profiler.variants.repair import correct_biases, give_biases
-from profiler.variants.running import batches, ensure_loads, scratch, session, short
+from profiler.variants.running import batches, ensure_runs, scratch, session, short
 from profiler.variants.selection import resolve
 from profiler.variants.smoothing import smooth
 from profiler.variants.taken_names import with_free_names
@@ -143,8 +143,7 @@ class Int8Static(Recipe):
                 plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
             )
         wake_biases(result, plan.zero_biases)
-        if (note := ensure_loads(result, self.text)) is not None:
-            notes.append(note)
+        notes += ensure_runs(model, result, calibration, self.text)
         if left:
             notes.append(
                 f"{left} ops of the chosen types stay float: no stored weights, "
@@ -204,7 +203,10 @@ class Int8Static(Recipe):
         fold_betas(prepared)
         chosen = self._choose(prepared)
         if not any(node.op_type in self.op_types for node in chosen):
-            return f"no {', '.join(self.op_types)} of the main graph has stored float32 weights{self._about_names()}"
+            return (
+                f"no {', '.join(self.op_types)} of the main graph has stored float32 weights"
+                f"{about_weights(prepared, self.op_types)}{self._about_names()}"
+            )
         names = {node.name for node in chosen}
         separate(prepared, names)
         vector_biases(prepared, names)

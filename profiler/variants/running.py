@@ -84,6 +84,29 @@ def ensure_loads(model: onnx.ModelProto, what: str) -> str | None:
     return None
 
 
+def ensure_runs(
+    original: onnx.ModelProto, result: onnx.ModelProto, calibration: Calibration | None, what: str
+) -> list[str]:
+    """Raise VariantError when ONNX Runtime loads `result` and cannot run it on rows that `original` takes.
+
+    Kernels refuse while they run what no loading sees. Returns sentences to tell: that only the optimised form fails.
+    """
+    feeds = probe(original, calibration, 1)
+    if not feeds or answers(original, feeds) is None:
+        return []
+    with scratch() as folder:
+        path = write_model(result, folder)
+        try:
+            session(path).run(None, feeds[0])
+        except Exception as error:
+            raise VariantError(f"{what} was written, but ONNX Runtime cannot run it: {short(error)}.") from error
+        try:
+            session(path, as_users_do=True).run(None, feeds[0])
+        except Exception as error:  # noqa: BLE001 (ONNX Runtime raises many unrelated types)
+            return [f"{ONLY_UNOPTIMISED} ({short(error, 120)})."]
+    return []
+
+
 def outputs(model: onnx.ModelProto, feeds: Arrays) -> list[NDArray[Any]]:
     """Outputs of one inference, in the model's order. Raises what the runtime raises."""
     with scratch() as folder:
