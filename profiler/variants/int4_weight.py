@@ -14,7 +14,15 @@ from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset, walk_nod
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.folding import about_weights
 from profiler.variants.loading import loading_facts
-from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, sort_nodes, unchanged
+from profiler.variants.preparing import (
+    forget_declared,
+    judged,
+    lift_constants,
+    name_nodes,
+    quiet,
+    sort_nodes,
+    unchanged,
+)
 from profiler.variants.running import ensure_loads, ensure_runs, short
 from profiler.variants.taken_names import with_free_names
 
@@ -47,6 +55,7 @@ class Int4Weight(Recipe):
             return unchanged(model, "the model has no MatMul or Gemm, and int4 kernels exist for nothing else")
         work, notes = clone(model), list[str]()
         as_constants(work)
+        forget_declared(work)
         if self.format == "standard":
             try:
                 work, changed, note = upgrade_opset(work, INT4_OPSET)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -17,9 +16,16 @@ from profiler.onnx_io import clone, count_ops, opset_of, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.calibration import Range, activation_ranges, clip_weights
 from profiler.variants.equalise import equalise
-from profiler.variants.fixed_shapes import judge_fixed_shapes
 from profiler.variants.folding import FOLDED, about_weights, folds, read_in_bodies, stored_floats
-from profiler.variants.operands import fold_betas, give_chain_biases, separate, vector_biases, wake_biases
+from profiler.variants.openvino_judge import judge_openvino
+from profiler.variants.operands import (
+    fold_betas,
+    give_chain_biases,
+    separate,
+    vector_biases,
+    wake_biases,
+    whole_tensors,
+)
 from profiler.variants.placement import bypass
 from profiler.variants.preparing import (
     QDQ_OPSET,
@@ -33,8 +39,8 @@ from profiler.variants.preparing import (
     unchanged,
 )
 from profiler.variants.repair import correct_biases, give_biases
-from profiler.variants.running import batches, ensure_runs, scratch, session, short
-from profiler.variants.selection import resolve
+from profiler.variants.running import batches, ensure_runs, runtime_errors, scratch, session, short
+from profiler.variants.selection import named_by, resolve
 from profiler.variants.smoothing import smooth
 from profiler.variants.taken_names import with_free_names
 
@@ -122,6 +128,10 @@ class Int8Static(Recipe):
         """Quantize; raises VariantError without calibration rows or when no runtime loads the result, StudyError when a
         node of `skip` or `only` does not exist.
         """
+        with runtime_errors(self.text):
+            return self._apply(model, calibration)
+
+    def _apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         plan = self.plan(model, calibration)
         if isinstance(plan, str):
             return unchanged(model, plan)
@@ -150,7 +160,8 @@ class Int8Static(Recipe):
                 f"{'named to, ' if self.skip or self.only else ''}or inside a subgraph."
             )
         judged(model, result, calibration, facts, notes)
-        judge_fixed_shapes(model, result, calibration, facts, notes)
+        if len({node.name for node in result.graph.node if node.op_type in ("Gemm", "MatMul")}) > 1:
+            judge_openvino(model, result, calibration, facts, notes)
         return VariantResult(result, facts, tuple(notes), changed=True)
 
     def _loadable(self, plan: Plan, calibration: Calibration, notes: list[str]) -> tuple[ModelProto, list[str]]:
@@ -171,7 +182,7 @@ class Int8Static(Recipe):
                     for feeds in self._rows(plan.prepared, calibration, 1):
                         runner.run(None, dict(feeds))
             except Exception as error:
-                named = _named(str(error), plan.prepared, wanted)
+                named = named_by(str(error), plan.prepared, wanted)
                 if named is None or len(refused) == MOST_REFUSED:
                     raise VariantError(
                         f"{self.text} was written, but ONNX Runtime cannot {doing} it: {short(error)}."
@@ -343,14 +354,10 @@ class Int8Static(Recipe):
                 found = dict(zip(float_names, runner.run(float_names, dict(batch)), strict=True)) if float_names else {}
                 return {**found, **{name: batch[name] for name in float_inputs}}
 
-            try:
+            with runtime_errors(f"{self.text}: a calibration row fails in the model"):
                 found = activation_ranges(
                     run, feeds, self.calibration, self.percentile, symmetric=self.symmetric_activations
                 )
-            except Exception as error:
-                if type(error).__module__.startswith("onnxruntime"):
-                    raise VariantError(f"{self.text}: a calibration row fails in the model: {short(error)}.") from error
-                raise
             return found, rows
 
     def _quantize(
@@ -392,7 +399,7 @@ class Int8Static(Recipe):
                 for name, (low, high) in ranges.items()
             }
             whole = {
-                "TensorQuantOverrides": _whole_tensors(work, {node.name for node in usable}) if self.per_channel else {}
+                "TensorQuantOverrides": whole_tensors(work, {node.name for node in usable}) if self.per_channel else {}
             }
             floats = clone(work)
             with quiet():
@@ -429,38 +436,6 @@ class Int8Static(Recipe):
             return []
         constants = {tensor.name for tensor in model.graph.initializer}
         return [name for name in (*node.input[:2], node.output[0]) if name not in constants]
-
-
-def _whole_tensors(model: ModelProto, nodes: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """Overrides that give one scale to weights for which the quantizer would place several along a wrong axis.
-
-    It takes axis 1 of any MatMul operand: of batched weights [B, K, N], and of weights on the left [M, K], that is the axis which
-    is summed, and kernels then read scales that are not there.
-    """
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for node in model.graph.node:
-        if node.name in nodes and node.op_type == "MatMul":
-            for place, name in enumerate(node.input):
-                if name in stored and (place == 0 or len(stored[name].dims) != 2):
-                    found[name] = [{"symmetric": True}]
-    return found
-
-
-def _named(message: str, model: ModelProto, nodes: Iterable[str]) -> str | None:
-    """The node of `nodes` that a message most likely speaks of: by its own name, or that of a value it makes or reads."""
-    words = set(re.findall(r"[^\s'\"()\[\],]+", message))
-    derived = {re.sub(r"_(Q|Deq|Q)uantizeLinear.*$|_DequantizeLinear.*$|_quantized.*$", "", word) for word in words}
-    wanted = set(nodes)
-    places = [node for node in model.graph.node if node.name in wanted]
-    for names in (words, derived):
-        for node in places:
-            if node.name in names or {*node.output} & names:
-                return node.name
-        for node in places:
-            if {*node.input} & names:
-                return node.name
-    return None
 
 
 def _channel_axis(node: NodeProto, rank: int) -> int:

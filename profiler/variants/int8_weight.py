@@ -17,7 +17,16 @@ from profiler.models.naming import Names
 from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset, walk_graphs, walk_nodes
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.folding import about_weights
-from profiler.variants.preparing import QDQ_OPSET, judged, lift_constants, name_nodes, quiet, sort_nodes, unchanged
+from profiler.variants.preparing import (
+    QDQ_OPSET,
+    forget_declared,
+    judged,
+    lift_constants,
+    name_nodes,
+    quiet,
+    sort_nodes,
+    unchanged,
+)
 from profiler.variants.running import ensure_loads, ensure_runs
 from profiler.variants.taken_names import with_free_names
 
@@ -60,6 +69,7 @@ class Int8Weight(Recipe):
             return unchanged(model, f"the model has no {', '.join(ops)}")
         work, notes = clone(model), list[str]()
         as_constants(work)
+        forget_declared(work)
         try:
             work, changed, note = upgrade_opset(work, BLOCK_OPSET if self.block_size else QDQ_OPSET)
         except ModelError as error:

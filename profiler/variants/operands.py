@@ -97,6 +97,22 @@ def _add_behind(model: ModelProto, node: NodeProto) -> None:
     model.graph.node.insert(place + 1, add)
 
 
+def whole_tensors(model: ModelProto, nodes: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """Overrides that give one scale to weights for which the quantizer would place several along a wrong axis.
+
+    It takes axis 1 of any MatMul operand: of batched weights [B, K, N], and of weights on the left [M, K], that is the axis which
+    is summed, and kernels then read scales that are not there.
+    """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in model.graph.node:
+        if node.name in nodes and node.op_type == "MatMul":
+            for place, name in enumerate(node.input):
+                if name in stored and (place == 0 or len(stored[name].dims) != 2):
+                    found[name] = [{"symmetric": True}]
+    return found
+
+
 def fold_betas(model: ModelProto) -> None:
     """Multiply stored biases of Gemm by its `beta`, in place: ONNX Runtime's quantizer sets beta to 1 and forgets to."""
     names = Names(model)

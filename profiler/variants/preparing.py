@@ -55,7 +55,7 @@ def prepare(
     notes: list[str] = []
     current = clone(model)
     as_constants(current)
-    _forget_declared(current)
+    forget_declared(current)
     try:
         upgraded, changed, note = upgrade_opset(current, opset)
     except ModelError as error:
@@ -77,7 +77,7 @@ def prepare(
     return prepared, notes
 
 
-def _forget_declared(model: ModelProto) -> None:
+def forget_declared(model: ModelProto) -> None:
     """Take out what the file says of the types and shapes of values that standard ops make, in place.
 
     They are inferred again; what a file declares may be wrong (a stale shape makes the inference of ONNX Runtime fail), and no

@@ -62,6 +62,17 @@ def session(path: Path, *, as_users_do: bool = False) -> Any:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+@contextmanager
+def runtime_errors(what: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises inside into a VariantError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime"):
+            raise VariantError(f"{what}: {short(error)}.") from error
+        raise
+
+
 ONLY_UNOPTIMISED = "ONNX Runtime loads this file only with its optimiser off, ort{opt=off}, or run it on ov"
 
 

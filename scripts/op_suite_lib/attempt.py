@@ -21,7 +21,7 @@ from profiler.variants.running import ONLY_UNOPTIMISED
 from scripts.op_suite_lib.judge import OWN_ERROR, RUNTIMES, Arrays, answers, error, limit
 from scripts.op_suite_lib.subjects import Subject, Unfit
 
-TOLD = ("differ strongly", "optimiser changes", "with fixed shapes answers otherwise")
+TOLD = ("differ strongly", "optimiser changes", "OpenVINO answers otherwise")
 """Words of notes that warn of wrong answers."""
 
 
