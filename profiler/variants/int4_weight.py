@@ -9,6 +9,7 @@ from onnx import ModelProto
 
 from profiler.errors import ModelError, VariantError
 from profiler.models.initializers import as_constants
+from profiler.models.naming import distinct_names
 from profiler.models.opsets import declare_domains
 from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset, walk_nodes
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
@@ -55,6 +56,7 @@ class Int4Weight(Recipe):
             return unchanged(model, "the model has no MatMul or Gemm, and int4 kernels exist for nothing else")
         work, notes = clone(model), list[str]()
         as_constants(work)
+        distinct_names(work)
         forget_declared(work)
         if self.format == "standard":
             try:

@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from profiler.errors import ModelError, VariantError
 from profiler.models.initializers import as_constants
-from profiler.models.naming import Names
+from profiler.models.naming import Names, distinct_names
 from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset, walk_graphs, walk_nodes
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.folding import about_weights
@@ -69,6 +69,7 @@ class Int8Weight(Recipe):
             return unchanged(model, f"the model has no {', '.join(ops)}")
         work, notes = clone(model), list[str]()
         as_constants(work)
+        distinct_names(work)
         forget_declared(work)
         try:
             work, changed, note = upgrade_opset(work, BLOCK_OPSET if self.block_size else QDQ_OPSET)

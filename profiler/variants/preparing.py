@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from profiler.errors import ModelError, VariantError
 from profiler.models.initializers import as_constants
+from profiler.models.naming import distinct_names
 from profiler.onnx_io import (
     PROTOBUF_LIMIT_BYTES,
     clone,
@@ -55,6 +56,7 @@ def prepare(
     notes: list[str] = []
     current = clone(model)
     as_constants(current)
+    distinct_names(current)
     forget_declared(current)
     try:
         upgraded, changed, note = upgrade_opset(current, opset)
