@@ -14,7 +14,6 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, walk_nodes, walk_tensors, weights_count, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
-from profiler.variants.half_scales import with_half_scales
 from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, rename, sort_nodes
 from profiler.variants.running import batches, ensure_loads, scratch, session, short
 from profiler.variants.selection import aliases
@@ -70,10 +69,9 @@ class Fp16(Recipe):
         notes = [
             "the CPU provider of ONNX Runtime has few float16 kernels: it casts around the others, so expect no gain on CPUs."
         ]
-        raised, float32_only = with_half_scales(model, notes)
-        source = lifted(raised)
+        source = lifted(model)
         kept, found = self._kept(source, calibration, notes)
-        result = self._convert(source, kept, float32_only, notes)
+        result = self._convert(source, kept, notes)
         halves = sum(_size(t) for t in walk_tensors(result) if t.data_type == TensorProto.FLOAT16 and t.dims)
         before, after = count_ops(model), count_ops(result)
         facts: dict[str, Fact] = {
@@ -135,12 +133,10 @@ class Fp16(Recipe):
             )
         ), found
 
-    def _convert(
-        self, source: ModelProto, kept: list[str], float32_only: tuple[str, ...], notes: list[str]
-    ) -> ModelProto:
+    def _convert(self, source: ModelProto, kept: list[str], notes: list[str]) -> ModelProto:
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-        blocked = [*DEFAULT_OP_BLOCK_LIST, *self.keep, *float32_only]
+        blocked = [*DEFAULT_OP_BLOCK_LIST, *self.keep]
         flow = [op for op in CONTROL_FLOW if any(node.op_type == op for node in walk_nodes(source))]
         failures: list[Exception] = []
         # Types of tensors that cross into a branch are where the converter errs; leaving branches alone is the way out.
