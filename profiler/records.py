@@ -225,7 +225,7 @@ class QualityRecord:
     predictions: NDArray[np.int64] | None
     """Predicted class of each sample where the model classifies, shape (n,)."""
     agreement: NDArray[np.float64]
-    """Agreement with the reference per sample: 1/0 for classes, cosine similarity otherwise, shape (n,)."""
+    """Agreement with the reference per sample: 1/0 for classes, similarity otherwise, shape (n,)."""
     data_sha256: str
     seconds: float
     notes: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """Which output holds the answer, what class it says, and how far two models' answers agree, row by row.
 
-Every function here looks at each row alone, so the outputs of batches can be reduced one after the other.
+Every function here looks at each row alone, but for `agreement` of values, which measures in the columns' sizes over all of the
+reference's rows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import DataError
+from profiler.quality.similarity import check_same_shape, similarity
 
 Array = NDArray[np.generic]
 NO_CLASS = -(2**63)
@@ -90,41 +92,6 @@ def agreement(
     """
     mine, theirs = (predictions(arrays, output=output) if classes else None for arrays in (outputs, reference))
     if mine is not None and theirs is not None:
-        _check_same_shape(mine, theirs)
+        check_same_shape(mine, theirs)
         return np.asarray(mine == theirs, np.float64)
     return similarity(value_output(outputs, output), value_output(reference, output))
-
-
-def similarity(values: Array, reference: Array) -> NDArray[np.float64]:
-    """Similarity of each row to the reference's, shape (n,), in [−1, 1]; 1 for rows that are equal, zero vectors too.
-
-    Cosine similarity of the flattened rows. For one value a row, where a cosine sees the sign only, it is
-    1 − |a − b| / max(|a|, |b|), or 1 − |a − b| when all values lie in 0 … 1: 0.99 means one per cent
-    apart. Where only one is zero, NaN or infinite it is 0.
-    """
-    _check_same_shape(values, reference)
-    n = len(values)
-    a, b = (np.asarray(array).reshape(n, -1).astype(np.float64) for array in (values, reference))
-    equal = ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        largest_a, largest_b = np.abs(a).max(axis=1, initial=0), np.abs(b).max(axis=1, initial=0)
-        if a.shape[1] == 1:
-            # Shares and probabilities (a column within 0 … 1) are compared as they are: 1e-5 and 2e-5 agree.
-            shares = bool(((b >= 0) & (b <= 1)).all() and ((a >= 0) & (a <= 1)).all())
-            result = 1 - np.abs(a - b)[:, 0] / (1.0 if shares else np.maximum(largest_a, largest_b))
-        else:
-            # Scaled by the largest entry first: squares of very large or small values leave the range of floats.
-            a, b = a / largest_a[:, np.newaxis], b / largest_b[:, np.newaxis]
-            result = (a * b).sum(axis=1) / np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-    result = np.where(
-        np.isfinite(result) & np.isfinite(largest_a) & np.isfinite(largest_b), np.clip(result, -1, 1), 0.0
-    )
-    return np.where(equal, 1.0, result).astype(np.float64)
-
-
-def _check_same_shape(values: Array, reference: Array) -> None:
-    if values.shape != reference.shape:
-        raise DataError(
-            f"the outputs have shape {values.shape}, the reference's {reference.shape}: "
-            "both must come from the same samples and output."
-        )

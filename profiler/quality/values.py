@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from profiler.errors import DataError, unknown
 from profiler.quality.metrics import BaseMetric, Unit
-from profiler.quality.outputs import Array, agreement, similarity, value_output
+from profiler.quality.outputs import Array, agreement, value_output
+from profiler.quality.similarity import cosine
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class MeanAbsoluteError(_Errors):
 
 @dataclass(frozen=True)
 class Cosine(BaseMetric):
-    """Mean similarity (see `outputs.similarity`) with the reference's vectors, or with label vectors (`against=labels`)."""
+    """Mean cosine similarity (see `similarity.cosine`) with the reference's vectors, or with label vectors (`against=labels`)."""
 
     label: ClassVar[str] = "cosine"
     unit: ClassVar[Unit] = "native"
@@ -95,8 +96,8 @@ class Cosine(BaseMetric):
         """Similarity of each row, in [−1, 1]."""
         values = value_output(outputs, self.output)
         if self.needs_labels:
-            return similarity(values, self.checked(labels, len(values)))
-        return similarity(values, value_output(_given(self.name, reference), self.output))
+            return cosine(values, self.checked(labels, len(values)))
+        return cosine(values, value_output(_given(self.name, reference), self.output))
 
 
 @dataclass(frozen=True)

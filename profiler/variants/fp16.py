@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
-from profiler.errors import VariantError
-from profiler.onnx_io import clone, count_ops, opset_of, walk_nodes, walk_tensors, weights_count, write_model
+from profiler.errors import ModelError, VariantError
+from profiler.models.naming import rename_values
+from profiler.onnx_io import clone, count_ops, op_name, opset_of, upgrade_opset, walk_nodes, walk_tensors, weights_count
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
-from profiler.variants.preparing import judged, lift_constants, name_nodes, quiet, rename, sort_nodes
-from profiler.variants.running import batches, ensure_loads, scratch, session, short
+from profiler.variants.half_range import (
+    HEADROOM,
+    LARGEST,
+    SMALLEST,
+    largest_values,
+    overflows,
+    scales_too_small_for,
+    too_large_for,
+    too_small_for,
+    underflows,
+)
+from profiler.variants.half_types import (
+    HALF_PAIRS_OPSET,
+    RECURRENT,
+    convertible,
+    give_back_names,
+    made_names,
+    only_float32,
+)
+from profiler.variants.preparing import judged, quiet, rename, sort_nodes
+from profiler.variants.running import answers, different_outputs, ensure_loads, probe, short
 from profiler.variants.selection import aliases
 
-LARGEST = float(np.finfo(np.float16).max)
-ROUNDING = 2.0**-9
-"""Twice what rounding to a normal float16 changes at most, relatively."""
-HEADROOM = 2.0
-"""Other rows reach further than the few that are looked at: what comes within this factor of the end of float16's range
-counts as beyond it."""
-WATCHED_ROWS = 32
-SQUARING = frozenset(
-    (
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "LpNormalization",
-        "ReduceL2",
-        "ReduceSumSquare",
-    )
-)
-"""Ops that square their input inside, where no tensor shows it: 300 fits float16, its square does not."""
 CONTROL_FLOW = ("If", "Loop", "Scan")
 
 
@@ -69,12 +71,17 @@ class Fp16(Recipe):
         notes = [
             "the CPU provider of ONNX Runtime has few float16 kernels: it casts around the others, so expect no gain on CPUs."
         ]
-        source = lifted(model)
+        facts: dict[str, Fact]
+        source = _with_half_pairs(convertible(model), calibration, notes)
         kept, found = self._kept(source, calibration, notes)
         result = self._convert(source, kept, notes)
         halves = sum(_size(t) for t in walk_tensors(result) if t.data_type == TensorProto.FLOAT16 and t.dims)
+        if not any(tensor.data_type == TensorProto.FLOAT16 for tensor in walk_tensors(result)):
+            notes[0] = "nothing was converted: every node that reads a stored value has to stay float32."
+            facts = {"weights_converted": 0, "ops_left_float": len(kept), **found, "opset": opset_of(model)}
+            return VariantResult(clone(model), facts, tuple(notes), changed=False)
         before, after = count_ops(model), count_ops(result)
-        facts: dict[str, Fact] = {
+        facts = {
             "weights_converted": halves,
             "weights_total": weights_count(result),
             "ops_left_float": len(kept),
@@ -95,15 +102,24 @@ class Fp16(Recipe):
                 near = get_close_matches(name, sorted(known), n=3)
                 meant = f" Did you mean {' or '.join(near)}?" if near else ""
                 raise VariantError(f"{self.text}: the model has no node '{name}'.{meant}")
-        stored = _too_large_for(source)
+        fixed = only_float32(source)
+        if recurrent := [node for node in fixed if node.op_type in RECURRENT]:
+            notes.append(
+                f"{len(recurrent)} nodes ({_types(recurrent)}) stay float32: ONNX Runtime's CPU provider dies on "
+                "recurrent ops in float16."
+            )
+        stored = too_large_for(source)
         if stored:
             notes.append(
                 f"{len(stored)} nodes ({_types(stored)}) stay float32: they hold values beyond {LARGEST:,.0f}."
             )
-        small = _scales_too_small_for(source)
-        if small:
-            notes.append(f"{len(small)} nodes ({_types(small)}) stay float32: their scales are too small for float16.")
-        stored += small
+        scales = scales_too_small_for(source)
+        if scales:
+            notes.append(
+                f"{len(scales)} nodes ({_types(scales)}) stay float32: their scales are too small for float16."
+            )
+        tiny = [node for node in too_small_for(source) if node.name not in {other.name for other in scales}]
+        stored += [*fixed, *scales, *tiny]
         overflowing: list[onnx.NodeProto] = []
         found: dict[str, Fact] = {}
         if calibration:
@@ -117,8 +133,13 @@ class Fp16(Recipe):
                 )
             else:
                 overflowing = [node for node in source.graph.node if overflows(node, largest)]
+                known_tiny = {node.name for node in tiny}
+                more = [node for node in source.graph.node if underflows(node, largest) and node.name not in known_tiny]
+                tiny += more
+                stored += more
                 found = {
                     "ops_overflowing": len(overflowing),
+                    "ops_underflowing": len(tiny),
                     "largest_activation": max(largest.values(), default=None),
                     "overflow_rows": rows,
                 }
@@ -126,6 +147,11 @@ class Fp16(Recipe):
             notes.append(
                 f"{len(overflowing)} nodes ({_types(overflowing)}) stay float32: on calibration rows their values come within "
                 f"a factor of {HEADROOM:g} of {LARGEST:,.0f}, where float16 ends, or beyond it."
+            )
+        if tiny:
+            notes.append(
+                f"{len(tiny)} nodes ({_types(tiny)}) stay float32: what they multiply by, read or make is below "
+                f"{SMALLEST:.1g}, where float16 has fewer and fewer bits."
             )
         return list(
             dict.fromkeys(
@@ -138,19 +164,26 @@ class Fp16(Recipe):
 
         blocked = [*DEFAULT_OP_BLOCK_LIST, *self.keep]
         flow = [op for op in CONTROL_FLOW if any(node.op_type == op for node in walk_nodes(source))]
+        foreign = sorted({node.op_type for node in walk_nodes(source) if node.domain not in ("", "ai.onnx")})
+        # Types of tensors that cross into a branch are where the converter errs; leaving branches alone is the way out. Of a
+        # runtime's own ops nobody says which types they take.
+        ways = [[], flow, foreign, [*flow, *foreign]]
+        renamed = made_names(source)
         failures: list[Exception] = []
-        # Types of tensors that cross into a branch are where the converter errs; leaving branches alone is the way out.
-        for extra in ([], flow) if flow else ([],):
+        for extra in [way for number, way in enumerate(ways) if way not in ways[:number]]:
+            work = clone(source)
+            rename_values(work, renamed)
             try:
                 with quiet():
                     converted: ModelProto = convert_float_to_float16(
-                        clone(source),
+                        work,
                         keep_io_types=True,
                         op_block_list=[*blocked, *extra],
                         node_block_list=kept,
                     )
                 join_casts(converted, {node.name for node in walk_nodes(source)})
                 sort_nodes(converted.graph)
+                give_back_names(converted, renamed)
                 ensure_loads(converted, self.text)
             except Exception as error:  # noqa: BLE001 (the converter raises many unrelated types)
                 failures.append(error)
@@ -161,73 +194,23 @@ class Fp16(Recipe):
         raise VariantError(f"{self.text} cannot be made from this model: {short(failures[0])}.") from failures[0]
 
 
-def lifted(model: ModelProto) -> ModelProto:
-    """A copy with named nodes and with constants where the converter can follow who reads them."""
-    copy = clone(model)
-    lift_constants(copy)
-    name_nodes(copy)
-    return copy
-
-
-def _too_large_for(model: ModelProto) -> list[onnx.NodeProto]:
-    """Nodes that read a stored value beyond float16's range; clipping a batch norm's variance ruins a model."""
-    large = {
-        tensor.name
-        for tensor in walk_tensors(model)
-        if tensor.data_type == TensorProto.FLOAT and (np.abs(numpy_helper.to_array(tensor)) > LARGEST).any()
-    }
-    return [node for node in walk_nodes(model) if large & {*node.input}]
-
-
-def _scales_too_small_for(model: ModelProto) -> list[onnx.NodeProto]:
-    """Q/DQ nodes with a scale that float16 would round by more than its usual step: such a scale stretches all it scales."""
-    found = []
-    stored = {tensor.name: tensor for tensor in walk_tensors(model) if tensor.data_type == TensorProto.FLOAT}
-    for node in walk_nodes(model):
-        tensor = stored.get(node.input[1]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
-        if tensor is None:
-            continue
-        scale = numpy_helper.to_array(tensor).astype(np.float64)
-        with np.errstate(over="ignore"):
-            half = scale.astype(np.float16)
-        if (np.abs(scale - half) > scale * ROUNDING).any():
-            found.append(node)
-    return found
-
-
-def largest_values(model: ModelProto, calibration: Calibration) -> tuple[dict[str, float], int]:
-    """Largest finite magnitude of each float32 tensor of the main graph over up to `WATCHED_ROWS` rows, and how many there were.
-
-    One batch's activations are in memory at a time. Infinities stay what they are in float16 and don't count. Raises what
-    ONNX Runtime raises, and what `batches` raises.
-    """
-    watched = clone(model)
-    present = {value.name for value in watched.graph.output}
-    made = [name for node in watched.graph.node for name in node.output if name and name not in present]
-    # ONNX Runtime fills in the type of an output that is only named.
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-    largest: dict[str, float] = {}
-    rows = 0
-    with scratch() as folder:
-        runner = session(write_model(watched, folder))
-        names = [out.name for out in runner.get_outputs() if out.type == "tensor(float)"]
-        for feeds in batches(model, calibration, WATCHED_ROWS):
-            rows += max((len(array) for array in feeds.values() if array.ndim), default=1)
-            arrays = [*zip(names, runner.run(names, feeds) if names else (), strict=True), *feeds.items()]
-            for name, array in arrays:
-                if array.dtype != np.float32:
-                    continue
-                finite = np.abs(array[np.isfinite(array)])
-                largest[name] = max(largest.get(name, 0.0), float(finite.max()) if finite.size else 0.0)
-    return largest, rows
-
-
-def overflows(node: onnx.NodeProto, largest: Mapping[str, float]) -> bool:
-    """Whether what `node` reads, writes or must compute inside leaves float16, given magnitudes by tensor name."""
-    limit = LARGEST / HEADROOM
-    if any(largest.get(name, 0.0) > limit for name in (*node.input, *node.output)):
-        return True
-    return node.op_type in SQUARING and bool(node.input) and largest.get(node.input[0], 0.0) ** 2 > limit
+def _with_half_pairs(source: ModelProto, calibration: Calibration | None, notes: list[str]) -> ModelProto:
+    """`source` at an opset where QuantizeLinear takes float16, if it has such nodes and answers the same there."""
+    ops = count_ops(source)
+    if not (ops["QuantizeLinear"] or ops["DequantizeLinear"]) or opset_of(source) >= HALF_PAIRS_OPSET:
+        return source
+    try:
+        upgraded, _, note = upgrade_opset(source, HALF_PAIRS_OPSET)
+    except ModelError as error:
+        notes.append(f"the quantized ops stay float32: {error}")
+        return source
+    feeds = probe(source, calibration)
+    different = different_outputs(source, answers(source, feeds), answers(upgraded, feeds))
+    if different is None or different:
+        notes.append(f"the quantized ops stay float32: {note}, it could not be shown to answer the same.")
+        return source
+    notes.append(f"{note}, from where on quantized ops take float16.")
+    return upgraded
 
 
 def join_casts(model: ModelProto, own: Collection[str]) -> None:
@@ -267,7 +250,7 @@ def _remove(graph: onnx.GraphProto, outputs: Collection[str]) -> None:
 
 
 def _types(nodes: Iterable[onnx.NodeProto]) -> str:
-    return ", ".join(sorted({node.op_type for node in nodes}))
+    return ", ".join(sorted({op_name(node) for node in nodes}))
 
 
 def _size(tensor: TensorProto) -> int:

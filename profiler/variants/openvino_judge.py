@@ -12,7 +12,7 @@ from backends import registry
 from backends.base import EdgeprofError, LoadOptions
 from profiler.onnx_io import model_outputs, write_model
 from profiler.variants.base import Calibration, Fact
-from profiler.variants.running import COSINE_WARNING, answers, probe, scratch, similarity
+from profiler.variants.running import SIMILARITY_WARNING, answers, probe, scratch, similarity
 
 
 def judge_openvino(
@@ -32,16 +32,16 @@ def judge_openvino(
     fixed = _alike(result, feeds, wanted, "static")
     if fixed is None:
         return
-    facts["ov_cosine"] = round(fixed, 6)
-    if fixed >= COSINE_WARNING:
+    facts["ov_similarity"] = round(fixed, 6)
+    if fixed >= SIMILARITY_WARNING:
         return
     free = _alike(result, feeds, wanted, "dynamic")
     way_out = (
         "measure it with ov{shape=dynamic}, or on ort"
-        if free is not None and free >= COSINE_WARNING
+        if free is not None and free >= SIMILARITY_WARNING
         else "ort is right"
     )
-    notes.append(f"{OTHERWISE} (lowest cosine {fixed:.3f} with fixed shapes): {way_out}.")
+    notes.append(f"{OTHERWISE} (similarity {fixed:.3f} with fixed shapes): {way_out}.")
 
 
 OTHERWISE = "OpenVINO answers otherwise than this file says"
@@ -50,7 +50,7 @@ OTHERWISE = "OpenVINO answers otherwise than this file says"
 def _alike(
     model: ModelProto, feeds: list[dict[str, NDArray[Any]]], wanted: list[list[NDArray[Any]]], shape: str
 ) -> float | None:
-    """Lowest cosine between OpenVINO's answers and the wanted ones; None when it does not run the model."""
+    """Lowest similarity between OpenVINO's answers and the wanted ones; None when it does not run the model."""
     names = [info.name for info in model_outputs(model)]
     found = []
     try:

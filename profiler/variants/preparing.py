@@ -26,7 +26,19 @@ from profiler.onnx_io import (
     write_model,
 )
 from profiler.variants.base import NOTHING_QUANTIZED, Calibration, Fact, VariantResult
-from profiler.variants.running import COSINE_WARNING, answers, cosine, inside, probe, scratch, short, similarity
+from profiler.variants.running import (
+    COLUMN_WARNING,
+    SIMILARITY_WARNING,
+    answers,
+    compared,
+    cosine,
+    direction,
+    inside,
+    probe,
+    scratch,
+    short,
+    similarity,
+)
 
 QDQ_OPSET = 13
 """First opset whose QuantizeLinear takes one scale per channel."""
@@ -157,7 +169,7 @@ def _answers_alike(before: list[list[Any]] | None, model: ModelProto, feeds: lis
     if before is None:
         return True
     after = answers(model, feeds)
-    agree = similarity(before, after)
+    agree = direction(before, after)
     return after is not None and (agree is None or agree >= EQUAL_COSINE)
 
 
@@ -267,23 +279,30 @@ def unchanged(model: ModelProto, why: str, facts: dict[str, Fact] | None = None)
 def judged(
     original: ModelProto, result: ModelProto, calibration: Calibration | None, facts: dict[str, Any], notes: list[str]
 ) -> None:
-    """Add the similarity of outputs on a few calibration rows to `facts`, and a note when little is left of the model."""
+    """Add the similarity of outputs on a few calibration rows to `facts`, and a note when little is left of the model, or of
+    one column of an output: which, and by how much.
+    """
     if not calibration:
         return
     feeds = probe(original, calibration)
-    made = answers(result, feeds)
-    value = similarity(answers(original, feeds), made)
-    facts["calibration_cosine"] = None if value is None else round(value, 6)
-    if value is not None and value < COSINE_WARNING:
+    wanted, made = answers(original, feeds), answers(result, feeds)
+    found = compared(original, wanted, made)
+    cosine_value, value = direction(wanted, made), similarity(wanted, made)
+    facts["calibration_cosine"] = None if cosine_value is None else round(cosine_value, 6)
+    facts["calibration_similarity"] = None if value is None else round(value, 6)
+    worst = max(found or [], key=lambda item: max(item.relative_error, item.column_error), default=None)
+    if value is not None and value < SIMILARITY_WARNING and worst is not None:
         notes.append(
-            f"outputs on calibration rows differ strongly from fp32 (lowest cosine {value:.3f}): expect a large drop, or "
-            "make a milder variant."
+            f"outputs on calibration rows differ strongly from fp32 (similarity {value:.3f}: {worst.text}): expect a large drop, "
+            "or make a milder variant."
         )
+    elif worst is not None and worst.floats and worst.column_error > COLUMN_WARNING:
+        notes.append(f"on calibration rows {worst.text}, compared with fp32: see whether it matters to you.")
     if "DequantizeLinear" not in {node.op_type for node in result.graph.node}:
         return
     own = similarity(made, answers(result, feeds, as_users_do=True))
-    if own is not None and own < COSINE_WARNING:
+    if own is not None and own < SIMILARITY_WARNING:
         notes.append(
-            f"ONNX Runtime's optimiser changes the answers of this file (lowest cosine {own:.3f} to its answers without): its "
+            f"ONNX Runtime's optimiser changes the answers of this file (similarity {own:.3f} to its answers without): its "
             "accuracy on ort is that of this fault, other runtimes compute what the file says."
         )

@@ -18,14 +18,23 @@ from numpy.typing import NDArray
 
 from backends.base import TensorInfo, check_feeds
 from profiler.errors import DataError, VariantError
-from profiler.onnx_io import model_inputs, write_model
+from profiler.onnx_io import model_inputs, walk_tensors, write_model
+from profiler.quality.similarity import Difference, Precision, compare
 from profiler.variants.base import Calibration
 
 Arrays = dict[str, NDArray[Any]]
 
-COSINE_WARNING = 0.95
-"""Below this cosine similarity to fp32 on calibration rows an answer is hardly the model's any more; real int8 variants
+SIMILARITY_WARNING = 0.95
+"""Below this similarity to fp32 on calibration rows an answer is hardly the model's any more; real int8 variants
 of the models we tried kept above 0.97."""
+COLUMN_WARNING = 0.9
+"""A column that is off by this much of its size is hardly the model's any more: zero instead of a value is 1."""
+REDUCED = {
+    value
+    for name, value in onnx.TensorProto.DataType.items()
+    if name.startswith(("FLOAT8", "FLOAT4", "BFLOAT", "FLOAT16"))
+} | {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+"""Stored types by which a model computes in less than float32: the order of additions shows earlier there."""
 SYNTHETIC_SIZE = 64
 """Size given to a dynamic axis without data; a multiple of 32, as the strides of convolutional models need."""
 
@@ -167,22 +176,60 @@ def answers(
 ) -> list[list[NDArray[Any]]] | None:
     """Outputs for each of `feeds`; None when the model could not be run on them. See `session` for `as_users_do`."""
     try:
-        with scratch() as folder:
-            runner = session(write_model(model, folder), as_users_do=as_users_do)
-            return [runner.run(None, row) for row in feeds]
+        return outputs_for(model, feeds, as_users_do=as_users_do)
     except Exception:  # noqa: BLE001 (a guessed shape the model cannot take is no finding about the variant)
         return None
 
 
-def cosine(before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays]) -> float | None:
-    """`similarity` of what two models answer to `feeds`; None when they could not be run."""
-    return similarity(answers(before, feeds), answers(after, feeds))
+def outputs_for(model: onnx.ModelProto, feeds: list[Arrays], *, as_users_do: bool = False) -> list[list[NDArray[Any]]]:
+    """Outputs for each of `feeds`, in the model's order. Raises what the runtime raises."""
+    with scratch() as folder:
+        runner = session(write_model(model, folder), as_users_do=as_users_do)
+        return [runner.run(None, row) for row in feeds]
+
+
+def compared(
+    model: onnx.ModelProto | None, before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None
+) -> list[Difference] | None:
+    """Each output that is a tensor, over all feeds, `after` beside `before`; None where either could not be run.
+
+    Rows of several feeds count together where they have one shape, else the feed that differs most does. An output that is
+    nothing but NaN or infinity in `before` is left out. Names are those of the outputs of `model`, or numbers without it.
+    """
+    if before is None or after is None or [*map(len, before)] != [*map(len, after)] or not before:
+        return None
+    names = [value.name for value in model.graph.output] if model is not None else [*map(str, range(len(before[0])))]
+    found: list[Difference] = []
+    for index, name in enumerate(names):
+        if not all(isinstance(row[index], np.ndarray) for row in (*before, *after)):
+            continue
+        firsts, seconds = ([row[index] for row in rows] for rows in (before, after))
+        pairs = list(zip(firsts, seconds, strict=True))
+        if all(a.shape == b.shape and a.ndim and a.shape[1:] == firsts[0].shape[1:] for a, b in pairs):
+            pairs = [(np.concatenate(firsts), np.concatenate(seconds))]
+        each = [compare(name, b, a) for a, b in pairs if a.size and (a.dtype.kind != "f" or np.isfinite(a).any())]
+        found += [min(each, key=lambda item: item.similarity)] if each else []
+    return found
 
 
 def similarity(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None) -> float | None:
+    """Lowest similarity between float outputs over all feeds (`profiler.quality.similarity`: in the columns' own sizes); None
+    where there is nothing to compare. An output that became NaN counts as -1, one of another shape too.
+    """
+    values = [item.similarity for item in compared(None, before, after) or [] if item.floats]
+    return min(values, default=None)
+
+
+def cosine(before: onnx.ModelProto, after: onnx.ModelProto, feeds: list[Arrays]) -> float | None:
+    """`direction` of what two models answer to `feeds`; None when they could not be run."""
+    return direction(answers(before, feeds), answers(after, feeds))
+
+
+def direction(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None) -> float | None:
     """Lowest cosine similarity between float outputs, feed by feed; None where there is nothing to compare.
 
-    1 means equal up to scale. An output that became NaN counts as -1, one of another shape too.
+    It sees direction only: which values are large decides it, and no gain does. An output that became NaN counts as -1,
+    one of another shape too.
     """
     if before is None or after is None or [*map(len, before)] != [*map(len, after)]:
         return None
@@ -190,6 +237,17 @@ def similarity(before: list[list[NDArray[Any]]] | None, after: list[list[NDArray
     # Where the original itself answers with nothing but NaN or infinity there is nothing to compare.
     values = [_cosine(np.asarray(a), np.asarray(b)) for a, b in pairs if _is_float(a) and np.isfinite(a).any()]
     return min(values, default=None)
+
+
+def different_outputs(
+    model: onnx.ModelProto, before: list[list[NDArray[Any]]] | None, after: list[list[NDArray[Any]]] | None
+) -> tuple[Difference, ...] | None:
+    """The outputs among `compared` that differ by more than the precision of `model` explains."""
+    found = compared(model, before, after)
+    if found is None:
+        return None
+    exact = not REDUCED & {tensor.data_type for tensor in walk_tensors(model)}
+    return tuple(item for item in found if item.beyond(Precision.FULL if exact else Precision.REDUCED))
 
 
 def _is_float(array: Any) -> bool:

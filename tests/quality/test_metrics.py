@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from backends.spec import SpecError
 from profiler.errors import DataError, StudyError
 from profiler.quality.metrics import METRICS, Metric, default_metric, get_metric
-from profiler.quality.outputs import NO_CLASS, agreement, predictions, similarity
+from profiler.quality.outputs import NO_CLASS, agreement, predictions
 
 SEEDS = st.integers(0, 2**20)
 CLASSIFYING = ["top1", "top5", "f1", "auc", "auc{scale=logits}"]
@@ -238,34 +238,6 @@ def test_agreement_is_of_classes_where_there_are_classes():
     assert (agreement(variant, reference, classes=False)[:2] > 0.7).all()
     with pytest.raises(DataError, match="same samples"):
         agreement({"y": np.zeros((2, 3))}, {"y": np.zeros((3, 3))})
-
-
-@settings(max_examples=60, deadline=None)
-@given(SEEDS, st.sampled_from([(20, 5), (20, 2, 3), (20, 1)]), st.sampled_from([1e-300, 1e-30, 1.0, 1e30, 1e300]))
-def test_similarity_is_symmetric_bounded_and_one_for_equal_rows(seed, shape, magnitude):
-    """At any magnitude, where plain sums of squares would overflow or vanish."""
-    rng = np.random.default_rng(seed)
-    a, b = rng.normal(size=shape) * magnitude, rng.normal(size=shape) * magnitude
-    forth, back = similarity(a, b), similarity(b, a)
-
-    np.testing.assert_allclose(forth, back, atol=1e-12)
-    assert ((forth >= -1) & (forth <= 1)).all()
-    assert similarity(a, a).tolist() == [1.0] * 20
-    if shape == (20, 5):
-        x, y = a / magnitude, b / magnitude
-        expected = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
-        np.testing.assert_allclose(expected, forth, atol=1e-9)
-
-
-def test_similarity_of_the_awkward_rows():
-    """Zero vectors are equal to each other, alike to nothing else; NaN and infinity are alike to themselves only."""
-    a = np.array([[0, 0], [0, 0], [np.nan, 1], [np.inf, 1], [np.nan, 1], [1, 0], [1, 0]])
-    b = np.array([[0, 0], [1, 0], [np.nan, 1], [np.inf, 1], [1, 1], [-2, 0], [0, 5]])
-
-    assert similarity(a, b).tolist() == [1, 0, 1, 1, 0, -1, 0]
-    np.testing.assert_allclose(
-        [0.9, 1, 0, -1], similarity(np.array([9.0, 0, 0, -2]), np.array([10.0, 0, 1, 2])), atol=1e-12
-    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from profiler import onnx_io
 from profiler.errors import VariantError
 from profiler.variants import registry
-from profiler.variants.fp16 import Fp16, largest_values, lifted, overflows
+from profiler.variants.fp16 import Fp16
+from profiler.variants.half_range import largest_values, overflows
+from profiler.variants.half_types import convertible
 from profiler.variants.running import outputs
 
 pytestmark = pytest.mark.runtime
@@ -81,7 +83,7 @@ def test_the_other_rows_decide_by_their_own_values(hot):
 
 def test_largest_values_are_those_of_numpy(hot):
     feeds = rows(count=40)
-    largest, used = largest_values(lifted(hot), feeds)
+    largest, used = largest_values(convertible(hot), feeds)
     assert used == 32
     assert largest["x"] == pytest.approx(np.abs(feeds["x"][:32]).max())
     assert largest["a"] == pytest.approx(np.abs(feeds["x"][:32]).max() * 4e4)
@@ -95,7 +97,7 @@ def test_an_infinite_mask_is_no_overflow(builders):
     model = builders["model_of"](
         [helper.make_node("Add", ["x", "mask"], ["m"]), helper.make_node("Softmax", ["m"], ["y"])], [x], [y], [mask]
     )
-    largest, _ = largest_values(lifted(model), rows(width=4))
+    largest, _ = largest_values(convertible(model), rows(width=4))
     assert largest["m"] < 10
     result = Fp16().apply(model, rows(width=4))
     assert result.facts["ops_overflowing"] == 0

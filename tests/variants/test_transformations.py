@@ -9,10 +9,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from profiler import onnx_io
 from profiler.errors import DataError, VariantError
+from profiler.quality.similarity import Unlike
 from profiler.variants import registry
 from profiler.variants.preparing import lift_constants, prepare, sort_nodes
 from profiler.variants.prune import zero_smallest
-from profiler.variants.running import batches, cosine, outputs
+from profiler.variants.running import answers as run_answers
+from profiler.variants.running import batches, compared, cosine, outputs, similarity
 
 pytestmark = pytest.mark.runtime
 
@@ -496,7 +498,7 @@ def test_an_optimizer_that_changes_the_answers_is_left_out(cnn, builders, images
 
     result = apply("graph", cnn, images)
 
-    assert any("onnxslim changed the outputs" in note for note in result.notes)
+    assert any("onnxslim was left out: column" in note for note in result.notes)
     assert np.allclose(answers(cnn, images), answers(result.model, images), atol=1e-5)
 
 
@@ -510,7 +512,7 @@ def test_an_optimizer_that_fails_is_left_out(cnn, images, monkeypatch):
 
     result = apply("graph", cnn, images)
 
-    assert any("onnxslim failed" in note and "some op" in note for note in result.notes)
+    assert any("onnxslim was left out: it failed" in note and "some op" in note for note in result.notes)
 
 
 def test_bf16_is_the_same_file_loaded_differently(cnn):
@@ -539,7 +541,10 @@ def test_outputs_that_became_nan_count_as_opposite(cnn, images):
     weight = next(t for t in broken.graph.initializer if t.name == "b3")
     weight.CopyFrom(numpy_helper.from_array(np.full(5, np.nan, np.float32), "b3"))
 
-    assert cosine(cnn, broken, [images]) == -1.0
+    before, after = run_answers(cnn, [images]), run_answers(broken, [images])
+    assert cosine(cnn, broken, [images]) == similarity(before, after) == -1.0
+    (found,) = compared(cnn, before, after)
+    assert (found.output, found.unlike) == ("logits", Unlike.NOT_FINITE)
     assert cosine(cnn, cnn, [images]) == 1.0
     assert cosine(cnn, broken, [{"x": np.zeros((1, 2), np.float32)}]) is None
 
