@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -237,7 +238,7 @@ def weights_on_the_left():
 
 def chain(widths, act):
     nodes, stored, last = [], {}, "x"
-    for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
         end = index == len(widths) - 2
         nodes.append(node("MatMul", f"{last} w{index}", "y" if end else f"m{index}"))
         stored[f"w{index}"] = rand(before, after, seed=index)
@@ -299,7 +300,8 @@ def adding_scatter():
 def shared_lstm():
     """Two LSTMs read the same weights."""
     nodes = [
-        node("Transpose", "x", "t", perm=[1, 0, 2]), node("LSTM", "t w r b", "o h", hidden_size=8), node("Squeeze", "o axis", "i"),
+        node("Transpose", "x", "t", perm=[1, 0, 2]), node("LSTM", "t w r b", "o h", hidden_size=8),
+        node("Squeeze", "o axis", "i"),
         node("LSTM", "i w r b", "p h2", hidden_size=8), node("Squeeze", "h2 first", "k"), node("MatMul", "k v", "y"),
     ]  # fmt: skip
     stored = {
