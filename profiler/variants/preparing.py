@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from profiler.errors import ModelError, VariantError
 from profiler.models.initializers import as_constants
@@ -195,21 +196,34 @@ def lift_constants(model: ModelProto) -> None:
         kept: list[NodeProto] = []
         lifted = []
         for node in graph.node:
-            value = (
-                next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-            )
-            if value is None:
+            tensor = _constant(node) if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None
+            if tensor is None:
                 kept.append(node)
                 continue
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(value)
-            tensor.name = node.output[0]
             lifted.append(tensor)
         if lifted:
             copies = [_copy(node) for node in kept]
             graph.ClearField("node")
             graph.node.extend(copies)
             graph.initializer.extend(lifted)
+
+
+def _constant(node: NodeProto) -> onnx.TensorProto | None:
+    """What a Constant holds, as a stored tensor; None for texts and sparse tensors."""
+    name = node.output[0]
+    for item in node.attribute:
+        if item.name == "value":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(item.t)
+            tensor.name = name
+            return tensor
+        if item.name in ("value_float", "value_floats"):
+            floats = np.asarray(item.f if item.name == "value_float" else [*item.floats], np.float32)
+            return numpy_helper.from_array(floats, name)
+        if item.name in ("value_int", "value_ints"):
+            whole = np.asarray(item.i if item.name == "value_int" else [*item.ints], np.int64)
+            return numpy_helper.from_array(whole, name)
+    return None
 
 
 def _copy(node: NodeProto) -> NodeProto:

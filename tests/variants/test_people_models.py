@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from backends import registry as backends
 from backends.base import LoadOptions
-from profiler.errors import EdgeprofError, StudyError
+from profiler.errors import EdgeprofError, StudyError, VariantError
 from profiler.onnx_io import model_inputs, model_outputs, write_model
 from profiler.variants import registry
 from profiler.variants.openvino_judge import OTHERWISE
@@ -34,6 +34,14 @@ RUNTIMES = {
     "ov, any shape": ("ov", {"shape": "dynamic"}), "ov, fixed shapes": ("ov", {}),
 }  # fmt: skip
 OWN_ERROR = 1e-4
+TOLD = {"ov": OTHERWISE, "ort": "optimiser changes the answers"}
+WRONG_BUT_TOLD = {
+    ("taken_scale", "int8-static{per_channel=true}+fp16"),
+    ("taken_values", "int8-static{per_channel=true}+fp16"),
+    ("twin_branches", "int8-weight+fp16"),
+}
+"""Files that are right and that one runtime of today computes wrongly; a note says so."""
+REFUSED = {("twin_branches", "int8-dynamic+fp16"): "fp16 cannot be made from this model"}
 
 
 def rows_for(model, count=64):
@@ -88,6 +96,10 @@ def expected(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_file_is_right_on_every_runtime(name, recipe, expected, tmp_path):
     model, rows, wanted, runtimes = expected(name)
+    if (name, recipe) in REFUSED:
+        with pytest.raises(VariantError, match=REFUSED[name, recipe]):
+            registry.make(recipe).apply(model, rows)
+        return
     made = registry.make(recipe).apply(model, rows)
 
     path = write_model(made.model, tmp_path)
@@ -100,7 +112,8 @@ def test_every_file_is_right_on_every_runtime(name, recipe, expected, tmp_path):
         if runtime.partition(",")[0] in str(made.facts.get("refused_by")):
             continue
         off = error(wanted, answers(path, {key: array[:8] for key, array in rows.items()}, runtime))
-        assert off <= ERRORS[recipe] or (runtime == "ov, fixed shapes" and told(made)), (runtime, made.notes)
+        warned = any(TOLD[runtime.partition(",")[0]] in note for note in made.notes)
+        assert off <= ERRORS[recipe] or (warned and (name, recipe) in WRONG_BUT_TOLD), (runtime, off, made.notes)
 
 
 def told(made):
