@@ -14,9 +14,8 @@ from profiler.onnx_io import model_outputs, write_model
 from profiler.variants.base import Calibration, Fact
 from profiler.variants.running import answers, probe, scratch, similarity
 
-
 SAME = 0.99
-"""Least similarity of two runtimes that compute the same integers: where they round apart, values move by a step or two of 255."""
+"""Least similarity of runtimes that compute the same integers: where they round apart, values move by a step or two of 255."""
 OTHERWISE = "OpenVINO answers otherwise than this file says"
 
 

@@ -61,14 +61,14 @@ def _weighs(model: ModelProto, name: str) -> bool:
 def named_by(message: str, model: ModelProto, nodes: Iterable[str]) -> str | None:
     """The node of `nodes` that a message most likely speaks of: by its own name, or that of a value it makes or reads."""
     words = set(re.findall(r"[^\s'\"()\[\],]+", message))
-    derived = {re.sub(r"_(Q|Deq|Q)uantizeLinear.*$|_DequantizeLinear.*$|_quantized.*$", "", word) for word in words}
+    derived = {re.sub(r"_(Quantize|Dequantize)Linear.*$|_quantized.*$", "", word) for word in words}
     wanted = set(nodes)
     places = [node for node in model.graph.node if node.name in wanted]
     for names in (words, derived):
         for node in places:
             if node.name in names or {*node.output} & names:
-                return node.name
+                return str(node.name)
         for node in places:
             if {*node.input} & names:
-                return node.name
+                return str(node.name)
     return None
