@@ -14,11 +14,12 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
-from profiler.variants.calibration import Range, activation_ranges, clip_weights
+from profiler.variants.calibration import Range, activation_ranges, clip_weights, drawn
 from profiler.variants.equalise import equalise
 from profiler.variants.folding import FOLDED, about_weights, folds, read_in_bodies, stored_floats
 from profiler.variants.openvino_judge import judge_openvino
 from profiler.variants.operands import (
+    channel_axis,
     fold_betas,
     give_chain_biases,
     separate,
@@ -311,7 +312,7 @@ class Int8Static(Recipe):
             tensor = stored.get(node.input[1]) if node.op_type in WEIGHTED and len(node.input) > 1 else None
             if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or uses.count(tensor.name) > 1:
                 continue
-            axis = _channel_axis(node, len(tensor.dims)) if self.per_channel else None
+            axis = channel_axis(node, len(tensor.dims)) if self.per_channel else None
             tensor.CopyFrom(
                 numpy_helper.from_array(clip_weights(numpy_helper.to_array(tensor), axis, levels), tensor.name)
             )
@@ -436,23 +437,3 @@ class Int8Static(Recipe):
             return []
         constants = {tensor.name for tensor in model.graph.initializer}
         return [name for name in (*node.input[:2], node.output[0]) if name not in constants]
-
-
-def _channel_axis(node: NodeProto, rank: int) -> int:
-    """Axis of the output channels of a weight, where the quantizer puts one scale each."""
-    if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute):
-        return 0
-    return 1 if rank > 1 else 0
-
-
-def drawn(calibration: Calibration, seed: int) -> Calibration:
-    """The rows of `calibration` as `seed` draws them: 0 leaves them, others draw as many with replacement, all arrays alike.
-
-    With replacement, because the rows are often no more than a recipe takes: mere orders of the same rows would all give the
-    same ranges, and a spread of nothing.
-    """
-    rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
-    if seed == 0 or not rows:
-        return calibration
-    order = np.random.default_rng(seed).integers(0, rows, rows)
-    return {name: array[order] if array.ndim else array for name, array in calibration.items()}

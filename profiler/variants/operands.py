@@ -113,6 +113,13 @@ def whole_tensors(model: ModelProto, nodes: set[str]) -> dict[str, list[dict[str
     return found
 
 
+def channel_axis(node: NodeProto, rank: int) -> int:
+    """Axis of the output channels of a weight, where the quantizer puts one scale each."""
+    if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute):
+        return 0
+    return 1 if rank > 1 else 0
+
+
 def fold_betas(model: ModelProto) -> None:
     """Multiply stored biases of Gemm by its `beta`, in place: ONNX Runtime's quantizer sets beta to 1 and forgets to."""
     names = Names(model)
