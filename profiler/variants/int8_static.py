@@ -70,8 +70,6 @@ class Plan:
     rows: int
     facts: Mapping[str, Fact]
     notes: tuple[str, ...]
-    zero_biases: tuple[str, ...] = ()
-    """Names of nodes whose bias is all zeros and must not stay so, see `operands.give_chain_biases`."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Int8Static(Recipe):
             facts["biases_corrected"] = correct_biases(
                 plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
             )
-        wake_biases(result, plan.zero_biases)
+        wake_biases(result, plan.nodes)
         notes += ensure_runs(model, result, calibration, self.text)
         if left:
             notes.append(
@@ -224,12 +222,12 @@ class Int8Static(Recipe):
         vector_biases(prepared, names)
         chosen = [node for node in prepared.graph.node if node.name in names]
         facts = self._rewrite(prepared, calibration, chosen, notes)
-        zero_biases = self._chains(prepared, names)
+        self._chains(prepared, names)
         chosen = [node for node in prepared.graph.node if node.name in names]
         ranges, rows = self._calibrate(prepared, calibration, chosen)
         if self.weight_range == "mse":
             self._clip(prepared, chosen)
-        return Plan(prepared, tuple(node.name for node in chosen), ranges, rows, facts, tuple(notes), zero_biases)
+        return Plan(prepared, tuple(node.name for node in chosen), ranges, rows, facts, tuple(notes))
 
     def realise(self, plan: Plan, notes: list[str], nodes: Iterable[str] | None = None) -> ModelProto:
         """The quantized model of a plan, with only `nodes` (and ops that pass int8 through) when they are given."""
@@ -268,11 +266,12 @@ class Int8Static(Recipe):
             and (not only or node.name in only or node.op_type not in self.op_types)
         ]
 
-    def _chains(self, model: ModelProto, names: set[str]) -> tuple[str, ...]:
+    def _chains(self, model: ModelProto, names: set[str]) -> None:
         """Biases for chained products, where turning a MatMul into a Gemm is no other recipe than the one asked for."""
         asked = {op in self.op_types for op in ("Gemm", "MatMul")} == {True}
         alike = len({op in self.float_outputs for op in ("Gemm", "MatMul")}) == 1
-        return give_chain_biases(model, names) if asked and alike and self.quantize_bias else ()
+        if asked and alike and self.quantize_bias:
+            give_chain_biases(model, names)
 
     def _rewrite(
         self, model: ModelProto, calibration: Calibration, chosen: list[NodeProto], notes: list[str]

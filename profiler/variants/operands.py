@@ -178,20 +178,17 @@ def chained_products(model: ModelProto, nodes: Collection[str]) -> list[NodeProt
     return list(found.values())
 
 
-def give_chain_biases(model: ModelProto, nodes: Collection[str]) -> tuple[str, ...]:
-    """Make chained products without a bias Gemms with a bias of zeros, in place; returns the names of those with such a bias.
+def give_chain_biases(model: ModelProto, nodes: Collection[str]) -> int:
+    """Make chained products without a bias Gemms with a bias of zeros, in place; returns how many were given one.
 
-    OpenVINO (2026.4) fuses such a chain for fixed shapes and then computes noise when products have no bias in int8. With one
-    that is not all zeros (zeros it takes out before) it is right: see `wake_biases`.
+    OpenVINO (2026.4) fuses such a chain for fixed shapes and then computes noise when products have no bias in int8, or the same
+    one for all channels (zeros it takes out before, equal values it makes one of). With another it is right: see `wake_biases`.
     """
     names = Names(model)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    given = []
+    given = 0
     for node in chained_products(model, nodes):
-        bias = stored.get(node.input[2]) if len(node.input) > 2 else None
         if len(node.input) > 2 and node.input[2]:
-            if bias is not None and not numpy_helper.to_array(bias).any():
-                given.append(node.name)
             continue
         weight = stored[node.input[1]]
         zeros: NDArray[Any] = np.zeros(weight.dims[0 if _flag(node, "transB") else 1], np.float32)
@@ -200,12 +197,14 @@ def give_chain_biases(model: ModelProto, nodes: Collection[str]) -> tuple[str, .
         del node.input[2:]
         node.input.append(name)
         node.op_type = "Gemm"
-        given.append(node.name)
-    return tuple(given)
+        given += 1
+    return given
 
 
 def wake_biases(model: ModelProto, nodes: Collection[str]) -> int:
-    """Put one step of the accumulator into the first channel of int32 biases that are all zero, in place; returns how many.
+    """Add one step of the accumulator to the first channel of int32 biases that are zero or the same everywhere, in place.
+
+    Returns how many.
 
     A step is the product of the scales of input and weight, some thousand times finer than int8's: nothing that can be seen.
     """
@@ -220,8 +219,8 @@ def wake_biases(model: ModelProto, nodes: Collection[str]) -> int:
         if tensor is None or tensor.data_type != TensorProto.INT32:
             continue
         array = numpy_helper.to_array(tensor).copy()
-        if array.size and not array.any():
-            array[0] = 1
+        if array.size and (not array.any() or (array.size > 1 and (array == array[0]).all())):
+            array[:1] += 1 if array[0] < np.iinfo(np.int32).max else -1
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
             woken += 1
     return woken
