@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.op_suite_lib.chunks import run_chunk
 from scripts.op_suite_lib.subjects import Subject, folder, subjects
-from scripts.op_suite_lib.table import table
+from scripts.op_suite_lib.table import kinds, table
 from scripts.real_models_lib.fetch import ROOT, FetchError
 
 RECIPES = (
@@ -50,7 +50,7 @@ def main() -> int:
         _run(subjects(root, asked.share, asked.seed, asked.models), recipes, asked.limit_s, asked.out)
     results = _stored(asked.out)
     print(table(results))
-    return int(any(result["made"] not in ("yes", "unchanged", "refused", "unfit") for result in results))
+    return int(any(kinds(result) for result in results))
 
 
 def _run(wanted: list[Subject], recipes: list[str], limit_s: float, out: Path) -> None:
