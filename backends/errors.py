@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE = 4000
+"""Characters of a message. Runtimes quote whole models in theirs; nobody reads on, and records and pages keep every one."""
+_TAIL = 800
+
+
+def shortened(text: str, most: int = MAX_MESSAGE) -> str:
+    """A message that is not longer than `most`: its beginning and its end, and between them how much was left out."""
+    if len(text) <= most:
+        return text
+    tail = min(_TAIL, most // 4)
+    head = most - tail - 50
+    return f"{text[:head]} … ({len(text) - head - tail} characters left out) … {text[-tail:]}"
+
 
 class EdgeprofError(Exception):
     """Base of every error raised on purpose: its text names the thing, what came, what was expected, what to do."""
+
+    def __init__(self, message: object = "") -> None:
+        """A message longer than `MAX_MESSAGE` is shortened."""
+        super().__init__(shortened(str(message)))
 
 
 class BackendError(EdgeprofError):

@@ -10,12 +10,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import stopping, units
+from profiler import advice, stopping, units
 from profiler.disturbance import Judged, dirty_share
 from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.grade import Grade, dedicated, grade
@@ -23,12 +24,14 @@ from profiler.latency import LEVEL, judged_ratio, latency, time_to_steady
 from profiler.machines import EMULATED, EMULATED_MEMORY, Machine, machine
 from profiler.pricing import Pricing
 from profiler.quality import compare, verdict
+from profiler.quality.chance import doubtful
 from profiler.quality.metrics import Metric, stored_metric
 from profiler.records import (
     BESIDE_TIMING,
     RACE,
     REFERENCE_VARIANT,
     ArtifactRecord,
+    Chance,
     Estimate,
     FailureRecord,
     Figure,
@@ -48,6 +51,8 @@ Status = Literal["measured", "failed", "skipped", "not finished"]
 _R = TypeVar("_R")
 DROP_CHECK = "accuracy drop"
 """Name of the check of `max_drop`."""
+QUESTION_OPEN = "what is to be evaluated is not clear: a question stands in the notes"
+NO_BETTER_THAN_CHANCE = "the reference's answers are no better than chance, so a comparison with them shows nothing"
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
 
 
@@ -184,6 +189,19 @@ class Analysis:
     machine: str | None
     """What the run is priced as, `aws:c7i.large`; None when neither declared nor detected, or when there are several."""
     notes: tuple[str, ...]
+    output: str | None = None
+    """The model's output that accuracy and agreement are over; None: all, none, or a run that did not record it."""
+    question: str | None = None
+    """What has to be answered before accuracy can be measured: which output holds the answers, say."""
+    chance: Chance | None = None
+    """How far the reference's answers are better than such that have nothing to do with the labels; None where untested."""
+    doubtful: bool = False
+    """Whether they are not: then accuracy, its change and the verdict on it show nothing."""
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """For whoever computes something from this analysis that several ask for: what was found, by a key of their own."""
+        return {}
 
     def on(self, group: str) -> Analysis:
         """What belongs to one machine, by its `group`."""
@@ -280,9 +298,14 @@ def analyse(run: RunData, *, today: date) -> Analysis:
         _unplanned(number, failure, run) for number, failure in enumerate(_outside_plan(run, cases), len(results) + 1)
     ]
     machines = tuple(pricing.machines.values())
+    told = evidence.qualities.get(_reference_quality(evidence) or "")
+    asked = next((record.question for record in run.qualities if record.question is not None), None)
     return Analysis(
         run, metric, next(iter(first.values()), None), first, (*results, *skipped), evidence.judged,
-        _lowest(grades, machines), grades, machines, _priced_as(machines), (*run.notes, *pricing.notes),
+        _lowest(grades, machines), grades, machines, _priced_as(machines),
+        (*run.notes, *(() if asked is None else (asked,)), *(() if told is None else told.notes), *pricing.notes),
+        output=next((record.output for record in run.qualities if record.output is not None), None), question=asked,
+        chance=None if told is None else told.chance, doubtful=told is not None and doubtful(told),
     )  # fmt: skip
 
 
@@ -343,8 +366,10 @@ def _metric(run: RunData) -> tuple[Metric | None, str | None]:
     """The run's metric, or why there is none: a later or earlier version may not know its name."""
     if not run.qualities:
         return None, None
+    first = run.qualities[0]
+    if first.question is not None:
+        return None, None
     try:
-        first = run.qualities[0]
         return stored_metric(first.metric, first.metric_unit, first.higher_is_better), None
     except EdgeprofError as error:
         return None, str(error)
@@ -466,7 +491,7 @@ def _why_not(status: Status, failure: FailureRecord | None, run: RunData) -> str
         return f"{failure.kind} in stage {failure.stage}: {failure.message.splitlines()[0][:200]}"
     if status == "measured":
         return "nothing was recorded"
-    return f"the run was not finished: `edgeprof {'search' if 'search' in run.plan else 'run'} --resume {run.id}`"
+    return f"the run was not finished: `{advice.resume(run.id, search='search' in run.plan)}`"
 
 
 def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: str) -> Figure:
@@ -502,6 +527,9 @@ def _quality(
 ) -> tuple[Figure, Figure, Figure]:
     """Accuracy, its paired change against the reference, and agreement with the reference."""
     record = evidence.qualities.get(case.quality_key)
+    if record is not None and record.question is not None:
+        absent = NotMeasured(QUESTION_OPEN)
+        return absent, absent, absent
     if record is not None and evidence.metric_missing is not None:
         absent = NotMeasured(evidence.metric_missing)
         return absent, absent, compare.agreement_estimate(record.agreement, ids=evidence.ids)
@@ -554,8 +582,13 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if record is None or metric is None:
         reason = result.accuracy_change.reason if isinstance(result.accuracy_change, NotMeasured) else "no metric"
         return Check(name, "NOT_MEASURED", reason)
+    misfit = evidence.run.study.constraints.drop_misfit(metric.name, metric.unit)
+    if misfit is not None:
+        return Check(name, "NOT_MEASURED", misfit)
     if record.case == result.reference_quality:
         return Check(name, "PASS", "the reference itself")
+    if result.reference_quality is not None and doubtful(evidence.qualities[result.reference_quality]):
+        return Check(name, "NOT_MEASURED", NO_BETTER_THAN_CHANCE)
     if isinstance(result.accuracy_change, NotMeasured):
         if not set(np.unique(record.agreement)) <= {0.0, 1.0}:
             return Check(name, "NOT_MEASURED", result.accuracy_change.reason)

@@ -119,6 +119,20 @@ class ArtifactStore:
             return dataclasses.replace(record, notes=(*record.notes, note))
         return record
 
+    def remake(
+        self, source: Path, variant: Variant, calibration: Calibration | None, calibration_sha: str | None, sha256: str
+    ) -> str:
+        """Put an artifact back that was lost: its sha256, which is `sha256` where making it gives the same file again.
+
+        Raises as `make`, and StoreError where the folder cannot be made.
+        """
+        with _full_disk(self.folder):
+            for name in ("objects", "entries", "tmp"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        if self.verify(sha256):
+            return sha256
+        return self.make(source, variant, calibration, calibration_sha).sha256
+
     def _make(self, source: Path, variant: Variant, calibration: Calibration | None) -> ArtifactRecord:
         model = read_model(source)
         started = time.perf_counter()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from backends.base import SessionFacts
 from profiler import stopping
 from profiler.errors import BudgetError, TargetError
-from profiler.job import Job
+from profiler.job import Job, add, again_if_killed
 from profiler.measure.loop import (
     MAX_BLOCK_SAMPLES,
     canary_places,
@@ -75,6 +75,8 @@ class _Campaign:
     job: Job
     done: set[tuple[str, int, int, int]]
     failed: set[str]
+    killed: set[str] = field(default_factory=set)
+    """Cases of which a worker was ended from outside."""
     paces: dict[int, _Pace] = field(default_factory=dict)
     complete_rounds: int = 0
     requeued: int = 0
@@ -174,7 +176,13 @@ def _replicate(campaign: _Campaign, replicate: int, group: int, cases: Sequence[
                 return
             warmup_s = _WARMUP_BUDGET_SHARE * (share - (job.budget.spent_s - began)) / (len(open_cases) - place)
             try:
-                lanes[case.key] = stack.enter_context(_opened(job, case, replicate, attempt, group, warmup_s))
+                lanes[case.key] = again_if_killed(
+                    job,
+                    case.key,
+                    lambda case=case, warmup_s=warmup_s: stack.enter_context(  # type: ignore[misc]
+                        _opened(job, case, replicate, attempt, group, warmup_s)
+                    ),
+                )
             except WorkerFailure as failure:
                 job.fail(case.key, "load" if failure.kind != "timeout" else "warmup", failure, replicate)
                 campaign.failed.add(case.key)
@@ -243,13 +251,18 @@ class _Replicate:
             if lane is not None:
                 try:
                     block = _block(job, lane, self.replicate, self.attempt, self.group, index, position)
-                    job.store.add(job.run_id, block)
+                    add(job, block)
                     lane.blocks.append(block)
                     dirty |= bool(stopping.dirty_blocks(lane.blocks)[-1])
                 except WorkerFailure as failure:
-                    job.fail(key, "measure", failure, self.replicate)
-                    self.campaign.failed.add(key)
                     self.lanes.pop(key).worker.kill()
+                    if failure.from_outside and key not in self.campaign.killed:
+                        # Somebody ended it, which says nothing about the case: its next process goes on.
+                        self.campaign.killed.add(key)
+                        job.progress.note(f"{key}: {str(failure).splitlines()[0][:300]} Its next process goes on.")
+                    else:
+                        job.fail(key, "measure", failure, self.replicate)
+                        self.campaign.failed.add(key)
             if index < job.study.effort.rounds:
                 job.progress.step(key)
         return dirty
@@ -299,7 +312,7 @@ class _opened:  # noqa: N801 (a context manager, used like contextlib's)
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise TargetError(f"the worker of {case.key} gave an incomplete answer: {error}.") from error
-        job.store.add(job.run_id, record)
+        add(job, record)
         return lane
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from profiler import places, units
-from profiler.analysis import AXES, DROP_CHECK, Analysis, CaseResult
+from profiler.analysis import AXES, DROP_CHECK, NO_BETTER_THAN_CHANCE, Analysis, CaseResult
 from profiler.errors import StudyError, unknown
 from profiler.frontier import Frontier, frontier
 from profiler.grade import FEWEST_PROCESSES
@@ -148,6 +148,8 @@ def recommend(analysis: Analysis, frontier_view: FrontierView) -> Recommendation
     groups = analysis.devices or analysis.groups
     others = [case for case in analysis.measured if case.machine.emulated or case.machine.group not in groups]
     left = tuple((case, f"{case.machine.why_not_real}") for case in others)
+    if analysis.doubtful:
+        return Recommendation(None, _doubt(analysis), (), left)
     if not groups:
         return Recommendation(
             None, f"Nothing to ship from here: {EMULATED}. Accuracy, size and failures count.", (), left
@@ -157,6 +159,17 @@ def recommend(analysis: Analysis, frontier_view: FrontierView) -> Recommendation
         found = _of_one(analysis.on(groups[0]), frontier_view.within(groups[0]), asked)
         return replace(found, ruled_out=(*found.ruled_out, *left))
     return _of_several(analysis, groups, frontier_view, left)
+
+
+def _doubt(analysis: Analysis) -> str:
+    """Why nothing follows from a reference whose answers have nothing to do with the labels, and what to check."""
+    found = analysis.chance
+    figures = "" if found is None else f" ({found.value:.1%}, by chance {found.level:.1%})"
+    read = "" if analysis.output is None else f", whether '{analysis.output}' is the output that they mean"
+    return (
+        f"Nothing to recommend: {NO_BETTER_THAN_CHANCE}{figures}. Check whether the labels are numbered from 0 in the order of "
+        f"the model's classes{read}, and the preprocessing."
+    )
 
 
 def _of_several(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,11 @@ class Judged:
         if self.flags is None:
             return self.observed
         return self.observed[~self.flags[self.block.discarded :]]
+
+    @cached_property
+    def log_median(self) -> float | None:
+        """Logarithm of the median of `clean`; None where it is not `usable`. Kept: a frontier pairs each block with dozens."""
+        return float(np.log(np.median(self.clean))) if self.usable else None
 
 
 def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:

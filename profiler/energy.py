@@ -17,7 +17,7 @@ import numpy as np
 
 from backends import spec
 from profiler.errors import StudyError, TargetError
-from profiler.job import Job
+from profiler.job import Job, add
 from profiler.measure import energy as meters
 from profiler.measure.energy import external
 from profiler.measure.energy.base import Absent, MeterInfo, MeterLost
@@ -212,7 +212,7 @@ def _one(
         np.random.default_rng((job.study.seed, _PHASE, number)).uniform(0, max(_PHASE_S, lane.meter.update_s))
     )
     try:
-        record = _window(job, plan, lane, number, phase_s, outside, unix)
+        add(job, _window(job, plan, lane, number, phase_s, outside, unix))
     except LinkLost:
         raise
     except TargetError as error:
@@ -230,7 +230,6 @@ def _one(
                 text = f"{len(lane.lost)} energy windows in a row were dropped, the last because {error}"
                 _fail(job, lane.key, WorkerFailure("unavailable", text))
     else:
-        job.store.add(job.run_id, record)
         lane.done += 1
         lane.lost.clear()
 

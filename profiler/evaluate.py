@@ -5,26 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import wire
+from profiler import output_rows
 from profiler.data import Dataset
-from profiler.errors import EdgeprofError
-from profiler.job import Job
-from profiler.quality.metrics import Metric, default_metric, get_metric
-from profiler.quality.outputs import agreement as agreement_with
-from profiler.quality.outputs import predictions
-from profiler.records import FailureRecord, QualityRecord
+from profiler.errors import BudgetError, EdgeprofError, TargetError
+from profiler.job import Job, add, again_if_killed
+from profiler.output_rows import OutputRows, Outputs, TooLarge
+from profiler.quality.candidates import with_rows
+from profiler.quality.choice import Unclear
+from profiler.quality.metrics import label_kind
+from profiler.quality.reading import Reading, choose
+from profiler.records import REFERENCE_VARIANT, FailureRecord, QualityRecord
 from profiler.study import Case
+from profiler.targets.config import LOCAL
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
-Outputs = dict[str, NDArray[np.generic]]
 REFERENCE_OUTPUTS = "reference-outputs.bin"
+_LOOK_ROWS = 64
+_LOOK_S = 10.0
+"""Rows, and seconds, of a first look at what the model answers."""
 
 
 class Found(Protocol):
@@ -70,46 +74,124 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
     done = {record.case: record for record in job.store.records(job.run_id, QualityRecord)}
     failed = _failed_before(job, units)
     job.progress.stage("evaluating accuracy", len(units))
-    metric: Metric | None = None
-    reference = _read_reference(job.folder / REFERENCE_OUTPUTS)
+    # Which output is meant is asked once: whoever has to answer has to start another run.
+    question = next((record.question for record in done.values() if record.question is not None), None)
+    known = _Known(output_rows.read(job.folder / REFERENCE_OUTPUTS), question)
     ordered = sorted(units.items(), key=lambda item: not item[1].is_reference_variant)
     missing = [case for key, case in ordered if key not in done and key not in failed]
     with nullcontext() if elsewhere is None else elsewhere.ahead(job, missing, data) as ahead:
         for key, case in ordered:
-            if key in done and reference is None and case.is_reference_variant:
+            if key in done and known.reference is None and case.is_reference_variant:
                 # The file with the reference's outputs is gone, its record is not: without them, those that are still to be
                 # evaluated would be compared with themselves.
-                reference = _outputs(job, case, data)
-                _write_reference(job.folder / REFERENCE_OUTPUTS, reference)
-            if case in missing:
-                start = time.perf_counter()
-                try:
-                    outputs, notes = _found(job, case, data, ahead)
-                except WorkerFailure as failure:
-                    job.fail(key, "quality", failure)
-                    failed.add(key)
-                else:
-                    if reference is None and case.is_reference_variant:
-                        reference = outputs
-                        _write_reference(job.folder / REFERENCE_OUTPUTS, outputs)
-                    metric = metric or _metric(job, data, reference or outputs)
-                    try:
-                        record = _record(key, metric, data, outputs, reference, time.perf_counter() - start)
-                    except EdgeprofError as error:
-                        if reference is outputs:
-                            # Labels or metric don't fit the model itself: nothing that follows could mean anything.
-                            raise
-                        job.fail(key, "quality", WorkerFailure("error", str(error)))
-                        failed.add(key)
-                    else:
-                        job.store.add(job.run_id, replace(record, notes=(*record.notes, *notes)))
+                known.reference, _ = _outputs(job, case, data)
+                output_rows.write(job.folder / REFERENCE_OUTPUTS, known.reference)
+            if case in missing and known.question is not None:
+                add(job, unanswered(key, data, known.question))
+            elif case in missing and not _evaluated(job, case, data, ahead, known):
+                failed.add(key)
             job.progress.step(key)
     return failed
 
 
+@dataclass
+class _Known:
+    """What the cases of a run share."""
+
+    reference: Outputs | None
+    question: str | None
+    """Where it's open what is to be evaluated."""
+    reading: Reading | None = None
+
+
+def _evaluated(job: Job, case: Case, data: Dataset, ahead: Ahead | None, known: _Known) -> bool:
+    """Evaluate one case and store what came out, be it a question. False when it failed, which is stored too."""
+    key, start = case.quality_key, time.perf_counter()
+    try:
+        outputs, notes = _found(job, case, data, ahead)
+    except WorkerFailure as failure:
+        job.fail(key, "quality", failure)
+        return False
+    if known.reference is None and case.is_reference_variant:
+        known.reference = outputs
+        output_rows.write(job.folder / REFERENCE_OUTPUTS, outputs)
+    base = outputs if known.reference is None else known.reference
+    try:
+        if known.reading is None:
+            known.reading = choose(job.study.metric, data.labels, base)
+        record = _record(key, known.reading, data, outputs, known.reference, time.perf_counter() - start)
+    except EdgeprofError as error:
+        if known.reading is None and isinstance(error, Unclear):
+            # Times tell something even so, and nothing is told over a guess.
+            known.question = str(error)
+            job.progress.note(f"accuracy is not measured: {error}")
+            record = unanswered(key, data, known.question)
+        elif known.reference is outputs:
+            # Labels or metric don't fit the model itself: nothing that follows could mean anything.
+            raise
+        else:
+            job.fail(key, "quality", WorkerFailure("error", str(error)))
+            return False
+    try:
+        add(job, replace(record, notes=(*record.notes, *notes)))
+    except WorkerFailure as failure:
+        job.fail(key, "quality", failure)
+        return False
+    return True
+
+
+def first_look(job: Job) -> Reading | None:
+    """How the outputs will be read, from a few rows through the unmodified model on this machine, before variants are made.
+
+    None where that cannot be seen here: another machine's runtime, a model that needs more memory, a question that is open.
+    Raises DataError when metric, labels and outputs don't fit each other, and for labels outside the model's classes.
+    """
+    data, study = job.prepared.evaluation, job.study
+    if data is None:
+        return None
+    case = Case(REFERENCE_VARIANT, study.backends[0], LOCAL, min(study.batches), study.threads[0])
+    rows = np.unique(np.linspace(0, len(data) - 1, min(_LOOK_ROWS, len(data))).astype(np.int64))
+    try:
+        outputs, count = _looked(job, case, data, rows)
+    except (BudgetError, TargetError):
+        # Whoever evaluates this case has the message, and the right machine.
+        return None
+    labels = None if data.labels is None else data.labels[rows[:count]]
+    try:
+        reading = choose(study.metric, labels, outputs, kind=None if data.labels is None else label_kind(data.labels))
+    except Unclear as question:
+        job.progress.note(f"accuracy will not be measured unless more rows tell: {question}")
+        return None
+    reading.per_sample(outputs, labels, outputs)
+    if data.labels is not None:
+        reading.check(data.labels)
+    for note in reading.notes:
+        job.progress.note(note)
+    return reading
+
+
+def _looked(job: Job, case: Case, data: Dataset, rows: NDArray[np.int64]) -> tuple[Outputs, int]:
+    """Outputs of the first of `rows`, and of how many."""
+    parts: list[Outputs] = []
+    begun, done = time.monotonic(), 0
+    with job.open(case) as worker:
+        job.load(worker, case)
+        while done < len(rows) and time.monotonic() - begun < _LOOK_S:
+            index = np.resize(rows[done : done + case.batch], case.batch)
+            parts.append(with_rows(_infer(job, worker, data, index), case.batch))
+            done = min(done + case.batch, len(rows))
+    names = [
+        name for name, array in parts[0].items()
+        if all(name in part and part[name].shape[1:] == array.shape[1:] for part in parts)
+    ]  # fmt: skip
+    return {name: np.concatenate([part[name] for part in parts])[:done] for name in names}, done
+
+
 def _found(job: Job, case: Case, data: Dataset, ahead: Ahead | None) -> tuple[Outputs, tuple[str, ...]]:
     found = None if ahead is None else ahead.outputs(case)
-    return (_outputs(job, case, data), ()) if found is None else (found.outputs, found.notes)
+    if found is not None:
+        return found.outputs, found.notes
+    return again_if_killed(job, case.quality_key, lambda: _outputs(job, case, data))
 
 
 def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
@@ -117,65 +199,63 @@ def _failed_before(job: Job, units: dict[str, Case]) -> set[str]:
     return {failure.case for failure in failures if failure.stage == "quality" and failure.case in units}
 
 
-def _metric(job: Job, data: Dataset, outputs: Outputs) -> Metric:
-    if job.study.metric is not None:
-        return get_metric(job.study.metric)
-    return default_metric(data.labels, outputs)
-
-
 def _record(
-    key: str, metric: Metric, data: Dataset, outputs: Outputs, reference: Outputs | None, seconds: float
+    key: str, reading: Reading, data: Dataset, outputs: Outputs, reference: Outputs | None, seconds: float
 ) -> QualityRecord:
     base = reference if reference is not None else outputs
-    agreement = agreement_with(outputs, base)
-    per_sample = metric.per_sample(outputs, data.labels, reference=base)
     notes = () if reference is not None else ("the reference failed: agreement is with this variant itself",)
     return QualityRecord(
-        case=key,
-        metric=metric.name,
-        per_sample=np.asarray(per_sample, dtype=np.float64),
-        predictions=predictions(outputs),
-        agreement=np.asarray(agreement, dtype=np.float64),
-        data_sha256=data.sha256,
-        seconds=seconds,
-        notes=notes,
-        metric_unit=metric.unit,
-        higher_is_better=metric.higher_is_better,
-    )
+        case=key, data_sha256=data.sha256, seconds=seconds, notes=(*reading.notes, *notes),
+        **reading.reduced(outputs, data.labels, base),
+    )  # fmt: skip
 
 
-def _outputs(job: Job, case: Case, data: Dataset) -> Outputs:
-    """Outputs for all rows, in order; the last batch is filled up with rows from the front and cut again."""
-    parts: dict[str, list[NDArray[np.generic]]] = {}
+def unanswered(key: str, data: Dataset, question: str) -> QualityRecord:
+    """The record of a case that cannot be evaluated before the user has answered a question."""
+    nothing = np.zeros(0, np.float64)
+    return QualityRecord(
+        case=key, metric="", per_sample=nothing, predictions=None, agreement=nothing, data_sha256=data.sha256, seconds=0.0,
+        question=question,
+    )  # fmt: skip
+
+
+def _outputs(job: Job, case: Case, data: Dataset) -> tuple[Outputs, tuple[str, ...]]:
+    """Outputs for all rows, in order, with notes; the last batch is filled up with rows from the front and cut again.
+
+    Outputs without a row for each sample are left out, with a note: detections, scalars and constants are no answers to rows.
+    """
+    kept, first = OutputRows(len(data), job.folder), Outputs()
+    left_out: dict[str, str] = {}
     with job.open(case) as worker:
-        job.load(worker, case)
+        named = [str(info.get("name")) for info in job.load(worker, case).get("outputs", ())]
         for start in range(0, len(data), case.batch):
             index = np.arange(start, start + case.batch) % len(data)
             rows = min(case.batch, len(data) - start)
-            for name, array in _infer(job, worker, data, index).items():
-                if array.ndim == 0 or array.shape[0] != case.batch:
-                    raise WorkerFailure(
-                        "error",
-                        f"output '{name}' has shape {array.shape} for a batch of {case.batch}: expected one row per sample. "
-                        "Evaluate this model with --batch 1, or give an output whose first axis is the batch.",
-                    )
-                parts.setdefault(name, []).append(array[:rows])
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+            outputs = _infer(job, worker, data, index)
+            whole = with_rows(outputs, case.batch)
+            first = first if start else whole
+            for name in set(named) - outputs.keys():
+                left_out.setdefault(name, "it is no tensor (a sequence, or maps that fit no table)")
+            for name, array in outputs.items():
+                if name not in whole or name not in first or not _alike(array, first[name]):
+                    why = "another than before" if name in whole else "no row for each sample"
+                    left_out.setdefault(name, f"its shape is {array.shape} for a batch of {case.batch}, {why}")
+            rest = {name: array[:rows] for name, array in whole.items() if name not in left_out}
+            try:
+                if rest:
+                    kept.add(rest)
+            except TooLarge as error:
+                raise WorkerFailure("error", str(error)) from error
+    notes = tuple(f"output '{name}' is not evaluated: {why}" for name, why in left_out.items())
+    return {name: array for name, array in kept.outputs().items() if name not in left_out}, notes
+
+
+def _alike(array: NDArray[np.generic], first: NDArray[np.generic]) -> bool:
+    """Whether rows of both can stand in one array; texts may be of any length."""
+    same = array.dtype.kind == first.dtype.kind == "U" or array.dtype == first.dtype
+    return same and array.shape[1:] == first.shape[1:]
 
 
 def _infer(job: Job, worker: WorkerProcess, data: Dataset, index: NDArray[np.int64]) -> Outputs:
     batch = {name: np.ascontiguousarray(array[index]) for name, array in data.inputs.items()}
     return worker.request("infer", batch, timeout_s=job.limit_s)[1]
-
-
-def _write_reference(path: Path, outputs: Outputs) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(wire.pack(outputs))
-    temporary.replace(path)
-
-
-def _read_reference(path: Path) -> Outputs | None:
-    try:
-        return wire.unpack(path.read_bytes())
-    except (OSError, wire.WireError):
-        return None

@@ -27,9 +27,13 @@ class Grade:
     reasons: tuple[str, ...]
     absolute: bool
     """Whether absolute figures may decide a limit. Ratios may at every grade: they compare neighbours in time."""
+    tested: bool = True
+    """Whether a self-test ran at all; without one the letter is D and texts say that there is no grade."""
 
     def __str__(self) -> str:
-        """`B: shared machine`."""
+        """`B: shared machine`; without a self-test there is no grade, which is another thing than a failed one."""
+        if not self.tested:
+            return f"no grade: {'; '.join(self.reasons)}"
         return f"{self.letter}: {'; '.join(self.reasons)}" if self.reasons else self.letter
 
 
@@ -53,7 +57,7 @@ def grade(
     absolute = dirty is None or dirty <= WITHHELD
     lacking = []
     if selftest is None:
-        lacking.append("not self-tested on this machine: edgeprof selftest")
+        lacking.append("no self-test on this machine (edgeprof selftest, 3 minutes)")
     elif not selftest.get("passed"):
         lacking.append("the self-test found that measurements on this machine cannot be trusted: edgeprof selftest")
     if processes < FEWEST_PROCESSES:
@@ -62,7 +66,9 @@ def grade(
         "nothing on this system tells what disturbs" if dirty is None else f"{dirty:.0%} of the blocks were disturbed"
     )
     if lacking:
-        return Grade("D", (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else [])), absolute)
+        return Grade(
+            "D", (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else [])), absolute, selftest is not None
+        )
     if dirty is None or dirty >= SHARED:
         return Grade("C", (disturbed,), absolute)
     short_of_a = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +14,22 @@ from backends import spec
 from profiler import artifacts
 from profiler.artifacts import ArtifactStore
 from profiler.budget import Budget
-from profiler.errors import BudgetError
+from profiler.errors import BudgetError, StoreError
 from profiler.machines import device_of
 from profiler.prepare import Prepared, timing_feeds
 from profiler.progress import Progress
 from profiler.records import ArtifactRecord, FailureRecord
-from profiler.store import Store
+from profiler.store import InvalidRecord, Record, Store
 from profiler.study import Case, Study
 from profiler.targets import launch
 from profiler.targets.base import get as get_target
 from profiler.targets.modes import Modes
 from profiler.targets.process import WorkerFailure, WorkerProcess
+from profiler.variants import registry as variant_registry
 from profiler.wire import file_sha256
 
 _SHORTEST_S = 0.5
+T = TypeVar("T")
 _Stage = Literal["load", "warmup", "measure", "quality"]
 
 
@@ -89,6 +91,7 @@ class Job:
         backend = spec.parse(case.backend)
         target = get_target(case.target)
         path: str | None = None
+        self._ensure_artifact(record)
         if target.shares_files:
             path = str(self.artifact_store.path(record.sha256).resolve())
         else:
@@ -122,6 +125,25 @@ class Job:
             raise WorkerFailure(error.kind, f"{error} {where}", error.log_tail) from error
         return reply
 
+    def _ensure_artifact(self, record: ArtifactRecord) -> None:
+        """Make an artifact again that is not in the cache any more. Raises WorkerFailure where that gives another one."""
+        try:
+            self.artifact_store.path(record.sha256)
+            return
+        except StoreError:
+            self.progress.note(f"{record.variant} is not in the cache any more: it is made again")
+        rows = self.prepared.calibration
+        inputs, sha256 = (None, None) if rows is None else (rows.inputs, rows.sha256)
+        again = self.artifact_store.remake(
+            self.prepared.source, variant_registry.make(record.variant), inputs, sha256, record.sha256
+        )
+        if again != record.sha256:
+            raise WorkerFailure(
+                "error",
+                f"the artifact of {record.variant} was lost from '{self.artifact_store.folder}', and making it again gave "
+                "another file. Start a new run.",
+            )
+
     def feeds(self, case: Case) -> dict[str, NDArray[np.generic]]:
         """The batches that timing takes in turn."""
         return timing_feeds(self.prepared, case, self.study.seed)
@@ -137,3 +159,22 @@ class Job:
         self.store.add(self.run_id, record)
         self.progress.note(f"{case_key} failed ({record.kind}): {record.message.splitlines()[0][:200]}")
         return record
+
+
+def add(job: Job, record: Record) -> None:
+    """Store what a worker gave. Raises WorkerFailure where no measurement can have given it: that costs this record."""
+    try:
+        job.store.add(job.run_id, record)
+    except InvalidRecord as error:
+        raise WorkerFailure("error", str(error)) from error
+
+
+def again_if_killed(job: Job, name: str, step: Callable[[], T]) -> T:
+    """Do a step, and once more where somebody killed its worker: that says nothing about what it did."""
+    try:
+        return step()
+    except WorkerFailure as failure:
+        if not failure.from_outside:
+            raise
+        job.progress.note(f"{name}: {str(failure).splitlines()[0][:300]} It is tried once more.")
+        return step()

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
@@ -30,6 +31,7 @@ ALIGNMENT_BYTES = 4096
 _MODEL_FIELDS = frozenset(range(1, 33))
 """onnx.proto uses 1 to 26 for ModelProto today."""
 _GRAPH_FIELD = 7
+_UNKNOWN_TYPE = "unknown"
 _FLOATS = frozenset(
     value for name, value in TensorProto.DataType.items() if name.startswith(("FLOAT", "BFLOAT", "DOUBLE"))
 )
@@ -51,6 +53,7 @@ def read_model(path: Path, *, max_bytes: int = MAX_MODEL_BYTES) -> ModelProto:
                 f"model '{path}' and its external data have more than {units.size(max_bytes)}, the limit for one model."
             )
     _check_external_ranges(path, model)
+    _check_text(path, model)
     try:
         # By path: the checker's other form serializes the model, which fails above 2 GB.
         onnx.checker.check_model(str(path))
@@ -75,14 +78,24 @@ def model_size_bytes(path: Path) -> int:
 
 
 def model_inputs(model: ModelProto) -> tuple[TensorInfo, ...]:
-    """What has to be fed: the graph's inputs without those that an initializer supplies."""
+    """What has to be fed: the graph's inputs without those that an initializer supplies.
+
+    Raises ModelError for an element type that nobody can feed.
+    """
     supplied = {tensor.name for tensor in model.graph.initializer}
     supplied |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    return tuple(_tensor_info(value) for value in model.graph.input if value.name not in supplied)
+    inputs = tuple(_tensor_info(value) for value in model.graph.input if value.name not in supplied)
+    for info, value in zip(inputs, (v for v in model.graph.input if v.name not in supplied), strict=True):
+        if info.dtype == _UNKNOWN_TYPE:
+            raise ModelError(
+                f"input '{info.name}' has the element type {value.type.tensor_type.elem_type}, which this onnx "
+                f"({onnx.__version__}) does not know: export the model again, or install a newer onnx."
+            )
+    return inputs
 
 
 def model_outputs(model: ModelProto) -> tuple[TensorInfo, ...]:
-    """The graph's outputs, in order."""
+    """The graph's outputs, in order; `unknown` is the dtype of one whose element type this onnx does not know."""
     return tuple(_tensor_info(value) for value in model.graph.output)
 
 
@@ -345,6 +358,32 @@ def _parse(path: Path) -> ModelProto:
         raise ModelError(f"model file '{path}' cannot be parsed as ONNX: {_first_lines(error)}.") from error
 
 
+def _check_text(path: Path, model: ModelProto) -> None:
+    """All names are text: protobuf reads those of `proto2` files as they are, and gives bytes or an error where it is none."""
+    pending: list[tuple[str, Any]] = [("model", model)]
+    while pending:
+        place, message = pending.pop()
+        try:
+            for field, value in message.ListFields():
+                if field.type == field.TYPE_STRING:
+                    if not all(
+                        isinstance(text, str) for text in ([value] if isinstance(value, (str, bytes)) else value)
+                    ):
+                        raise _no_text(path, f"{place}.{field.name}")
+                elif field.type == field.TYPE_MESSAGE:
+                    one = hasattr(value, "ListFields")
+                    pending += [(f"{place}.{field.name}", inner) for inner in ([value] if one else value)]
+        except UnicodeDecodeError as error:
+            raise _no_text(path, place) from error
+
+
+def _no_text(path: Path, place: str) -> ModelError:
+    return ModelError(
+        f"model '{path}' has a name in {place[-80:]} that is no UTF-8: the file is damaged, or not from an ONNX exporter. "
+        "Download or export it again."
+    )
+
+
 def _external_entries(model: ModelProto) -> Iterator[tuple[str, dict[str, str]]]:
     for tensor in walk_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -403,7 +442,11 @@ def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
         # Some exporters write -1 or "?" where they mean: not known.
         fixed = dim.WhichOneof("value") == "dim_value"
         dims.append((dim.dim_value if dim.dim_value >= 0 else None) if fixed else dim.dim_param.strip("?") or None)
-    return TensorInfo(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, tuple(dims))
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    except (KeyError, TypeError, ValueError):
+        dtype = _UNKNOWN_TYPE
+    return TensorInfo(value.name, dtype, tuple(dims))
 
 
 def _elements(tensor: TensorProto) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from profiler.errors import DataError, EdgeprofError, StoreError, StudyError, un
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
+from profiler.scratch import scratch_folder
 from profiler.study import Case, Study, expand
 from profiler.targets.base import get as get_target
 from profiler.targets.conditions import too_many_threads
@@ -62,8 +63,10 @@ def check_names(study: Study) -> tuple[Variant, ...]:
             raise unknown(f"device of backend '{backend.name}'", backend.device, devices)
     for name in study.targets:
         get_target(name)
-    if study.metric is not None:
-        get_metric(study.metric)
+    metric = None if study.metric is None else get_metric(study.metric)
+    misfit = study.constraints.drop_misfit(study.metric, None if metric is None else metric.unit)
+    if misfit is not None:
+        raise StudyError(f"{misfit}.")
     book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
     for kind in study.cost.declared.values():
         parse_deployment(kind, book)
@@ -264,6 +267,6 @@ def timing_feeds(prepared: Prepared, case: Case, seed: int) -> dict[str, NDArray
     return feeds
 
 
-def working_folder() -> tempfile.TemporaryDirectory[str]:
+def working_folder() -> AbstractContextManager[str]:
     """Where an export lies until it is in the artifact store."""
-    return tempfile.TemporaryDirectory(prefix="edgeprof-")
+    return scratch_folder()

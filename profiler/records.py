@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import SessionFacts
+from backends.errors import MAX_MESSAGE, shortened
 
 # Read by the store, which checks records with pydantic; the worker, which lacks pydantic, never looks at it.
 _ARRAYS = {"arbitrary_types_allowed": True}
@@ -183,33 +184,17 @@ class BlockRecord:
     canary_at: NDArray[np.int64] | None = None
     """How many samples had been taken then, same shape."""
 
-    def check(self) -> None:
-        """Raise ValueError unless the parts fit each other, as those of a block that was measured do."""
-        samples = self.samples_s
-        if samples.ndim != 1 or not len(samples) or not (np.isfinite(samples).all() and (samples > 0).all()):
-            raise ValueError(f"samples must be positive and finite, one after the other; got shape {samples.shape}")
-        if not 0 <= self.discarded < len(samples):
-            raise ValueError(f"{self.discarded} of {len(samples)} samples cannot be discarded")
-        counts = (self.batch, self.inferences_per_sample, self.label_every)
-        if min(counts) < 1 or min(self.replicate, self.attempt, self.group, self.round) < 0:
-            raise ValueError(f"batch, inferences per sample and label_every are at least 1, got {counts}")
-        if not (np.isfinite([self.started_s, self.cpu_s, self.wall_s, *self.labels.values()]).all()):
-            raise ValueError("times and labels must be finite")
-        windows = [found for found in (self.window_s, self.window_cpu_s, self.window_waited_s) if found is not None]
-        expected = -(-len(samples) // self.label_every)
-        if any(found.ndim != 1 or len(found) not in (0, expected) or not np.isfinite(found).all() for found in windows):
-            raise ValueError(f"{len(samples)} samples make {expected} windows of {self.label_every}")
-        if self.window_s is not None and (self.window_s <= 0).any():
-            raise ValueError("a window of no time")
-        if (self.canary_s is None) != (self.canary_at is None):
-            raise ValueError("the canary's songs and places belong together")
-        if self.canary_s is not None and self.canary_at is not None:
-            self._check_canary(self.canary_s, self.canary_at)
 
-    def _check_canary(self, songs: NDArray[np.float64], places: NDArray[np.int64]) -> None:
-        inside = not len(places) or (places.min() >= 0 and places.max() <= len(self.samples_s))
-        if songs.shape != places.shape or songs.ndim != 1 or not np.isfinite(songs).all() or not inside:
-            raise ValueError(f"{len(songs)} songs at {len(places)} places of {len(self.samples_s)} samples")
+@dataclass(frozen=True)
+class Chance:
+    """How far answers are better than such that have nothing to do with the labels."""
+
+    value: float
+    """Share of right answers; of rankings the area under the ROC curve, of tags the share of right ones among those given."""
+    level: float
+    """What that would be by chance, with labels and answers as frequent as they are."""
+    p_value: float
+    """Probability of being as good by chance: exact binomial for shares, rank correlation for rankings."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +217,12 @@ class QualityRecord:
     metric_unit: Literal["proportion", "native"] = "native"
     higher_is_better: bool = True
     """With the unit, what a later reading needs to know of a metric that is the user's own code, without running it."""
+    output: str | None = None
+    """The output that metric, predictions and agreement are over; None where they are over all of them, and in older runs."""
+    chance: Chance | None = None
+    """Whether the answers have anything to do with the labels; None for metrics of values and where there are no labels."""
+    question: str | None = None
+    """Why nothing could be evaluated, with what to say to edgeprof: `per_sample` and `agreement` are empty then, `metric` too."""
 
 
 @dataclass(frozen=True)
@@ -328,3 +319,9 @@ class FailureRecord:
     """Last lines that the worker and its native libraries wrote."""
     needs_more_than_bytes: int | None = None
     """Of a case that ran out of memory: what it had when it did, or what it was allowed."""
+
+    def __post_init__(self) -> None:
+        """Texts are of a length that somebody reads, whoever made them."""
+        for name, text in (("message", self.message), ("log_tail", self.log_tail)):
+            if isinstance(text, str) and len(text) > MAX_MESSAGE:
+                object.__setattr__(self, name, shortened(text))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock
@@ -20,7 +20,7 @@ import psutil
 
 from backends import spec
 from backends.base import SessionFacts
-from profiler import __version__, campaign, energy, prepare, soak
+from profiler import __version__, advice, campaign, energy, output_rows, prepare, soak
 from profiler.artifacts import ArtifactStore, source_sha256
 from profiler.budget import Budget
 from profiler.cluster.building import ClusterArtifacts
@@ -32,7 +32,7 @@ from profiler.cost.prices import load_prices
 from profiler.doctor.grade import dedicated, fixed_clocks
 from profiler.environment import describe, fingerprint
 from profiler.errors import BudgetError, DataError, ModelError, StoreError, StudyError, TargetError
-from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate
+from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate, first_look
 from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
@@ -40,6 +40,7 @@ from profiler.job import Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
 from profiler.machines import device_of, devices_of
+from profiler.named_code import named_code
 from profiler.pricing import undecided
 from profiler.progress import Progress, Silent
 from profiler.records import ArtifactRecord, Environment, Estimate, NotMeasured
@@ -88,12 +89,13 @@ def execute(
                 run_id = store.resolve(resume, search=False, unfinished=True)
                 before = store.run(run_id)
                 if "search" in before.plan:
-                    raise StudyError(f"run {run_id} is a search: go on with `edgeprof search --resume {run_id}`.")
+                    again = advice.resume(run_id, search=True)
+                    raise StudyError(f"run {run_id} is a search: go on with `{again}`.")
                 study = before.study
             elif study is None:
                 raise StudyError("there is nothing to run: give a study, or a run to resume.")
             else:
-                study = settled(study, store, progress)
+                study = settled(study.absolute(), store, progress)
                 if (unclear := undecided(study.cost, devices_of(study))) is not None:
                     raise StudyError(unclear)
             variants = prepare.check_names(study)
@@ -101,6 +103,7 @@ def execute(
             energy.check(study.energy)
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
+            advice.began(run_id, code=named_code(study))
             with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, variants, store, out, progress, budget, machines, cluster)
@@ -146,6 +149,8 @@ def _execute(
         progress.step()
         # Before variants are made, which may take minutes: what a target cannot do is told now.
         there = {} if before.plan else of_targets(study, before.environment, progress)
+        if not before.plan and not (study.load is not None and study.load.only):
+            look(Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget), variants[0])
         make_ahead(artifact_store, prepared, variants, progress)
         made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
         _check_unchanged(before, prepared, made)
@@ -183,10 +188,19 @@ def _execute(
             folder,
             progress,
             budget,
+            advice.resume(run_id, code=named_code(study)),
         )
         with job.modes:
             _measure_all(job, cases, made, machines, None if cluster is None else ClusterEvaluation(cluster))
     store.set_status(run_id, "finished")
+
+
+def look(job: Job, reference: Any) -> None:
+    """Whether metric, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
+    if job.prepared.evaluation is None:
+        return
+    record = job.artifact_store.make(job.prepared.source, reference, None, None)
+    first_look(replace(job, artifacts={record.variant: record}))
 
 
 def store_of_artifacts(out: Path, cluster: Cluster | None, progress: Progress) -> ArtifactStore:
@@ -269,7 +283,7 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case], elsewhere:
     """
     outputs, unknown = job.folder / REFERENCE_OUTPUTS, None
     for case in {case.quality_key: case for case in cases if case.is_reference_variant}.values():
-        if outputs.is_file():
+        if output_rows.read(outputs) is not None:
             return
         try:
             queues.one(
@@ -279,7 +293,7 @@ def _reference_first(job: Job, queues: Queues, cases: Sequence[Case], elsewhere:
         except TargetError as error:
             job.progress.note(str(error))
             unknown = unknown or error
-    if unknown is not None and not outputs.is_file():
+    if unknown is not None and output_rows.read(outputs) is None:
         raise unknown
 
 

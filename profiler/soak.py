@@ -23,7 +23,7 @@ from backends import spec
 from backends.base import SessionFacts
 from profiler import soak_result as labels
 from profiler.errors import StudyError, TargetError
-from profiler.job import Job
+from profiler.job import Job, add
 from profiler.measure import host
 from profiler.measure.gpu_memory import kind_of
 from profiler.measure.loop import (
@@ -310,11 +310,11 @@ class _Soak:
             lane = self.lanes[keys[place]]
             try:
                 block = self._block(lane, attempt, position, phase, {**common, labels.ELAPSED_S: self.elapsed})
+                add(self.job, block)
             except WorkerFailure as failure:
                 self._failed(lane.case.key, "measure", failure)
                 lane.worker.kill()
                 continue
-            self.job.store.add(self.job.run_id, block)
             medians[lane.case.key] = float(np.median(block.samples_s[block.discarded :]))
             if phase == BURST:
                 lane.burst_s.append(medians[lane.case.key])
@@ -364,7 +364,7 @@ class _Soak:
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise TargetError(f"the worker of {case.key} gave an incomplete answer: {error}.") from error
-        job.store.add(job.run_id, record)
+        add(job, record)
         return _Lane(case, worker, float(np.median(arrays["durations_ns"].astype(np.float64))) / 1e9)
 
     def _block(self, lane: _Lane, attempt: int, position: int, phase: int, found: dict[str, float]) -> BlockRecord:

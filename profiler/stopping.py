@@ -67,12 +67,12 @@ def look(run: RunData, judged: Mapping[str, list[Judged]] | None = None) -> RunL
 
 def paired_logs(judged: Sequence[Judged], reference: Sequence[Judged]) -> dict[int, list[float]]:
     """Log ratios of the clean medians of blocks of the same replicate, attempt, group and round, by replicate."""
-    medians = {_place(item.block): np.log(np.median(item.clean)) for item in reference if item.usable}
+    medians = {_place(item.block): item.log_median for item in reference}
     found: dict[int, list[float]] = {}
     for item in judged:
-        other = medians.get(_place(item.block))
-        if other is not None and item.usable:
-            found.setdefault(item.block.replicate, []).append(float(np.log(np.median(item.clean)) - other))
+        other, own = medians.get(_place(item.block)), item.log_median
+        if other is not None and own is not None:
+            found.setdefault(item.block.replicate, []).append(own - other)
     return found
 
 

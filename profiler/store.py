@@ -11,26 +11,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import sqlite3
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import quote
+from typing import Any, Literal, TypeVar, cast
 
-import numpy as np
 import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError, SQLAlchemyError
+from typing_extensions import TypedDict
 
+from profiler import advice, archive, plans, record_codec
 from profiler import leases as lease_rows
-from profiler import wire
 from profiler.errors import EdgeprofError, StoreError
 from profiler.leases import Lease, LeaseLost, LeaseState, Owner, QueueState, QueueStatus
 from profiler.records import (
@@ -44,13 +45,14 @@ from profiler.records import (
     ProcessRecord,
     QualityRecord,
     SelftestRecord,
-    WarmupRecord,
 )
 from profiler.study import Study, make_study
 
 Status = Literal["running", "interrupted", "finished"]
 SCHEMA_VERSION = 3
 DATABASE_NAME = "edgeprof.sqlite"
+_SUFFIXES = {".sqlite", ".sqlite3", ".db"}
+"""Of what is a database's file even before it is there; without one of them, a name is that of a folder."""
 
 _meta = sa.MetaData()
 _schema = sa.Table("edgeprof_schema", _meta, sa.Column("version", sa.Integer, nullable=False))
@@ -127,6 +129,30 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class Damage:
+    """A stored record that cannot be read: everything else of its run can."""
+
+    kind: str
+    """Name of the record's class."""
+    name: str
+    """Its case or variant, as its row has it."""
+    reason: str
+
+
+class InvalidRecord(StoreError):  # noqa: N818 (what it is)
+    """A record that no measurement can have made; it was not stored."""
+
+
+class _About(TypedDict):
+    created_at: str
+    status: Status
+    edgeprof_version: str
+
+
+_ABOUT = TypeAdapter(_About)
+
+
+@dataclass(frozen=True)
 class RunData:
     """All that a run recorded, as read back: what every estimate is computed from."""
 
@@ -147,6 +173,13 @@ class RunData:
     loads: tuple[LoadRecord, ...] = ()
     queues: tuple[QueueState, ...] = ()
     """How far it got with each device; empty for runs of one machine made before devices had queues."""
+    damaged: tuple[Damage, ...] = ()
+    """Records that could not be read and are left out above; `notes` tell them."""
+
+    @property
+    def damage_notes(self) -> tuple[str, ...]:
+        """Those of the notes that tell them: a sentence for each kind of record."""
+        return _told(self.damaged)
 
 
 class Store:
@@ -159,9 +192,11 @@ class Store:
         *,
         lease: Lease | None = None,
         clock: Callable[[], float] = time.time,
+        folder: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
-        """Use `open_store`, and `under` for one with a lease."""
+        """Use `open_store`, and `under` for one with a lease. `folder` holds a copy that is read, until it is closed."""
         self._engine = engine
+        self._folder = folder
         self.place = place
         self.lease = lease
         """What every result that is stored needs; None where nobody else can come."""
@@ -171,6 +206,8 @@ class Store:
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def create_run(self, study: Study, environment: Environment, *, version: str, notes: Sequence[str] = ()) -> str:
         """Begin a run; returns its id, `YYYYMMDD-HHMMSS-xxxx` in UTC."""
@@ -205,16 +242,21 @@ class Store:
             connection.execute(_runs.update().where(_runs.c.id == run_id).values(status=status))
 
     def add(self, run_id: str, record: Record) -> bool:
-        """Store one record. False when one with the same key is stored already: the first one stands.
+        """Store one record. False when one with the same key is stored already: the first one stands, unless it is damaged.
 
-        Raises LeaseLost when the device is not ours any more: nothing is stored then.
+        Raises LeaseLost when the device is not ours any more, InvalidRecord for what no measurement can have made (see
+        `profiler.record_checks.check`, which reading goes by too): nothing is stored then.
         """
         if self.lease is not None:
             self.lease.check()
         table = _TABLES[type(record)]
-        content, arrays = _encode(record)
-        key = {column.name: content.get(column.name) for column in table.c if column.name not in _GENERAL}
-        row = {"run_id": run_id, **key, "record": json.dumps(content), "arrays": wire.pack(arrays) if arrays else None}
+        try:
+            content, text, arrays = record_codec.encode(record)
+        except ValueError as error:
+            named = getattr(record, "case", None) or getattr(record, "variant", "")
+            raise InvalidRecord(f"a {type(record).__name__} of {named} is not stored: {error}.") from error
+        key = {name: content.get(name) for name in _key_of(table)}
+        row = {"run_id": run_id, **key, "record": text, "arrays": arrays}
         try:
             with self._transaction(writes=True) as connection:
                 self._hold(connection, content.get("case"))
@@ -223,12 +265,18 @@ class Store:
             self._refused()
             raise
         except _ConstraintError:
-            found = sa.select(table.c.id).where(table.c.run_id == run_id, *(table.c[name] == key[name] for name in key))
-            with self._transaction() as connection:
-                if connection.execute(found).first() is not None:
-                    return False
-            # Some other rule of the database: nothing was stored, and nobody may believe it was.
-            raise
+            same = (table.c.run_id == run_id, *(table.c[name] == key[name] for name in key))
+            with self._transaction(writes=True) as connection:
+                stored = connection.execute(sa.select(table).where(*same)).mappings().first()
+                if stored is None:
+                    # Some other rule of the database: nothing was stored, and nobody may believe it was.
+                    raise
+                if _damage(type(record), table, stored) is not None:
+                    # What cannot be read any more is as good as missing: the new one takes its place.
+                    self._hold(connection, content.get("case"))
+                    connection.execute(table.update().where(*same).values(row))
+                    return True
+            return False
         return True
 
     def take_back(self, run_id: str, failures: Iterable[FailureRecord]) -> None:
@@ -276,38 +324,73 @@ class Store:
         return -1 if found is None else int(found)
 
     def records(self, run_id: str, kind: type[R]) -> tuple[R, ...]:
-        """All records of one kind, in the order they were stored."""
+        """All records of one kind, in the order they were stored, without those that are damaged (`run` says which)."""
+        return self._read(run_id, kind)[0]
+
+    def _read(self, run_id: str, kind: type[R]) -> tuple[tuple[R, ...], tuple[Damage, ...]]:
         table = _TABLES[kind]
-        query = sa.select(table.c.record, table.c.arrays).where(table.c.run_id == run_id, *self._of_device(table))
-        query = query.order_by(table.c.id)
-        with self._transaction() as connection:
-            rows = connection.execute(query).all()
-        return tuple(_decode(kind, text, arrays) for text, arrays in rows)
+        query = sa.select(table).where(table.c.run_id == run_id, *self._of_device(table)).order_by(table.c.id)
+        good: list[R] = []
+        damaged: list[Damage] = []
+        try:
+            with self._transaction() as connection:
+                # Row by row: the packed arrays of all of them need not lie beside the unpacked ones.
+                for row in connection.execute(query).mappings():
+                    found = _decoded(kind, table, row)
+                    if isinstance(found, Damage):
+                        damaged.append(found)
+                    else:
+                        good.append(found)
+        except _MalformedError as error:
+            damaged.append(Damage(kind.__name__, "all that follow", str(error)))
+        return tuple(good), tuple(damaged)
 
     def run(self, run_id: str) -> RunData:
-        """Everything about one run. Raises StoreError when the id is unknown or a record is damaged."""
+        """Everything about one run that can be read; `damaged` and a note name the records that cannot.
+
+        Raises StoreError when the id is unknown, or the run's own row is damaged: study, environment, plan or notes.
+        """
+        row = self._row(run_id)
+        try:
+            study = make_study(**record_codec.loads(row["study"]))
+            environment = record_codec.adapter(Environment).validate_python(record_codec.loads(row["environment"]))
+            notes = record_codec.adapter(tuple[str, ...]).validate_python(record_codec.loads(row["notes"]))
+            plan = plans.read(row["plan"])
+            about = _ABOUT.validate_python({name: row[name] for name in ("created_at", "status", "edgeprof_version")})
+        except (ValidationError, ValueError, TypeError, EdgeprofError) as error:
+            words = " ".join(str(error).split())[:500].rstrip(".")
+            raise StoreError(f"run {run_id} in {self.place} is damaged: {words}.") from error
+        damaged: list[Damage] = []
+
+        def read(kind: type[R]) -> tuple[R, ...]:
+            good, bad = self._read(run_id, kind)
+            damaged.extend(bad)
+            return good
+
+        data = RunData(
+            id=run_id, **about, study=study, environment=environment, notes=notes, plan=plan, artifacts=read(ArtifactRecord),
+            processes=read(ProcessRecord), blocks=read(BlockRecord), qualities=read(QualityRecord),
+            failures=read(FailureRecord), energies=read(EnergyRecord), loads=read(LoadRecord), queues=self.queues(run_id),
+        )  # fmt: skip
+        return replace(data, damaged=tuple(damaged), notes=(*notes, *_told(damaged)))
+
+    def _row(self, run_id: str) -> sa.RowMapping:
+        # An id becomes the name of a folder.
+        if not is_run_id(run_id):
+            raise StoreError(f"'{str(run_id)[:80]}' is no id of a run. `edgeprof runs` lists them.")
         with self._transaction() as connection:
             row = connection.execute(sa.select(_runs).where(_runs.c.id == run_id)).mappings().one_or_none()
         if row is None:
-            raise StoreError(f"no run '{run_id}' in {self.place}. `edgeprof runs` lists them.")
-        try:
-            study = make_study(**json.loads(row["study"]))
-            environment = _adapter(Environment).validate_python(json.loads(row["environment"]))
-            notes, plan = tuple(json.loads(row["notes"])), json.loads(row["plan"] or "{}")
-        except (ValidationError, ValueError, TypeError, EdgeprofError) as error:
-            raise StoreError(f"run {run_id} in {self.place} is damaged: {error}.") from error
-        return RunData(
-            id=row["id"], created_at=row["created_at"], status=row["status"], edgeprof_version=row["edgeprof_version"],
-            study=study, environment=environment, notes=notes, plan=plan,
-            artifacts=self.records(run_id, ArtifactRecord), processes=self.records(run_id, ProcessRecord),
-            blocks=self.records(run_id, BlockRecord), qualities=self.records(run_id, QualityRecord),
-            failures=self.records(run_id, FailureRecord), energies=self.records(run_id, EnergyRecord),
-            loads=self.records(run_id, LoadRecord), queues=self.queues(run_id),
-        )  # fmt: skip
+            raise StoreError(f"no run '{run_id}' in {self.place}. `{advice.of_run('runs')}` lists them.")
+        return row
 
     def add_selftest(self, record: SelftestRecord) -> None:
         """Keep a self-test of this machine."""
-        row = {"machine": record.machine, "created_at": record.created_at, "record": json.dumps(asdict(record))}
+        try:
+            _, text, _ = record_codec.encode(record)
+        except ValueError as error:
+            raise InvalidRecord(f"the self-test is not stored: {error}.") from error
+        row = {"machine": record.machine, "created_at": record.created_at, "record": text}
         with self._transaction(writes=True) as connection:
             connection.execute(_selftests.insert().values(row))
 
@@ -316,10 +399,14 @@ class Store:
         query = sa.select(_selftests.c.record).where(_selftests.c.machine == machine)
         with self._transaction() as connection:
             text = connection.execute(query.order_by(_selftests.c.created_at.desc(), _selftests.c.id.desc())).scalar()
-        return None if text is None else _decode(SelftestRecord, text, None)
+        try:
+            return None if text is None else record_codec.decode(SelftestRecord, text, None)
+        except ValueError:
+            # As good as none: the machine counts as not self-tested.
+            return None
 
     def runs(self) -> list[RunSummary]:
-        """All runs, newest first."""
+        """All runs, newest first. Rows whose id is none (it would become the name of a folder) are left out."""
         with self._transaction() as connection:
             rows = (
                 connection.execute(sa.select(_runs).order_by(_runs.c.created_at.desc(), _runs.c.id.desc()))
@@ -328,9 +415,11 @@ class Store:
             )
             summaries = []
             for row in rows:
+                if not is_run_id(row["id"]):
+                    continue
                 try:
-                    asked = json.loads(row["study"])
-                    model, data = str(asked["model"]), asked["data"]
+                    asked = record_codec.loads(row["study"])
+                    model, data = str(asked["model"]), None if asked["data"] is None else str(asked["data"])
                 except (ValueError, KeyError, TypeError):
                     # One damaged run must not hide the others.
                     model, data = "(damaged record)", None
@@ -341,7 +430,8 @@ class Store:
                     ).scalar_one()
                     for table, only in ((blocks, ()), (failures, (failures.c.stage.notin_(sorted(BESIDE_TIMING)),)))
                 ]
-                summaries.append(RunSummary(row["id"], row["created_at"], row["status"], model, data, *counts))
+                created_at, status = str(row["created_at"]), cast("Status", str(row["status"]))
+                summaries.append(RunSummary(row["id"], created_at, status, model, data, *counts))
         return summaries
 
     def resolve(self, text: str, *, search: bool | None = None, unfinished: bool = False) -> str:
@@ -356,23 +446,23 @@ class Store:
             fits = (one for one in sorted(ids, key=ended.__contains__) if ("search" in self.plan(one)) == search)
             ids = [next(fits, ids[0])] if ids else ids
         if not ids:
-            raise StoreError(f"there are no runs in {self.place} yet: `edgeprof profile MODEL --data DATA` makes one.")
+            make = advice.of_run("profile", "MODEL", "--data", "DATA")
+            raise StoreError(f"there are no runs in {self.place} yet: `{make}` makes one.")
         if text == "latest":
             return ids[0]
         found = [run_id for run_id in ids if run_id.startswith(text)]
         if len(found) == 1:
             return found[0]
         problem = f"'{text}' fits {len(found)} runs" if found else f"no run '{text}'"
-        raise StoreError(f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `edgeprof runs` lists all.")
+        raise StoreError(
+            f"{problem} in {self.place}; the newest are: {', '.join(ids[:5])}. `{advice.of_run('runs')}` lists all."
+        )
 
     def study(self, run_id: str) -> Study:
         """What the run was asked, without its records. Raises StoreError as `run` does."""
-        with self._transaction() as connection:
-            text = connection.execute(sa.select(_runs.c.study).where(_runs.c.id == run_id)).scalar()
-        if text is None:
-            raise StoreError(f"no run '{run_id}' in {self.place}. `edgeprof runs` lists them.")
+        text = self._row(run_id)["study"]
         try:
-            return make_study(**json.loads(text))
+            return make_study(**record_codec.loads(text))
         except (ValueError, TypeError, EdgeprofError) as error:
             raise StoreError(f"run {run_id} in {self.place} is damaged: {error}.") from error
 
@@ -381,10 +471,9 @@ class Store:
         with self._transaction() as connection:
             text = connection.execute(sa.select(_runs.c.plan).where(_runs.c.id == run_id)).scalar()
         try:
-            plan = json.loads(text or "{}")
-        except ValueError:
+            return plans.read(text)
+        except (ValueError, TypeError):
             return {}
-        return plan if isinstance(plan, dict) else {}
 
     # Devices ----------------------------------------------------------------------------------------------------------
 
@@ -493,15 +582,59 @@ class Store:
                     yield connection
         except IntegrityError as error:
             raise _ConstraintError(f"the run database {self.place} refuses a record: {error.orig}.") from error
+        except OperationalError as error:
+            raise _storage_error(self.place, error) from error
+        except (DatabaseError, UnicodeDecodeError) as error:
+            # The second: a name of a column that is no text any more.
+            raise _MalformedError(str(_storage_error(self.place, error))) from error
         except SQLAlchemyError as error:
             raise _storage_error(self.place, error) from error
+
+
+class _MalformedError(StoreError):
+    """The database's own pages are damaged; what lies on others can be read."""
 
 
 class _ConstraintError(StoreError):
     pass
 
 
+def is_run_id(text: object) -> bool:
+    """Whether that may be the id of a run: it becomes the name of a folder, and part of commands that are printed."""
+    return isinstance(text, str) and _RUN_ID.fullmatch(text) is not None
+
+
+def _key_of(table: sa.Table) -> list[str]:
+    return [column.name for column in table.c if column.name not in _GENERAL]
+
+
+def _decoded(kind: type[R], table: sa.Table, row: sa.RowMapping) -> R | Damage:
+    key = {name: row[name] for name in _key_of(table)}
+    try:
+        return record_codec.decode(kind, row["record"], row["arrays"], key)
+    except ValueError as error:
+        return Damage(kind.__name__, str(key.get("case", key.get("variant")))[:200], str(error))
+
+
+def _damage(kind: Any, table: sa.Table, row: sa.RowMapping) -> Damage | None:
+    found: object = _decoded(kind, table, row)
+    return found if isinstance(found, Damage) else None
+
+
+def _told(damaged: Sequence[Damage]) -> tuple[str, ...]:
+    """A note for each kind of record of which some are damaged."""
+    notes = []
+    for kind in dict.fromkeys(damage.kind for damage in damaged):
+        found = [damage for damage in damaged if damage.kind == kind]
+        shown = "; ".join(f"{damage.name}: {damage.reason}" for damage in found[:_DAMAGES_SHOWN])
+        more = f"; and {len(found) - _DAMAGES_SHOWN} more" if len(found) > _DAMAGES_SHOWN else ""
+        notes.append(f"{len(found)} {kind}{'s are' if len(found) > 1 else ' is'} damaged and left out: {shown}{more}")
+    return tuple(notes)
+
+
 _ID_TRIES = 20
+_RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,39}")
+_DAMAGES_SHOWN = 3
 _GENERAL = {"id", "run_id", "record", "arrays"}
 _BY_DEVICE = {"processes", "blocks", "qualities", "energies", "loads"}
 # `clock_timestamp` and not `now`, which is the beginning of a transaction that may have waited for another one.
@@ -519,39 +652,87 @@ def _writers(engine: sa.Engine) -> AbstractContextManager[Any]:
 
 
 def open_store(place: str | Path, *, create: bool = True, clock: Callable[[], float] = time.time) -> Store:
-    """Open the database in the folder `place` (made when missing), or behind an SQLAlchemy URL; migrate it if it is older.
+    """Open the database in the folder `place` (made when missing), its file itself, or behind an SQLAlchemy URL; migrate it if it
+    is older. One that may only be read is read as it is, with what a log beside it holds (profiler/archive.py).
 
     `clock` is what leases go by, where the database is a file.
 
     Raises StoreError: not a database, from a newer edgeprof, not writable, disk full.
     """
-    text = str(place)
-    if "://" in text:
-        engine, shown = _engine(text), shown_address(text)
+    path = _file_of(place)
+    if path is None:
+        engine, shown = _engine(str(place)), shown_address(str(place))
     else:
-        folder = Path(text)
-        path = folder / DATABASE_NAME
+        shown = str(path)
         if not create and not path.is_file():
-            raise StoreError(f"there is no {DATABASE_NAME} in {folder}: give the folder of a run with --out.")
+            raise StoreError(f"there is no {path.name} in {path.parent}: give the folder of a run with --out.")
+        if not create and not (os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)):
+            return _archive(path, clock)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if "://" not in str(place):
+                path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from None
-        if not create and not os.access(folder, os.W_OK):
-            # Reports can be made from an archive or a read-only mount, where SQLite could not keep its log.
-            return Store(
-                _engine(f"sqlite:///file:{quote(str(path.resolve()))}?mode=ro&immutable=1&uri=true"), str(path)
-            )
-        engine, shown = _engine(f"sqlite:///{path}"), str(path)
+            raise StoreError(
+                f"cannot write to {path.parent}: {error.strerror}. Choose another folder with --out."
+            ) from None
+        # By parts, not as a text: a `?`, `%` or `#` in the name of a folder means nothing.
+        engine = _engine(sa.URL.create("sqlite", database=shown), made=create)
     try:
         with engine.begin() as connection:
-            ready = _is_ready(connection)
+            ready = _is_ready(connection, shown, create=create or path is None)
         if not ready:
             with engine.connect().execution_options(edgeprof_writes=True) as connection, connection.begin():
                 _prepare(connection, shown)
-    except SQLAlchemyError as error:
+    except OperationalError as error:
+        engine.dispose()
+        if create or path is None:
+            raise _storage_error(shown, error) from error
+        try:
+            # SQLite needs a little room beside the file, a full disk has none; reading needs none.
+            return _archive(path, clock)
+        except StoreError:
+            raise _storage_error(shown, error) from error
+    except (SQLAlchemyError, UnicodeDecodeError) as error:
         raise _storage_error(shown, error) from error
     return Store(engine, shown, clock=clock)
+
+
+def _file_of(place: str | Path) -> Path | None:
+    """The database's file: named itself, in the folder `place`, or behind a plain `sqlite:///` address; None for any other."""
+    text = str(place)
+    if "://" in text:
+        try:
+            url = sa.make_url(text)
+        except (SQLAlchemyError, ValueError):
+            return None
+        plain = not (url.query or url.host or url.username) and url.database not in (None, "", ":memory:")
+        return Path(str(url.database)) if plain and url.drivername in ("sqlite", "sqlite+pysqlite") else None
+    path = Path(text)
+    if path.is_file() or (path.suffix in _SUFFIXES and not path.is_dir()):
+        return path
+    return path / DATABASE_NAME
+
+
+def _archive(path: Path, clock: Callable[[], float]) -> Store:
+    """Reports can be made from an archive or a read-only mount, where SQLite could not keep its log."""
+    shown = str(path)
+
+    def prepare(connection: sa.Connection) -> None:
+        _is_ready(connection, shown, create=False)
+        _prepare(connection, shown)
+
+    try:
+        engine, folder = archive.read_only(
+            path, ready=lambda connection: _is_ready(connection, shown, create=False), prepare=prepare, tell=_any_text
+        )
+    except (SQLAlchemyError, UnicodeDecodeError) as error:
+        raise _storage_error(shown, error) from error
+    except OSError as error:
+        raise StoreError(
+            f"the run database {shown} cannot be read: {error.strerror} ({error.filename}). What was written last stands in "
+            f"{archive.log_of(path).name} beside it, which is needed too."
+        ) from error
+    return Store(engine, shown, clock=clock, folder=folder)
 
 
 def shown_address(url: str) -> str:
@@ -564,38 +745,58 @@ def shown_address(url: str) -> str:
         return url.partition("://")[0] + "://…"
 
 
-def _engine(url: str) -> sa.Engine:
+def _engine(url: str | sa.URL, *, made: bool = True) -> sa.Engine:
+    """`made`: whether the database may be made, or made one of ours."""
+    shown = shown_address(str(url))
     try:
         # A connection that the server closed while a device was measuring is replaced, not an error.
-        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        engine = sa.create_engine(url, pool_pre_ping=not str(url).startswith("sqlite"))
     except ModuleNotFoundError as error:
         advice = " Install it: pip install 'edgeprof[postgres]', and begin the address with postgresql+psycopg://."
         raise StoreError(
-            f"the database {shown_address(url)} needs the module {error.name}, which is not installed."
-            f"{advice if url.startswith('postgres') else ''}"
+            f"the database {shown} needs the module {error.name}, which is not installed."
+            f"{advice if str(url).startswith('postgres') else ''}"
         ) from None
     except (SQLAlchemyError, ImportError, ValueError, TypeError) as error:
         # The error's own words may hold the whole address.
         raise StoreError(
-            f"cannot use the database address '{shown_address(url)}' ({type(error).__name__}): expected "
+            f"cannot use the database address '{shown}' ({type(error).__name__}): expected "
             "postgresql+psycopg://USER@HOST/DATABASE, or sqlite:///FILE."
         ) from None
-    if engine.dialect.name == "sqlite" and "immutable=1" not in url:
+    if engine.dialect.name == "sqlite":
+        _any_text(engine)
         sa.event.listen(engine, "connect", _sqlite_settings)
+        if made:
+            sa.event.listen(engine, "connect", _sqlite_log)
         sa.event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def _any_text(engine: sa.Engine) -> None:
+    """One damaged byte makes text that is no UTF-8, over which the driver would refuse the whole query: its record tells."""
+
+    def told(connection: Any, _: object) -> None:
+        connection.text_factory = lambda data: data.decode(errors="replace")
+
+    sa.event.listen(engine, "connect", told)
 
 
 _WAL_TRIES, _WAL_PAUSE_S = 100, 0.05
 
 
 def _sqlite_settings(connection: Any, _: object) -> None:
-    """Write-ahead log with full synchronisation: a committed record survives the process and the power."""
+    """Full synchronisation: a committed record survives the process and the power."""
     # The driver's own idea of a transaction leaves out CREATE TABLE: killed between two of them, half a schema stays.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in ("busy_timeout=10000", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_log(connection: Any, _: object) -> None:
+    """Write-ahead log, so that readers and a writer do not wait for each other. The database remembers it."""
+    cursor = connection.cursor()
     for last in (*[False] * _WAL_TRIES, True):
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -614,11 +815,37 @@ def _sqlite_begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _is_ready(connection: sa.Connection) -> bool:
-    """Whether there is nothing to prepare, so that whoever only reads need not wait for a writer."""
+def _is_ready(connection: sa.Connection, place: str, *, create: bool = True) -> bool:
+    """Whether there is nothing to prepare, so that whoever only reads need not wait for a writer.
+
+    Raises StoreError for a database of another version than can be migrated, and unless `create` for one without our tables.
+    """
     if not sa.inspect(connection).has_table(_schema.name):
-        return False
-    return connection.execute(sa.select(_schema.c.version)).scalar() == SCHEMA_VERSION
+        if create:
+            return False
+        raise StoreError(
+            f"{place} holds no runs: it is empty, or another program's. Of a database that was copied, the file "
+            f"{Path(place).name}-wal beside it belongs to it: copy both."
+        )
+    return _version(connection, place) == SCHEMA_VERSION
+
+
+def _version(connection: sa.Connection, place: str) -> int:
+    """The schema version of the tables, one that can be migrated. Raises StoreError for any other."""
+    rows = connection.execute(sa.select(sa.type_coerce(_schema.c.version, sa.types.NullType()))).scalars().all()
+    version: Any = rows[0] if len(rows) == 1 else list(rows)
+    if not isinstance(version, int) or version < 1:
+        raise StoreError(
+            f"{place} is damaged: its schema version is {str(version)[:40]}, those of edgeprof are 1 to {SCHEMA_VERSION}. "
+            "Move the file away, or give another folder with --out."
+        )
+    found: int = version
+    if found > SCHEMA_VERSION:
+        raise StoreError(
+            f"{place} was written by a newer edgeprof (schema {version}, this one knows {SCHEMA_VERSION}): "
+            "upgrade with pip install -U edgeprof."
+        )
+    return found
 
 
 def _prepare(connection: sa.Connection, place: str) -> None:
@@ -629,21 +856,18 @@ def _prepare(connection: sa.Connection, place: str) -> None:
         _meta.create_all(connection)
         connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
         return
-    version = int(connection.execute(sa.select(_schema.c.version)).scalar_one())
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{place} was written by a newer edgeprof (schema {version}, this one knows {SCHEMA_VERSION}): "
-            "upgrade with pip install -U edgeprof."
-        )
+    version = _version(connection, place)
     while version < SCHEMA_VERSION:
         _MIGRATIONS[version](connection)
         version += 1
         connection.execute(_schema.update().values(version=version))
 
 
-def _storage_error(place: str, error: SQLAlchemyError) -> StoreError:
+def _storage_error(place: str, error: SQLAlchemyError | UnicodeDecodeError) -> StoreError:
     words = str(getattr(error, "orig", None) or error).strip()
     advice = ""
+    if isinstance(error, UnicodeDecodeError):
+        words = "database disk image is malformed"
     if "disk is full" in words or "No space left" in words:
         advice = " Free some space, then go on with --resume: everything stored so far is kept."
     elif "not a database" in words or "malformed" in words:
@@ -653,47 +877,3 @@ def _storage_error(place: str, error: SQLAlchemyError) -> StoreError:
     elif "locked" in words:
         advice = " Another process is writing to it: wait for it, or give another folder with --out."
     return StoreError(f"the run database {place} cannot be used: {words}.{advice}")
-
-
-_adapters: dict[Any, TypeAdapter[Any]] = {}
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """What checks a record that is read back; made once per kind."""
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
-
-
-def _encode(record: Record) -> tuple[dict[str, Any], wire.Arrays]:
-    """Split a record into JSON and its arrays; a nested warm-up keeps its samples under `warmup.`."""
-    arrays: wire.Arrays = {}
-    content: dict[str, Any] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, np.ndarray):
-            arrays[field.name] = value
-        elif isinstance(value, WarmupRecord):
-            arrays["warmup.samples_s"] = value.samples_s
-            content["warmup"] = {"cut": value.cut, "label": value.label, "time_to_steady_s": value.time_to_steady_s}
-        else:
-            content[field.name] = asdict(value) if hasattr(value, "__dataclass_fields__") else value
-    return content, arrays
-
-
-_D = TypeVar("_D")
-
-
-def _decode(kind: type[_D], text: str, packed: bytes | None) -> _D:
-    try:
-        arrays = wire.unpack(packed) if packed else {}
-        content = json.loads(text)
-        content.update({name: arrays[name] for name in arrays if "." not in name})
-        if content.get("warmup") is not None:
-            content["warmup"]["samples_s"] = arrays["warmup.samples_s"]
-        record: _D = _adapter(kind).validate_python(content)
-        if isinstance(record, BlockRecord):
-            record.check()
-    except (ValidationError, ValueError, KeyError, TypeError, AttributeError, wire.WireError) as error:
-        raise StoreError(f"a {kind.__name__} in the run database is damaged: {error}.") from error
-    return record

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from backends import spec
+from profiler import units
 from profiler.errors import StudyError
 from profiler.load.scenario import LoadPlan
 from profiler.records import REFERENCE_VARIANT
@@ -23,20 +24,76 @@ MAX_BATCH = 65_536
 MAX_THREADS = 1024
 MAX_CASES = 2000
 MAX_ROW_ELEMENTS = 1 << 28
+_MAX_QUOTED = 120
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        """Of all signs NUL alone can be in no path, command or name: whoever gets it raises in words of its own."""
+        texts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            raise ValueError("the text holds a NUL character, which no path, name or command can have")
+        return value
+
 
 class Constraints(_Frozen):
     """What a deployment must keep to. None means no constraint."""
 
-    max_drop: float | None = Field(default=None, ge=0, le=1)
-    """Largest accepted loss of the metric against the reference: a proportion for proportions, else in its own unit."""
+    max_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Largest accepted loss of the metric against the reference: a proportion for proportions, else in its own unit. A text says
+    which of both is meant: `"1pt"`, `"1%"`, `"0.5dB"`."""
+    max_drop_unit: Literal["points", "own"] | None = None
+    """What the text said; None for a bare number, which is of whatever the metric is."""
     slo_p99_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_memory_bytes: int | None = Field(default=None, gt=0)
     max_usd_per_million: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        given = dict(value)
+        if isinstance(given.get("max_drop"), str):
+            drop = units.parse_drop(given["max_drop"])
+            given |= {"max_drop": drop.value, "max_drop_unit": drop.unit}
+        return given
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Constraints:
+        if self.max_drop is not None and self.max_drop_unit == "points" and self.max_drop > 1:
+            raise ValueError(f"max_drop of {100 * self.max_drop:g} points is more than all there is: at most 100")
+        return self
+
+    def drop_misfit(self, metric: str | None, metric_unit: str | None) -> str | None:
+        """Why `max_drop` cannot be a loss of this metric (`proportion` or `native` unit), with what to write; None when it can.
+
+        None for the metric: it is not known yet, and chosen from labels and outputs.
+        """
+        drop, said = self.max_drop, self.max_drop_unit
+        if drop is None:
+            return None
+        if metric_unit == "native" and said == "points":
+            return (
+                f"a drop of {100 * drop:g} points is of a proportion, but {metric} has a unit of its own: give the loss in that "
+                "unit as a bare number (--max-drop 0.5)"
+            )
+        if metric_unit == "proportion" and said == "own":
+            return (
+                f"a drop of {drop:g} in the metric's own unit fits no proportion, which {metric} is: write points "
+                "(--max-drop 1pt)"
+            )
+        if metric_unit != "native" and said is None and drop >= 1:
+            of = f"{metric} is a proportion" if metric is not None else "no metric is named, so it may be a proportion"
+            return (
+                f"a drop of {drop:g} would be {100 * drop:g} percentage points, and {of}: write {drop:g}pt, or name a metric "
+                "that has a unit of its own (--metric rmse)"
+            )
+        return None
 
 
 class CostOptions(_Frozen):
@@ -51,6 +108,11 @@ class CostOptions(_Frozen):
     electricity_usd_per_kwh: float | None = Field(default=None, gt=0, le=10)
     prices: str | None = None
     """A CSV of your own prices, in the format of device_profiles/prices."""
+
+    @field_validator("prices")
+    @classmethod
+    def _prices_path(cls, value: str | None) -> str | None:
+        return _possible_path(value)
 
     @field_validator("machine")
     @classmethod
@@ -195,6 +257,11 @@ class Study(_Frozen):
             return EFFORTS[value]
         return value
 
+    @field_validator("model", "data", "calibration")
+    @classmethod
+    def _paths(cls, value: str | None) -> str | None:
+        return _possible_path(value)
+
     @field_validator("batches", "threads")
     @classmethod
     def _sensible_numbers(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -244,6 +311,26 @@ class Study(_Frozen):
             raise ValueError(f"--as names '{unknown[0]}', which is no target of this run: {', '.join(devices)}")
         return self
 
+    def absolute(self) -> Study:
+        """The same with every path told from the root, so that it can be resumed and repeated from any folder.
+
+        Functions (`package.module:function`) stay: they are imported from wherever the command runs.
+        """
+        here = Path.cwd()
+        cost, energy, load = self.cost, self.energy, self.load
+        if cost.prices is not None:
+            cost = cost.model_copy(update={"prices": _beside(here, cost.prices)})
+        if energy is not None and energy.csv is not None:
+            energy = energy.model_copy(update={"csv": _beside(here, energy.csv)})
+        if load is not None and load.trace is not None:
+            load = load.model_copy(update={"trace": _beside(here, load.trace)})
+        paths = {
+            name: None if text is None else _beside(here, text)
+            for name, text in (("model", self.model), ("data", self.data), ("calibration", self.calibration))
+        }
+        variants = tuple(_external_beside(here, text) for text in self.variants)
+        return self.model_copy(update={**paths, "variants": variants, "cost": cost, "energy": energy, "load": load})
+
     def to_json(self) -> str:
         """Canonical JSON: equal studies give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
@@ -260,9 +347,30 @@ def make_study(**fields: Any) -> Study:
             text = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 text = _no_such_setting(item["loc"])
-            came = f" (got {item['input']!r})" if item["loc"] and item["type"] != "extra_forbidden" else ""
+            came = f" (got {_short(item['input'])})" if item["loc"] and item["type"] != "extra_forbidden" else ""
             lines.append(f"{place}: {text}{came}"[:500])
         raise StudyError("the study is not possible: " + "; ".join(lines)) from None
+
+
+def _short(value: object) -> str:
+    """What came, as text of bearable length. Python refuses to write whole numbers of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a whole number of thousands of digits"
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
+
+
+def _possible_path(text: str | None) -> str | None:
+    """Raises ValueError for the home of a user whom this machine does not know."""
+    if text is not None and text.startswith("~"):
+        try:
+            Path(text).expanduser()
+        except RuntimeError:
+            user = text[1:].partition("/")[0]
+            who = f"there is no user '{user}' on this machine" if user else "no home folder is known here"
+            raise ValueError(f"{who}: write the path from the root, or ./{text} for a file of that name") from None
+    return text
 
 
 def _no_such_setting(place: tuple[int | str, ...]) -> str:
@@ -281,20 +389,49 @@ def _no_such_setting(place: tuple[int | str, ...]) -> str:
 
 
 def read_study(path: Path) -> Study:
-    """A study file (TOML). Relative model and data paths are taken from the file's own folder."""
+    """A study file (TOML). Relative paths are taken from the file's own folder. Raises StudyError.
+
+    Nothing that it names is run here; `profiler.named_code` tells what would be.
+    """
+    try:
+        if path.stat().st_size > MAX_STUDY_BYTES:
+            raise StudyError(f"{path} has {path.stat().st_size} bytes, a study file has at most {MAX_STUDY_BYTES}.")
+        content = _toml(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise StudyError(f"cannot read the study {path}: {error.strerror}. `edgeprof init MODEL` writes one.") from None
+    except RecursionError:
+        raise StudyError(f"{path} cannot be read as a study: it is nested too deep.") from None
+    except ValueError as error:
+        # TOML's own errors, bytes that are no UTF-8, and whole numbers of thousands of digits.
+        raise StudyError(f"{path} is not valid TOML: {str(error).partition(';')[0]}.") from None
+    try:
+        _from_its_folder(path, content)
+    except RuntimeError as error:
+        raise StudyError(f"{path}: {error}: write that path from the root.") from None
+    except ValueError as error:
+        raise StudyError(f"{path}: a path in it is not possible: {error}.") from None
+    return make_study(**content)
+
+
+def toml_value(text: str) -> Any:
+    """A value as a study file would hold it, such as `20`, `true`, `["a", "b"]`; other texts are texts."""
+    try:
+        return _toml(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text.strip()
+
+
+def _toml(text: str) -> dict[str, Any]:
     try:
         import tomllib
     except ImportError:  # Python 3.10
         import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
+    content: dict[str, Any] = tomllib.loads(text)
+    return content
 
-    try:
-        if path.stat().st_size > MAX_STUDY_BYTES:
-            raise StudyError(f"{path} has {path.stat().st_size} bytes, a study file has at most {MAX_STUDY_BYTES}.")
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"cannot read the study {path}: {error.strerror}. `edgeprof init MODEL` writes one.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not valid TOML: {error}.") from None
+
+def _from_its_folder(path: Path, content: dict[str, Any]) -> None:
+    """Take relative paths from the study file's own folder."""
     for key in ("model", "data", "calibration"):
         if isinstance(content.get(key), str):
             content[key] = _beside(path.parent, content[key])
@@ -309,14 +446,19 @@ def read_study(path: Path) -> Study:
     load = content.get("load")
     if isinstance(load, dict) and isinstance(load.get("trace"), str):
         load["trace"] = str(path.parent.resolve() / Path(load["trace"]).expanduser())
-    return make_study(**content)
+    cost = content.get("cost")
+    if isinstance(cost, dict) and isinstance(cost.get("prices"), str):
+        cost["prices"] = str(path.parent.resolve() / Path(cost["prices"]).expanduser())
 
 
 def _beside(folder: Path, text: str) -> str:
     """A path relative to the study file; `package.module:name` stays what it is."""
     if ":" in text and not (folder / text).exists():
         return text
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise StudyError(f"the path '{text}' cannot be found: {error}. Write it from the root.") from None
     return str((folder / path).resolve()) if not path.is_absolute() else str(path)
 
 

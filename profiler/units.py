@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 from backends.errors import EdgeprofError
 
@@ -58,20 +60,31 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_bytes(text: str) -> int:
-    """`512MB`, `2 GiB`, `64000` → bytes."""
-    scales = {"": 1.0, "B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    """`512MB`, `2 GiB`, `64000B` → bytes. Raises EdgeprofError; a bare number could be bytes or megabytes, so it is neither."""
+    scales = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
     return int(_parse(text, scales, "an amount of memory such as 512MB or 2GiB"))
 
 
-def parse_drop(text: str) -> float:
-    """`1pt`, `0.5 points`, `1%` → proportion (0.01): the largest accuracy loss accepted, absolute."""
-    scales = {"pt": 0.01, "pts": 0.01, "points": 0.01, "%": 0.01, "": 1.0}
-    value = _parse(text, scales, "a loss such as 1pt (one percentage point) or 0.01")
-    if value >= 1 and not re.search(r"[a-z%]", text):
-        raise EdgeprofError(
-            f"a loss of '{text}' is {value * 100:g} percentage points: write {text.strip()}pt, or 0.01 for one point."
-        )
-    return value
+@dataclass(frozen=True)
+class Drop:
+    """The largest loss of a metric that is accepted."""
+
+    value: float
+    """A proportion for `points`, else a number of the metric's unit."""
+    unit: Literal["points", "own"] | None
+    """What its text said: percentage points, the metric's own unit, or nothing."""
+
+
+def parse_drop(text: str) -> Drop:
+    """`1pt`, `0.5 points`, `1%` (a proportion of 0.01), `0.5dB` (of the metric's unit), `0.01` (of whatever the metric is).
+
+    Whether it fits the metric is known where the metric is: `Constraints.drop_misfit`. Raises EdgeprofError.
+    """
+    points = {"pt": 0.01, "pts": 0.01, "points": 0.01, "%": 0.01}
+    scales = {**points, "dB": 1.0, "": 1.0}
+    value = _parse(text, scales, "a loss such as 1pt (one percentage point), 0.01, or 0.5dB in a metric's own unit")
+    named = text.strip().lstrip("0123456789.eE+- ")
+    return Drop(value, "points" if named in points else "own" if named else None)
 
 
 def parse_share(text: str) -> float:

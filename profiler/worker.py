@@ -42,6 +42,7 @@ from profiler.measure import (
 )
 from profiler.measure.canary import Canary
 from profiler.measure.energy import serve as energy_meters
+from profiler.measure.outputs import as_arrays
 
 _PR_SET_PDEATHSIG = 1
 _QUIET_SHARE = 0.1
@@ -91,7 +92,7 @@ def main(*, remote: bool = False) -> None:
         try:
             wire.write_frame(replies, reply, reply_arrays)
         except (TypeError, ValueError, wire.WireError) as error:
-            # Raised before a byte is written: a model's text outputs, a foreign adapter's facts that are no JSON.
+            # Raised before a byte is written: complex numbers, a foreign adapter's facts that are no JSON.
             wire.write_frame(
                 replies, _failure("error", f"the answer to '{header.get('command')}' cannot travel: {error}")
             )
@@ -507,8 +508,7 @@ def _infer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Repl
     session = _session(state)
     feeds = {name: array.copy() for name, array in arrays.items()}
     base.check_feeds(session.inputs, feeds)
-    outputs = session.infer(feeds)
-    return {}, {name: np.asarray(array) for name, array in outputs.items()}
+    return {}, as_arrays(session.infer(feeds))
 
 
 def _memory(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:

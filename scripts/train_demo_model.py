@@ -23,14 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
-import torch
-from numpy.typing import NDArray
-from torch import nn
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts.environment import enter
 
-from profiler.export import Exported, export_model
+enter(__name__, "dev", "torch")
+
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from torch import nn  # noqa: E402
+
+from profiler.export import Exported, export_model  # noqa: E402
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 FLOOR = 0.925

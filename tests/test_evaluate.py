@@ -145,13 +145,62 @@ def test_a_case_that_fails_leaves_the_others(job):
     assert next(r for r in made.store.found if r.case.startswith("graph")).agreement.mean() == 0.0
 
 
-def test_an_output_without_a_row_for_each_sample_is_a_failure_with_advice(job):
-    """Not a broadcast, not a guess."""
+def test_a_model_without_a_row_for_each_sample_is_timed_and_not_evaluated(job):
+    """Not a broadcast, not a guess, and no failure either: its time is worth knowing."""
     one = case("fp32", batch=5)
     made = job({one.quality_key: lambda x: {"y": np.zeros((1, 3), np.float32)}})
-    evaluate.evaluate(made, [one])
+    failed = evaluate.evaluate(made, [one])
+    (record,) = made.store.found
 
-    assert [(one.quality_key, "error")] == made.failures
+    assert (set(), []) == (failed, made.failures)
+    assert (len(record.per_sample), len(record.agreement), record.predictions) == (0, 0, None)
+    assert "no output of the model has one row for each sample" in record.question
+    assert any("'y' is not evaluated: its shape is (1, 3) for a batch of 5" in note for note in record.notes)
+
+
+def test_outputs_beside_the_answer_need_no_rows(job):
+    """Detections, a scalar, a constant and one whose width changes stand beside logits: the logits are evaluated."""
+
+    def answer(x):
+        rows = len(x)
+        return {
+            **logits()(x), "top": np.float32(3).reshape(()), "grid": np.zeros((7, 2), np.float32),
+            "found": np.zeros((rows + 1, 3), np.int64), "width": np.zeros((rows, 2 + int(x[0, 0])), np.float32),
+        }  # fmt: skip
+
+    one = case("fp32", batch=2)
+    made = job({one.quality_key: answer})
+    evaluate.evaluate(made, [one])
+    (record,) = made.store.found
+
+    assert (record.metric, record.output, record.per_sample.mean()) == ("top1", "y", 1.0)
+    assert {"top", "grid", "found", "width"} == {
+        note.split("'")[1] for note in record.notes if "is not evaluated" in note
+    }
+
+
+def test_two_outputs_that_fit_are_a_question_and_nothing_is_evaluated_over_a_guess(job):
+    """No variant is run for it: its answers could not be read either. What is stored asks the same on resume."""
+
+    def heads(x):
+        return {"day": logits()(x)["y"], "night": logits()(x)["y"] if x[0, 0] < 26 else logits(1)(x)["y"]}
+
+    cases = [case("fp32"), case("graph")]
+    made = job({"fp32@ort/b1": heads, "graph@ort/b1": heads}, rows=30)
+    failed = evaluate.evaluate(made, cases)
+
+    assert set() == failed
+    assert "graph@ort/b1" not in made.seen
+    assert [record.case for record in made.store.found] == ["fp32@ort/b1", "graph@ort/b1"]
+    for record in made.store.found:
+        assert "'day'" in record.question
+        assert "'night'" in record.question
+        assert "top1{output=" in record.question
+        assert len(record.agreement) == 0
+
+    named = job({"fp32@ort/b1": heads}, rows=30, metric="top1{output=night}")
+    evaluate.evaluate(named, cases[:1])
+    assert (named.store.found[0].output, pytest.approx(named.store.found[0].per_sample.mean())) == ("night", 26 / 30)
 
 
 def test_labels_that_do_not_fit_the_reference_stop_the_run(job):

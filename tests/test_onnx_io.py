@@ -302,3 +302,42 @@ def test_an_opset_that_cannot_be_upgraded_is_an_error_that_says_why():
 
     with pytest.raises(ModelError, match="cannot be upgraded to 18"):
         onnx_io.upgrade_opset(model, 18)
+
+
+def one_op(**changed: int) -> onnx.ModelProto:
+    """Identity over `x`, float32 unless told otherwise."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"], name="node_name")]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["dim_name", 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "graph_name", values[:1], values[1:])
+    graph.value_info.append(helper.make_tensor_value_info("value_name", TensorProto.FLOAT, [1]))
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="maker_name"
+    )
+    for name, kind in changed.items():
+        next(v for v in (*graph.input, *model.graph.input, *model.graph.output) if v.name == name)
+        for value in (*model.graph.input, *model.graph.output):
+            if value.name == name:
+                value.type.tensor_type.elem_type = kind
+    return model
+
+
+@pytest.mark.parametrize("kind", [0, 33, 99, 2**31 - 1])
+def test_an_input_of_an_unknown_element_type_is_told(kind):
+    """With its number; an output of one is only named so, since nobody feeds it."""
+    with pytest.raises(ModelError, match=rf"input 'x' has the element type {kind}, which this onnx"):
+        onnx_io.model_inputs(one_op(x=kind))
+    (output,) = onnx_io.model_outputs(one_op(y=kind))
+
+    assert output.dtype == "unknown"
+
+
+@pytest.mark.parametrize("name", ["node_name", "graph_name", "value_name", "maker_name", "dim_name", "Identity"])
+def test_a_name_that_is_no_text_is_told(tmp_path, name):
+    """Wherever it stands: nobody after this line mixes bytes with text."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(one_op().SerializeToString())
+    onnx_io.read_model(path)
+    path.write_bytes(one_op().SerializeToString().replace(name.encode(), b"\xff\xfe" + name.encode()[2:]))
+
+    with pytest.raises(ModelError, match="that is no UTF-8"):
+        onnx_io.read_model(path)

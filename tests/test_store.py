@@ -7,9 +7,12 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+import zlib
 from dataclasses import fields, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.base import SessionFacts
+from profiler import record_codec, wire
 from profiler import store as store_module
 from profiler.environment import describe
 from profiler.errors import StoreError
@@ -32,7 +36,7 @@ from profiler.records import (
     SelftestRecord,
     WarmupRecord,
 )
-from profiler.store import DATABASE_NAME, open_store
+from profiler.store import DATABASE_NAME, InvalidRecord, open_store
 from profiler.study import make_study
 
 RNG = np.random.default_rng(0)
@@ -69,6 +73,8 @@ RECORDS = {
     "failure": FailureRecord("graph@ov/b1/t1", "load", "crash", "it crashed\nbadly", 2, "last\nwords · µ"),
     "failure of a plan": FailureRecord("graph", "variant", "unsupported", "no"),
 }  # fmt: skip
+
+CASE = {"variant": "fp32", "backend": "ort", "target": "local", "batch": 1, "threads": 1}
 
 
 def same(one, two) -> None:
@@ -110,7 +116,7 @@ def test_a_run_comes_back_whole(tmp_path):
     study, environment = make_study(model="m.onnx", variants=("graph",), constraints={"max_drop": 0.01}), describe()
     store = open_store(tmp_path)
     run_id = store.create_run(study, environment, version="9.9")
-    store.set_plan(run_id, {"cases": [{"variant": "fp32"}], "data_rows": 5}, ["a note"])
+    store.set_plan(run_id, {"cases": [CASE], "data_rows": 5}, ["a note"])
     store.set_status(run_id, "finished")
     for record in RECORDS.values():
         store.add(run_id, record)
@@ -126,7 +132,7 @@ def test_a_run_comes_back_whole(tmp_path):
         run.study,
         run.environment,
     )
-    assert (run.plan, run.notes) == ({"cases": [{"variant": "fp32"}], "data_rows": 5}, ("a note",))
+    assert (run.plan, run.notes) == ({"cases": [CASE], "data_rows": 5}, ("a note",))
     assert tuple(map(len, (run.artifacts, run.processes, run.blocks, run.qualities, run.failures))) == (1, 2, 2, 2, 2)
     assert (len(run.energies), len(run.loads)) == (1, 1)
 
@@ -269,35 +275,120 @@ def altered(folder, statement: str, *values: object) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize(
-    ("statement", "value"),
-    [
-        ("update blocks set record = ?", "{not json"),
-        ("update blocks set record = ?", "[]"),
-        ("update blocks set record = ?", json.dumps({"case": "only this"})),
-        ("update blocks set arrays = ?", b"not zlib"),
-        ("update blocks set arrays = ?", None),
-        ("update processes set record = ?", json.dumps({"case": 3, "warmup": 5})),
-        ("update runs set study = ?", "{"),
-        ("update runs set study = ?", json.dumps({"model": "m", "batches": [0]})),
-        ("update runs set study = ?", json.dumps([1])),
-        ("update runs set environment = ?", "{}"),
-        ("update runs set plan = ?", "nonsense"),
-        ("update runs set notes = ?", "5"),
-    ],
-)
-def test_a_damaged_record_is_told(tmp_path, statement, value):
-    """A record that does not check is an error of the store, never a half-read number."""
+DEEP = "[" * 100_000 + "]" * 100_000
+BOMB = zlib.compress(b"\0" * (64 << 20))
+DAMAGES = {
+    "no JSON": ("update blocks set record = ?", "{not json"),
+    "a list": ("update blocks set record = ?", "[]"),
+    "other fields": ("update blocks set record = ?", json.dumps({"case": "only this"})),
+    "deep JSON": ("update blocks set record = ?", DEEP),
+    "no UTF-8": ("update blocks set record = cast(replace(record, 'fp32', ?) as text)", b"\xff\xfe"),
+    "one digit": ("update blocks set record = replace(record, '\"batch\": 8', ?)", '"batch": 9'),
+    "another round": ("update blocks set round = ?", 99),
+    "a number": ("update blocks set record = ?", 5),
+    "nothing": ("update blocks set record = ?", ""),
+    "a blob": ("update blocks set record = ?", b"\x00\x01"),
+    "arrays of text": ("update blocks set arrays = ?", "text"),
+    "arrays that are none": ("update blocks set arrays = ?", b"not zlib"),
+    "no arrays": ("update blocks set arrays = ?", None),
+    "arrays cut short": ("update blocks set arrays = substr(arrays, 1, length(arrays) - ?)", 6),
+    "a bomb": ("update blocks set arrays = ?", BOMB),
+    "other arrays": ("update blocks set arrays = ?", wire.pack({"samples_s": np.zeros(7)})),
+    "infinite": ("update blocks set arrays = ?", wire.pack({"samples_s": np.full(7, np.inf)})),
+}
+
+
+@pytest.mark.parametrize(("statement", "value"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_record_costs_itself_and_is_told(tmp_path, statement, value):
+    """Whatever became of its row: the others are read, never half of this one, and a note says which it was and why."""
     store = open_store(tmp_path)
     run_id = store.create_run(make_study(model="m"), describe(), version="0")
-    store.add(run_id, RECORDS["block"])
+    store.add(run_id, replace(RECORDS["block"], round=1))
     store.add(run_id, RECORDS["process"])
     store.close()
-    altered(tmp_path, statement, value)
+    altered(tmp_path, f"{statement} where round = 1", value)
     store = open_store(tmp_path)
+    store.add(run_id, RECORDS["labelled block"])
+    run = store.run(run_id)
+    store.close()
 
-    with pytest.raises(StoreError, match="damaged"):
-        store.run(run_id)
+    assert ([block.case for block in run.blocks], len(run.processes)) == (["graph@ort/b1/t1"], 1)
+    assert [(damage.kind, damage.name) for damage in run.damaged] == [("BlockRecord", "fp32@ort/b1/t1")]
+    (note,) = run.notes
+    assert note.startswith("1 BlockRecord is damaged and left out: fp32@ort/b1/t1: ")
+    assert len(note) < 600
+
+
+def test_many_damaged_records_are_one_note(tmp_path):
+    """Three are named, the others counted."""
+    store = open_store(tmp_path)
+    run_id = store.create_run(make_study(model="m"), describe(), version="0")
+    for index in range(5):
+        store.add(run_id, replace(RECORDS["block"], round=index))
+    altered(tmp_path, "update blocks set record = ?", "{")
+    (note,) = store.run(run_id).notes
+    store.close()
+
+    assert note.startswith("5 BlockRecords are damaged and left out: ")
+    assert note.endswith("; and 2 more")
+
+
+def test_a_damaged_record_is_made_good_by_the_next_of_its_key(tmp_path):
+    """A resumed run that makes it again keeps it; a whole one stands."""
+    store = open_store(tmp_path)
+    run_id = store.create_run(make_study(model="m"), describe(), version="0")
+    quality = RECORDS["quality without classes"]
+    assert store.add(run_id, quality)
+    assert not store.add(run_id, replace(quality, seconds=2.0))
+    altered(tmp_path, "update qualities set record = ?", "{")
+    assert store.records(run_id, QualityRecord) == ()
+
+    assert store.add(run_id, replace(quality, seconds=3.0))
+    assert [record.seconds for record in store.records(run_id, QualityRecord)] == [3.0]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("study", "{"), ("study", json.dumps({"model": "m", "batches": [0]})), ("study", json.dumps([1])), ("study", DEEP),
+        ("study", 5), ("environment", "{}"), ("environment", DEEP), ("plan", "nonsense"), ("plan", "[]"), ("plan", DEEP),
+        ("plan", '{"cases": 5}'), ("plan", '{"cases": [5]}'), ("plan", json.dumps({"cases": [{**CASE, "extra": 1}]})),
+        ("plan", json.dumps({"cases": [{**CASE, "batch": "many"}]})), ("plan", json.dumps({"cases": [{"variant": "fp32"}]})),
+        ("plan", '{"data_rows": NaN}'), ("plan", '{"clusters": [[1]]}'), ("plan", '{"detected": {"target": 3}}'),
+        ("plan", '{"selftest": []}'), ("plan", '{"search": []}'), ("plan", '{"search": {"asked": {}, "decisions": [1]}}'),
+        ("plan", '{"group_memory_bytes": {"local": "all"}}'), ("notes", "5"), ("notes", "[[1]]"), ("status", "odd"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_a_run_whose_own_row_is_damaged_is_told_and_hides_no_other(tmp_path, column, value):
+    """Without study, environment and plan there is nothing to read its records by."""
+    store = open_store(tmp_path)
+    run_ids = [store.create_run(make_study(model="m"), describe(), version="0") for _ in range(2)]
+    altered(tmp_path, f"update runs set {column} = ? where id = ?", value, run_ids[0])
+
+    with pytest.raises(StoreError, match=f"run {run_ids[0]} in .* is damaged") as caught:
+        store.run(run_ids[0])
+    assert len(str(caught.value)) < 800
+    assert store.run(run_ids[1]).study.model == "m"
+    assert [summary.id for summary in store.runs()] == run_ids[::-1]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../X", "/etc/X", "a/b", "..", ".", "", "a\x1b[2Jb", "x" * 41, "-rf", "a b", "~", "C:X"]
+)
+def test_an_id_that_is_no_id_is_never_a_path(tmp_path, name):
+    """It would become the name of a folder: it is neither listed nor the latest, and nobody can ask for it."""
+    store = open_store(tmp_path)
+    run_ids = [store.create_run(make_study(model="m"), describe(), version="0") for _ in range(2)]
+    altered(tmp_path, "update runs set id = ? where id = ?", name, run_ids[1])
+
+    assert [summary.id for summary in store.runs()] == [run_ids[0]]
+    assert store.resolve("latest") == run_ids[0]
+    for read in (store.run, store.study):
+        with pytest.raises(StoreError, match="is no id of a run"):
+            read(name)
     store.close()
 
 
@@ -347,7 +438,7 @@ def test_a_database_of_the_first_version_is_read_and_gets_the_new_tables(tmp_pat
     store.close()
     connection = sqlite3.connect(tmp_path / DATABASE_NAME)
     old = json.loads(connection.execute("select record from blocks").fetchone()[0])
-    for name in ("window_s", "window_cpu_s", "window_waited_s", "label_every"):
+    for name in ("window_s", "window_cpu_s", "window_waited_s", "label_every", "_crc32"):
         old.pop(name, None)
     connection.execute("update blocks set record = ?", (json.dumps(old),))
     for table in ("energies", "loads", "selftests"):
@@ -578,6 +669,167 @@ def test_a_folder_that_cannot_be_written_can_still_be_read(tmp_path, monkeypatch
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+NOBODY = 65534
+
+
+def read_by_another(place) -> str:
+    """What a user without rights there sees of the latest run: in a fork, whose modules are read already."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            tempfile.tempdir = "/tmp"
+            store = open_store(place, create=False)
+            run = store.run(store.resolve("latest"))
+            os.write(tell, f"{run.status} {len(run.failures)}".encode())
+            store.close()
+        except BaseException as error:
+            os.write(tell, repr(error)[:2000].encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with os.fdopen(told, "rb") as stream:
+        said = stream.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.fixture
+def shared():
+    """A folder that everybody can go into and only its owner can write."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_who_may_only_read_sees_what_was_written_last(shared):
+    """The newest record stands in SQLite's log, beside the file: while it is written, and after a kill that left the log."""
+    store = open_store(shared)
+    run_id = store.create_run(make_study(model="m"), describe(), version="0")
+    store.add(run_id, RECORDS["failure"])
+    store.set_status(run_id, "finished")
+    file = shared / DATABASE_NAME
+    assert read_by_another(shared) == "finished 1"
+    left = shared / "left"
+    left.mkdir(mode=0o755)
+    for name in (DATABASE_NAME, f"{DATABASE_NAME}-wal"):
+        (left / name).write_bytes((shared / name).read_bytes())
+    store.close()
+
+    assert read_by_another(left) == "finished 1"
+    assert sorted(path.name for path in left.iterdir()) == [DATABASE_NAME, f"{DATABASE_NAME}-wal"]
+    assert read_by_another(shared) == "finished 1"
+    assert read_by_another(file) == "finished 1"
+    assert [path.name for path in shared.iterdir() if path.is_file()] == [DATABASE_NAME]
+
+
+def test_a_file_of_another_in_a_folder_of_all_is_left_alone(shared):
+    """A reader's own log beside it would keep its owner from writing."""
+    shared.chmod(0o777)
+    store = open_store(shared)
+    run_id = store.create_run(make_study(model="m"), describe(), version="0")
+    store.close()
+    (shared / DATABASE_NAME).chmod(0o644)
+
+    assert read_by_another(shared) == "running 0"
+    assert [path.name for path in shared.iterdir()] == [DATABASE_NAME]
+    store = open_store(shared)
+    store.set_status(run_id, "finished")
+    store.close()
+
+
+def test_an_archive_of_an_older_version_is_read_from_a_copy(tmp_path, monkeypatch):
+    """Its tables are made new in the copy; the archive stays as it is, and what is written into the copy is refused."""
+    store = open_store(tmp_path)
+    run_id = store.create_run(make_study(model="m"), describe(), version="0")
+    store.add(run_id, RECORDS["block"])
+    store.close()
+    for table in ("energies", "loads", "selftests", "device_leases", "device_queues"):
+        altered(tmp_path, f"drop table if exists {table}")
+    altered(tmp_path, "update edgeprof_schema set version = 1")
+    before = (tmp_path / DATABASE_NAME).read_bytes()
+    monkeypatch.setattr("profiler.store.os.access", lambda path, mode: False)
+    archive = open_store(tmp_path, create=False)
+    run = archive.run(run_id)
+    copy = archive._folder.name
+    with pytest.raises(StoreError, match="readonly"):
+        archive.set_status(run_id, "finished")
+    archive.close()
+
+    assert (len(run.blocks), run.energies, run.queues) == (1, (), ())
+    assert (tmp_path / DATABASE_NAME).read_bytes() == before
+    assert not Path(copy).exists()
+
+
+@pytest.mark.parametrize("version", [0, -1, "two", b"\x02", None, 2.5])
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_version_that_never_was_is_damage(tmp_path, monkeypatch, version, writable):
+    """Told as such, for readers and writers alike."""
+    open_store(tmp_path).close()
+    altered(tmp_path, "create table other (version)")
+    altered(tmp_path, "drop table edgeprof_schema")
+    altered(tmp_path, "alter table other rename to edgeprof_schema")
+    altered(tmp_path, "insert into edgeprof_schema values (?)", version)
+    if not writable:
+        monkeypatch.setattr("profiler.store.os.access", lambda path, mode: False)
+
+    with pytest.raises(StoreError, match="its schema version is"):
+        open_store(tmp_path, create=writable)
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_a_copy_without_its_log_may_be_empty_and_is_told(tmp_path, content):
+    """Reading makes no tables in it; the message says what belongs to a copy."""
+    file = tmp_path / DATABASE_NAME
+    if content is None:
+        connection = sqlite3.connect(file)
+        connection.execute("create table other (x)")
+        connection.commit()
+        connection.close()
+    else:
+        file.write_bytes(content)
+    before = file.read_bytes()
+
+    with pytest.raises(StoreError, match=r"holds no runs.*edgeprof\.sqlite-wal beside it belongs to it"):
+        open_store(tmp_path, create=False)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a?b", "feature%2Fx", "a#b", "a b", "ä", "?mode=memory", "%", "a?b/c%d#e"])
+def test_any_name_of_a_folder_is_a_name(tmp_path, name):
+    """In addresses some signs mean something; the database lies in the folder that was named, and nothing beside it."""
+    store = open_store(tmp_path / name)
+    run_id = store.create_run(make_study(model="m"), describe(), version="0")
+    store.close()
+    file = tmp_path / name / DATABASE_NAME
+    again = open_store(file, create=False)
+
+    assert again.resolve("latest") == run_id
+    again.close()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+def test_a_database_is_opened_by_its_file(tmp_path):
+    """By any name when it is there, and by a name that says it is one; its address is the same."""
+    for place in (tmp_path / "new.db", f"sqlite:///{tmp_path / 'new.db'}"):
+        store = open_store(place)
+        store.create_run(make_study(model="m"), describe(), version="0")
+        store.close()
+    (tmp_path / "copy").write_bytes((tmp_path / "new.db").read_bytes())
+    store = open_store(tmp_path / "copy", create=False)
+
+    assert len(store.runs()) == 2
+    store.close()
+    with pytest.raises(StoreError, match=r"there is no gone\.sqlite"):
+        open_store(f"sqlite:///{tmp_path / 'gone.sqlite'}", create=False)
+    assert not (tmp_path / "gone.sqlite").exists()
+
+
 GOOD = RECORDS["labelled block"]
 
 
@@ -593,8 +845,51 @@ GOOD = RECORDS["labelled block"]
     ],
     ids=str,
 )  # fmt: skip
-def test_a_block_whose_parts_do_not_fit_is_damaged(opened, run_id, damage):
-    """Found when it is read, and told as such, not as a bug of whatever computes with it."""
-    opened.add(run_id, replace(GOOD, **damage))
-    with pytest.raises(StoreError, match="BlockRecord in the run database is damaged"):
-        opened.records(run_id, BlockRecord)
+def test_a_block_whose_parts_do_not_fit_is_neither_stored_nor_read(tmp_path, opened, run_id, damage):
+    """By the same rules at both ends: told as what it is, not as a bug of whatever computes with it."""
+    with pytest.raises(InvalidRecord, match="a BlockRecord of graph@ort/b1/t1 is not stored"):
+        opened.add(run_id, replace(GOOD, **damage))
+    assert opened.records(run_id, BlockRecord) == ()
+    # As an older version stored it.
+    content, arrays = record_codec._split(replace(GOOD, **damage))
+    opened.add(run_id, GOOD)
+    altered(tmp_path / "out", "update blocks set record = ?, arrays = ?", json.dumps(content), wire.pack(arrays))
+
+    assert opened.records(run_id, BlockRecord) == ()
+    assert [found.kind for found in opened.run(run_id).damaged] == ["BlockRecord"]
+
+
+NAN = float("nan")
+WRONG = {
+    "artifact": [{"size_bytes": -1}, {"facts": {"share": NAN}}, {"seconds": 1e300}, {"sha256": 5}],
+    "process": [
+        {"load_s": -1.0}, {"import_s": float("inf")}, {"replicate": -1}, {"memory": {"load": {"peak_rss_bytes": 10**30}}},
+        {"warmup": WarmupRecord(np.zeros(3), 0, "warmup", None)}, {"warmup": WarmupRecord(np.ones(3), 9, "flat", None)},
+        {"facts": {"runtime": "x"}}, {"harness_in_sample_s": 1e308},
+    ],
+    "block": [
+        {"samples_s": np.full(3, 1e10)}, {"samples_s": np.ones(3, np.int64)}, {"wall_s": -1.0}, {"cpu_s": -1e18},
+        {"labels": {"steal_share": 1e308}}, {"labels": 5}, {"window_s": np.full(7, 1e308)}, {"window_s": np.zeros(7)},
+    ],
+    "energy": [
+        {"energy_j": {"package-0": NAN}}, {"energy_j": {"package-0": 1e308}}, {"wall_s": -1.0}, {"inferences": -1}, {"batch": 0},
+    ],
+    "load": [
+        {"sent_s": np.zeros(2)}, {"completed_s": np.full(3, np.inf)}, {"batch_size": np.ones(3)}, {"rate_per_s": -1.0},
+        {"scheduled_s": np.zeros((3, 1))}, {"scheduled_s": np.full(3, 1e300)}, {"ended": "happily"},
+    ],
+    "quality": [
+        {"agreement": np.zeros(4)}, {"agreement": np.full(5, 2.0)}, {"agreement": np.full(5, NAN)}, {"predictions": np.zeros(5)},
+        {"per_sample": np.zeros((5, 2, 2))}, {"per_sample": np.zeros(())}, {"seconds": -1.0},
+    ],
+    "failure": [{"kind": "no kind"}, {"needs_more_than_bytes": -5}, {"replicate": 2**70}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [(kind, wrong) for kind in WRONG for wrong in WRONG[kind]], ids=str)
+def test_every_kind_of_record_is_checked_before_it_is_stored(opened, run_id, kind, wrong):
+    """What could not be read again is not stored in the first place."""
+    with pytest.raises(InvalidRecord, match="is not stored"):
+        opened.add(run_id, replace(RECORDS[kind], **wrong))
+    assert opened.records(run_id, type(RECORDS[kind])) == ()
+    assert opened.run(run_id).damaged == ()

@@ -34,7 +34,7 @@ NAN, INF = float("nan"), float("inf")
         ({"time_limit_s": NAN}, "time_limit_s"),
         ({"time_limit_s": INF}, "time_limit_s"),
         ({"memory_limit_bytes": 10}, "memory_limit_bytes"),
-        ({"constraints": {"max_drop": 2}}, "constraints.max_drop"),
+        ({"constraints": {"max_drop": -1}}, "constraints.max_drop"),
         ({"constraints": {"max_drop": NAN}}, "constraints.max_drop"),
         ({"constraints": {"max_drop": -0.1}}, "constraints.max_drop"),
         ({"constraints": {"slo_p99_s": 0}}, "constraints.slo_p99_s"),

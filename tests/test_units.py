@@ -65,8 +65,7 @@ def test_points_carry_their_sign(value, text):
         (units.parse_seconds, "5ms", 0.005), (units.parse_seconds, " 0.5 s ", 0.5), (units.parse_seconds, "800us", 8e-4),
         (units.parse_seconds, "800µs", 8e-4), (units.parse_seconds, "2min", 120.0), (units.parse_seconds, ".5s", 0.5),
         (units.parse_seconds, "1e-3s", 1e-3), (units.parse_bytes, "512MB", 512_000_000), (units.parse_bytes, "2 GiB", 2 << 30),
-        (units.parse_bytes, "64000", 64_000), (units.parse_drop, "1pt", 0.01), (units.parse_drop, "1%", 0.01),
-        (units.parse_drop, "0.01", 0.01), (units.parse_drop, "0", 0.0),
+        (units.parse_bytes, "64000B", 64_000),
     ],
 )  # fmt: skip
 def test_texts_with_units_are_read(read, text, value):
@@ -74,10 +73,22 @@ def test_texts_with_units_are_read(read, text, value):
     assert value == pytest.approx(read(text))
 
 
-def test_a_loss_of_one_without_unit_is_not_taken_for_everything():
-    """`--max-drop 1` means one point to a person and 100 points to a proportion."""
-    with pytest.raises(EdgeprofError, match="100 percentage points: write 1pt"):
-        units.parse_drop("1")
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("1pt", 0.01, "points"), ("1%", 0.01, "points"), ("0.5 points", 0.005, "points"), ("2dB", 2.0, "own"),
+        ("0.01", 0.01, None), ("1e-3", 1e-3, None), ("3", 3.0, None), ("0", 0.0, None),
+    ],
+)  # fmt: skip
+def test_a_loss_says_whether_it_is_of_a_proportion(text, value, unit):
+    """Points are of a proportion, dB are not, and a bare number leaves it to the metric."""
+    assert units.parse_drop(text) == units.Drop(pytest.approx(value), unit)
+
+
+def test_an_amount_of_memory_needs_its_unit():
+    """`--max-memory 512` is 512 MB to a person and 512 bytes to a program."""
+    with pytest.raises(EdgeprofError, match="512MB"):
+        units.parse_bytes("512")
 
 
 @pytest.mark.parametrize("read", [units.parse_seconds, units.parse_bytes, units.parse_drop])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -148,7 +150,7 @@ def test_impossible_shapes_are_refused(shape):
         ('{"arrays": [], "x": 1e999}', "the number 1e999"), ('{"arrays": [], "x": ' + "7" * 50 + "}", "50 digits"),
         ('{"arrays": [], "x": 0.' + "1" * 500 + "}", "the number 0.1"), ('{"arrays": {}}', "no list"), ("[]", "header"),
         ('{"arrays": [{"name": 5, "dtype": "<f4", "shape": []}]}', "header"),
-        ('{"arrays": [{"name": "a", "dtype": "<f4,<f4", "shape": []}]}', "only numbers and booleans"),
+        ('{"arrays": [{"name": "a", "dtype": "<f4,<f4", "shape": []}]}', "only numbers, booleans and text"),
         ('{"arrays": [{"name": "a", "dtype": "<f4", "shape": [1.5]}]}', "no size"),
         ('{"arrays": [{"name": "a", "dtype": "|u1", "shape": [0]}, {"name": "a", "dtype": "|u1", "shape": [0]}]}', "twice"),
     ],
@@ -222,14 +224,104 @@ def test_a_deeply_nested_header_is_refused():
         wire.read_frame(frame_of(b"[" * 200_000))
 
 
-@pytest.mark.parametrize("array", [np.array([{}], object), np.array(["text"]), np.zeros(2, "M8[s]"), np.zeros(1, "c8")])
+@pytest.mark.parametrize("array", [np.array([{}], object), np.zeros(2, "M8[s]"), np.zeros(1, "c8")])
 def test_only_numbers_leave(array):
-    """Objects, text, dates and complex numbers are refused by name before a byte is written."""
+    """Objects, dates and complex numbers are refused by name before a byte is written."""
     stream = io.BytesIO()
     with pytest.raises(WireError, match="'odd'"):
         wire.write_frame(stream, {}, {"odd": array})
 
     assert stream.getvalue() == b""
+
+
+WORDS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=6)
+
+
+@given(st.lists(WORDS, max_size=6))
+def test_text_comes_back(words):
+    """As UTF-8 with lengths, in any shape; no signs are lost, and none but text is made of it."""
+    array = np.array(words, dtype=np.str_)
+    _, arrays = wire.read_frame(io.BytesIO(written({}, {"one": array, "two": array.reshape(1, -1), "n": np.arange(2)})))
+
+    assert arrays["one"].tolist() == words
+    assert (arrays["two"].shape, arrays["one"].dtype.kind) == ((1, len(words)), "U")
+    np.testing.assert_array_equal(np.arange(2), arrays["n"])
+    assert wire.unpack(wire.pack({"one": array}))["one"].tolist() == words
+
+
+@pytest.mark.parametrize(
+    ("fields", "data"),
+    [
+        ({"shape": [2], "bytes": 7}, b"\1\0\0\0\1\0\0"), ({"shape": [1], "bytes": 5}, b"\2\0\0\0a"),
+        ({"shape": [1], "bytes": 5}, b"\1\0\0\0\xff"), ({"shape": [1], "bytes": 6}, b"\1\0\0\0ab"),
+        ({"shape": [0], "bytes": 4}, b"\0\0\0\0"), ({"shape": [1], "bytes": True}, b""), ({"shape": [1]}, b""),
+        ({"shape": [1], "bytes": 1 << 60}, b""), ({"shape": [1 << 31], "bytes": 1 << 31}, b""),
+        ({"shape": [2000], "bytes": 4 * 2000 + 1000}, b"\xe8\3\0\0" + b"\0" * 4 * 1999 + b"a" * 1000),
+    ],
+)  # fmt: skip
+def test_text_that_cannot_be_is_refused(fields, data):
+    """Lengths that do not fit, bytes that are no text, and cells that would be wider than all of it together."""
+    header = json.dumps({"arrays": [{"name": "t", "dtype": "utf8", **fields}]}).encode()
+    with pytest.raises(WireError):
+        wire.read_frame(io.BytesIO(len(header).to_bytes(4, "big") + header + data), max_payload_bytes=1_000_000)
+
+
+def test_a_stored_bomb_takes_no_memory():
+    """A megabyte that unpacks to a gigabyte: told after as much as it announces, or before, where that is too much."""
+
+    def frame(announced: int) -> bytes:
+        header = json.dumps({"arrays": [{"name": "a", "dtype": "|u1", "shape": [announced]}]}).encode()
+        return len(header).to_bytes(4, "big") + header
+
+    packer = zlib.compressobj(9)
+    bombs = {}
+    for announced in (1000, 1 << 30):
+        packer = zlib.compressobj(9)
+        parts = [
+            packer.compress(frame(announced)),
+            *(packer.compress(bytes(1 << 20)) for _ in range(256)),
+            packer.flush(),
+        ]
+        bombs[announced] = b"".join(parts)
+    tracemalloc.start()
+    for bomb in bombs.values():
+        assert len(bomb) < 400_000
+        with pytest.raises(WireError, match=r"go on after their end|is not accepted"):
+            wire.unpack(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 20 << 20
+
+
+def test_more_than_can_be_read_is_not_packed():
+    """The same limit at both ends."""
+    arrays = {"a": np.zeros(1000)}
+    assert wire.unpack(wire.pack(arrays, max_payload_bytes=8000), max_payload_bytes=8000)["a"].shape == (1000,)
+    with pytest.raises(WireError, match="8000 bytes of arrays are not stored"):
+        wire.pack(arrays, max_payload_bytes=7999)
+
+
+def test_a_file_of_arrays_is_read_when_it_is_looked_at(tmp_path):
+    """Every dtype and shape, empty and single ones too; text and damage are read at once."""
+    arrays = {
+        "a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.zeros((0, 5)), "c": np.array(7, np.int64),
+        "d": np.array(["cat", "ö"]), "e": np.array([True, False]),
+    }  # fmt: skip
+    path = tmp_path / "kept.bin"
+    with path.open("wb") as file:
+        wire.write_frame(file, {}, arrays)
+    found = wire.map_frame(path)
+
+    assert isinstance(found["a"], np.memmap)
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(found[name], array)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole + b"x", b"", whole[:10], zlib.compress(whole)):
+        path.write_bytes(damaged)
+        with pytest.raises(WireError):
+            wire.map_frame(path)
 
 
 def test_nan_in_a_header_is_refused():

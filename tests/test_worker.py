@@ -321,7 +321,8 @@ from backends.fake import FakeBackend
 class Textual(FakeBackend):
     def load(self, artifact, options):
         session = super().load(artifact, options)
-        session.infer = lambda feeds: {"label": np.array(["cat"])}
+        words = {"label": np.array(["cat"], object), "maps": [{"cat": 0.75, "dog": 0.25}]}
+        session.infer = lambda feeds: {"label": np.zeros(1, "c8")} if feeds["x"].any() else words
         session.facts = {"not": "facts"} if "bad" in str(artifact) else session.facts
         return session
 sys.modules["textual"] = sys.modules["__main__"]
@@ -333,14 +334,16 @@ main()
 
 @pytest.mark.process
 def test_an_answer_that_cannot_travel_is_a_failure_and_not_the_end(artifact):
-    """A model with text outputs: the message says which output, and the worker lives on."""
+    """Text and maps travel; of complex numbers the message says which output has them, and the worker lives on."""
     base = local()
     with WorkerProcess(Target("textual", (sys.executable, "-c", TEXTUAL), True, base.environment)) as process:
         process.request("load", backend="fake", path=str(artifact), threads=1, batch=1, timeout_s=20)
-        with pytest.raises(WorkerFailure, match="'label' has dtype <U3") as caught:
-            process.request("infer", {"x": np.zeros((1, 4), "f4")}, timeout_s=5)
+        _, outputs = process.request("infer", {"x": np.zeros((1, 4), "f4")}, timeout_s=5)
+        with pytest.raises(WorkerFailure, match="'label' has dtype complex64") as caught:
+            process.request("infer", {"x": np.ones((1, 4), "f4")}, timeout_s=5)
         hello, _ = process.request("hello", timeout_s=5)
 
+    assert (outputs["label"].tolist(), outputs["maps"].tolist()) == (["cat"], [[0.75, 0.25]])
     assert caught.value.kind == "error"
     assert hello["ok"]
 

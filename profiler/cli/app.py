@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
 
+from profiler import advice
 from profiler.errors import EdgeprofError, unknown
 
 EXIT_OK, EXIT_NO_CASE, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+_NO_ROOM_BYTES = 1 << 20
+
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 done, but no case meets the constraints, none could be measured, or a self-test did not pass; "
+    "Exit codes: 0 done; 1 done, but no case meets the constraints, none could be measured, the unmodified "
+    "model could not be, or a self-test did not pass; "
     "2 not possible as asked (the message says why); "
     "130 interrupted, what was measured is kept."
 )
@@ -48,9 +55,41 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    _open_closed_streams()
+    advice.forget()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    sys.exit(_run([argument for argument in given if argument != "--debug"], debug=debug))
+    code = _run([argument for argument in given if argument != "--debug"], debug=debug)
+    sys.exit(_flushed(code))
+
+
+def _open_closed_streams() -> None:
+    """Give each standard stream that is closed (`>&-`) the null device, or the next file opened would be written to as stdout;
+    and let no sign that an encoding lacks end a command that has measured for an hour.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is taken, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 (lives as long as the program)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flushed(code: int) -> int:
+    """The exit code, after what is left was written: a full disk or a reader that went away is told here, not by python."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _unread()
+    except OSError as error:
+        code = _told(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
@@ -77,7 +116,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):
             return _unread()
-        typer.echo(f"edgeprof: code that the study imports ended the program (exit code {error.code}).", err=True)
+        _say(f"code that the study imports ended the program (exit code {error.code}).")
         return EXIT_ERROR
     except BrokenPipeError:
         return _unread()
@@ -94,9 +133,21 @@ def _unread() -> int:
 
 
 def _interrupted() -> int:
-    again = "edgeprof run --resume latest (a search: edgeprof search --resume latest)"
-    typer.echo(f"interrupted; what was measured is kept. Go on with: {again}", err=True)
+    again = advice.to_resume()
+    _say(
+        "interrupted before a run was begun."
+        if again is None
+        else f"interrupted; what was measured is kept. Go on with: {again}"
+    )
     return EXIT_INTERRUPTED
+
+
+def _say(text: str) -> None:
+    """A line on stderr. It may hold texts of models, data, studies and databases, so it goes through the console that cleans."""
+    from profiler.cli import console
+
+    with suppress(OSError):
+        console.tell(text)
 
 
 def _command(name: str) -> Any:
@@ -126,22 +177,53 @@ def _help() -> str:
     )
 
 
+def _full_places(error: OSError) -> str:
+    """Where there is no room, for an error that does not say it: of the places that anything here writes to."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    full = []
+    for name in dict.fromkeys((tempfile.gettempdir(), str(Path.cwd()), os.environ.get("XDG_CACHE_HOME", ""))):
+        try:
+            if name and shutil.disk_usage(name).free < _NO_ROOM_BYTES:
+                full.append(name)
+        except OSError:
+            continue
+    return (
+        f" ({', '.join(full)}: TMPDIR and --out choose other places)" if full else " (the folder of --out, or TMPDIR)"
+    )
+
+
 def _told(error: Exception) -> int:
     """An error as one message for people; usage errors of the option parser show themselves."""
-    show = getattr(error, "show", None)
-    if show is not None:
-        show()
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        hint = getattr(getattr(error, "ctx", None), "command_path", None)
+        _say(f"{format_message()}{f' `{hint} --help` shows the options.' if hint else ''}")
     elif isinstance(error, EdgeprofError):
-        typer.echo(f"edgeprof: {error}", err=True)
+        _say(_shortened(str(error)))
     elif isinstance(error, OSError) and error.strerror:
-        place = f" ({error.filename})" if error.filename else ""
-        typer.echo(f"edgeprof: {error.strerror}{place}.", err=True)
+        place = f" ({error.filename})" if error.filename else _full_places(error)
+        _say(f"{error.strerror}{place}.")
     elif isinstance(error, MemoryError):
-        typer.echo("edgeprof: not enough free memory for that; use --limit or a smaller batch.", err=True)
+        _say("not enough free memory for that; use --limit or a smaller batch.")
     else:
-        typer.echo(
-            f"edgeprof: unexpected {type(error).__name__}: {str(error)[:500]}. This is a bug in edgeprof; "
-            "please report it with the output of the same command and --debug.",
-            err=True,
+        _say(
+            f"unexpected {type(error).__name__}: {str(error)[:500]}. This is a bug in edgeprof; "
+            "please report it with the output of the same command and --debug."
         )
     return EXIT_ERROR
+
+
+_LONGEST = 8000
+
+
+def _shortened(text: str) -> str:
+    """A message that quotes a whole model or log, without its middle."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} … ({len(text) - 2 * half:,} characters left out) … {text[-half:]}"

@@ -24,7 +24,7 @@ def command(json: o.Json = False) -> None:
             {"backend": name, "device": device, **asdict(backend.availability(device))} for device in backend.devices()
         ]
     if json:
-        console.print_raw(json_module.dumps(rows, indent=2))
+        console.print_json(json_module.dumps(rows, indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("backend", "device", "usable", "version", "why not, and what to install"):

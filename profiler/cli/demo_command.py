@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from profiler.cli import options as o
+from profiler.errors import StoreError
 
 VARIANTS = (
     "fp32", "int8-dynamic", "int8-static", "int8-static{per_channel=true}", "bf16", "prune-magnitude{sparsity=0.5}",
@@ -15,8 +16,6 @@ VARIANTS = (
 
 def command(out: o.Out = Path("runs"), json: o.Json = False, machine: o.Machine = None) -> None:
     """Profile the built-in model, a small image classifier, on its own labelled data."""
-    import tempfile
-
     import numpy as np
 
     from profiler import api, demo
@@ -24,16 +23,19 @@ def command(out: o.Out = Path("runs"), json: o.Json = False, machine: o.Machine 
     from profiler.run import execute
     from profiler.study import EFFORTS, make_study
 
-    with tempfile.TemporaryDirectory(prefix="edgeprof-demo-") as folder:
-        # As a user would hand them over: two .npz files beside a model.
-        data, calibration = Path(folder, "evaluation.npz"), Path(folder, "calibration.npz")
+    # As a user would hand them over: two .npz files beside a model. They stay, for `explain` and what goes on from here.
+    folder = out / "demo"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        data, calibration = folder / "evaluation.npz", folder / "calibration.npz"
         np.savez(data, allow_pickle=False, **demo.evaluation())
         np.savez(calibration, allow_pickle=False, **demo.calibration())
-        study = make_study(
-            model=str(demo.model_path()), data=str(data), calibration=str(calibration), variants=VARIANTS,
-            effort=EFFORTS["quick"],
-            constraints={"max_drop": 0.01}, cost={"machine": machine},
-        )  # fmt: skip
-        with bars() as progress:
-            run_id = execute(study, out=out, progress=progress)
+    except OSError as error:
+        raise StoreError(f"cannot write to {out}: {error.strerror}. Choose another folder with --out.") from None
+    study = make_study(
+        model=str(demo.model_path()), data=str(data), calibration=str(calibration), variants=VARIANTS, effort=EFFORTS["quick"],
+        constraints={"max_drop": 0.01}, cost={"machine": machine},
+    )  # fmt: skip
+    with bars() as progress:
+        run_id = execute(study, out=out, progress=progress)
     raise typer.Exit(show_result(api.open_run(run_id, out=out), json=json))

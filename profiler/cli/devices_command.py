@@ -95,7 +95,7 @@ def _list(search: str, *, prices: bool, json: bool) -> None:
             for p in profiles
         ]  # fmt: skip
     if json:
-        console.print_raw(
+        console.print_json(
             json_module.dumps({"detected": detected.target, "evidence": detected.evidence, "entries": rows}, indent=2)
         )
         return
@@ -141,7 +141,7 @@ def _show(
     counts = None if model is None else count_model(read_model(model), batch, shapes)
     if json:
         data = words.as_data(profile, counts, threads=threads, sparse=sparse)
-        console.print_raw(json_module.dumps(data, indent=2, allow_nan=False))
+        console.print_json(json_module.dumps(data, indent=2, allow_nan=False))
         return
     page = Page(console.out)
     page.line(profile.name, style="bold")

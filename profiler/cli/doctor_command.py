@@ -22,7 +22,7 @@ def command(json: o.Json = False, out: o.Out = o.OUT_DEFAULT) -> None:
 
     report = examine(out=out)
     if json:
-        console.print_raw(json_module.dumps(report.to_json(), indent=2))
+        console.print_json(json_module.dumps(report.to_json(), indent=2))
     else:
         show(report, console.out)
 

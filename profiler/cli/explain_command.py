@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from profiler.cli import options as o
+from profiler.cli import permission as p
 
 
 def command(
@@ -17,6 +18,7 @@ def command(
     ] = None,
     show_ops: Annotated[bool, typer.Option("--show-ops", help="Both cases op by op, side by side.")] = False,
     goes: Annotated[int, typer.Option("--goes", help="How often both are profiled, in turns.")] = 5,
+    allow_code: p.AllowCode = False,
     json: o.Json = False,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
@@ -35,10 +37,12 @@ def command(
     store = open_store(database or out, create=False)
     try:
         with console.bars() as progress:
-            evidence = collect.collect(analysis, found, other, store, out, goes=goes, progress=progress)
+            evidence = collect.collect(
+                analysis, found, other, store, out, goes=goes, progress=progress, allow_code=allow_code
+            )
     finally:
         store.close()
     if json:
-        console.print_raw(words.to_json(evidence))
+        console.print_json(words.to_json(evidence))
     else:
         console.out.print(words.text(evidence, show_ops=show_ops), markup=False, soft_wrap=True)

@@ -32,7 +32,7 @@ def command(
     exported = export_model(model, export_sample(make_study(model=model, data=data)), output, opset=opset)
     if json:
         content = asdict(exported) | {"path": str(exported.path), "files": [str(file) for file in exported.files]}
-        console.print_raw(json_module.dumps(content, indent=2))
+        console.print_json(json_module.dumps(content, indent=2))
         return
     console.out.print(f"{exported.path}: opset {exported.opset}, by {exported.exporter}", markup=False)
     if exported.parity is not None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from profiler import advice
 from profiler.cli import cluster_command as c
 from profiler.cli import options as o
+from profiler.cli import permission as p
 
 if TYPE_CHECKING:
     from profiler.store import Store
@@ -46,6 +48,7 @@ def run(
         str | None, typer.Option("--resume", help="Go on with a run that was interrupted: its id, or latest.")
     ] = None,
     yes: o.Yes = False,
+    allow_code: p.AllowCode = False,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
     cluster: c.Address = None,
@@ -61,7 +64,7 @@ def run(
     from profiler.run import execute
     from profiler.store import open_store
 
-    asked = o.asked_study(study, resume, out=out, database=database, yes=yes)
+    asked = o.asked_study(study, resume, out=out, database=database, yes=yes, allow_code=allow_code)
     left: DevicesLeft | None = None
     with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
         try:
@@ -87,7 +90,6 @@ COMMANDS = {"status": status, "run": run}
 def _show_devices(store: Store, *, json: bool) -> None:
     import json as json_module
 
-    from rich.markup import escape
     from rich.table import Table
 
     from profiler.cli import console
@@ -97,13 +99,13 @@ def _show_devices(store: Store, *, json: bool) -> None:
     leases = store.leases()
     if json:
         content = [{**vars(state), "owner": None if state.owner is None else str(state.owner)} for state in leases]
-        console.print_raw(json_module.dumps(content, indent=2))
+        console.print_json(json_module.dumps(content, indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("device", "now", "leases", "late results refused"):
         table.add_column(title, overflow="fold")
     for state in leases:
-        table.add_row(state.device, escape(words_of(state)), str(state.attempt + 1), str(state.refused))
+        table.add_row(state.device, words_of(state), str(state.attempt + 1), str(state.refused))
     for name in sorted(set(config.load()) - {state.device for state in leases}):
         table.add_row(name, "idle: nothing was measured on it for this database", "0", "0")
     console.out.print(table)
@@ -112,7 +114,6 @@ def _show_devices(store: Store, *, json: bool) -> None:
 def _show_run(store: Store, run_id: str, *, json: bool) -> None:
     import json as json_module
 
-    from rich.markup import escape
     from rich.table import Table
 
     from profiler.cli import console
@@ -120,22 +121,19 @@ def _show_run(store: Store, run_id: str, *, json: bool) -> None:
 
     found = of_run(store, run_id)
     if json:
-        console.print_raw(json_module.dumps(as_json(found), indent=2))
+        console.print_json(json_module.dumps(as_json(found), indent=2))
         return
     table = Table(box=None, pad_edge=False, title=f"run {run_id}", title_justify="left")
     for title in ("device", "state", "since (UTC)", "measured", "failed"):
         table.add_column(title, overflow="fold")
     for one in found:
         state = one.state if one.reason is None else f"{one.state}: {one.reason}"
-        # Reasons hold words of devices.
-        table.add_row(
-            one.device, escape(state), _time(one.since_unix_s), f"{one.measured} of {one.cases}", str(one.failed)
-        )
+        table.add_row(one.device, state, _time(one.since_unix_s), f"{one.measured} of {one.cases}", str(one.failed))
     console.out.print(table)
     at_work = any(one.state.startswith("measuring") for one in found)
     if not at_work and any(one.measured + one.failed < one.cases for one in found):
-        command = "search" if "search" in store.plan(run_id) else "fleet run"
-        console.out.print(f"go on with: edgeprof {command} --resume {run_id}", markup=False)
+        words = ["search"] if "search" in store.plan(run_id) else ["fleet", "run"]
+        console.line(f"go on with: {advice.of_run(*words, '--resume', run_id)}")
 
 
 def _time(unix_s: float | None) -> str:

@@ -41,7 +41,9 @@ def command(
     console.refuse_load(result)
     analysis = result.analysis
     view = decide.view(analysis, x, y, pool=pool)
-    if json or csv:
-        console.print_raw(export.frontier_json(analysis, view) if json else export.frontier_csv(analysis, view))
+    if json:
+        console.print_json(export.frontier_json(analysis, view))
+    elif csv:
+        console.print_raw(export.frontier_csv(analysis, view))
     else:
         table.frontier_table(analysis, view, console.out)

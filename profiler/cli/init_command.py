@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from profiler import advice
 from profiler.cli import options as o
 from profiler.errors import StudyError
 
@@ -39,7 +40,7 @@ def command(
     if data is not None and Path(data).exists():
         data = _from(output.parent, Path(data))
     output.write_text(_text(output, model, data, inputs, default_variants("default")), encoding="utf-8")
-    console.out.print(f"{output} written; next: edgeprof run {output}", markup=False, soft_wrap=True)
+    console.line(f"{output} written; next: {advice.command('run', output)}")
 
 
 def _quoted(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from profiler import advice
 from profiler.cli import options as o
 from profiler.errors import StudyError, unknown
 from profiler.units import parse_seconds
@@ -102,7 +103,7 @@ def command(
     from profiler.units import parse_bytes
 
     if (model is None) == (show is None):
-        raise StudyError("give either a model to load, or --show RUN (`edgeprof runs` lists them).")
+        raise StudyError(f"give either a model to load, or --show RUN (`{advice.of_run('runs')}` lists them).")
     if show is not None:
         stored = api.open_run(show, out=out, database=database)
         if stored.run.study.load is None:

@@ -59,7 +59,7 @@ def command(
         found = mlperf.compare(study, asked, progress)
     paths = [] if logs is None else mlperf.write_logs(found, logs)
     if json:
-        console.print_raw(json_module.dumps(found.to_json() | {"logs": [str(path) for path in paths]}, indent=2))
+        console.print_json(json_module.dumps(found.to_json() | {"logs": [str(path) for path in paths]}, indent=2))
     else:
         _show(found, paths)
     raise typer.Exit(EXIT_OK if found.summary.valid else EXIT_NO_CASE)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from backends.spec import split_list
+from profiler import advice
 from profiler.errors import StudyError
 from profiler.units import parse_bytes, parse_drop, parse_seconds, parse_share
 
@@ -21,9 +22,29 @@ Model = Annotated[
     str, typer.Argument(help="An .onnx file, or package.module:factory giving a torch module or sklearn estimator.")
 ]
 Run = Annotated[str, typer.Argument(help="A run's id, the beginning of one, or latest.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run database, caches and reports.")]
+
+
+def _out(value: Path) -> Path:
+    advice.runs_lie_in(value, advice.database())
+    return value
+
+
+def _database(value: str | None) -> str | None:
+    advice.database_is(value)
+    return value
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run database, caches and reports.", callback=_out)]
 Database = Annotated[
-    str | None, typer.Option("--database", help="SQLAlchemy URL, instead of SQLite in the --out folder.")
+    str | None,
+    typer.Option("--database", help="SQLAlchemy URL, instead of SQLite in the --out folder.", callback=_database),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any setting of a study file, e.g. --set energy.windows=20 --set effort.rounds=3; wins over options.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 Data = Annotated[
@@ -47,7 +68,10 @@ Shapes = Annotated[
     list[str] | None,
     typer.Option("--shape", help="name=3,224,224 without the batch axis, for random inputs when there is no --data."),
 ]
-MaxDrop = Annotated[str | None, typer.Option("--max-drop", help="Largest accepted accuracy loss, e.g. 1pt.")]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option("--max-drop", help="Largest accepted accuracy loss, e.g. 1pt; 0.5 or 0.5dB in a metric's own unit."),
+]
 SloP99 = Annotated[str | None, typer.Option("--slo-p99", help="Largest accepted p99 latency, e.g. 5ms.")]
 MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="Largest accepted peak RSS, e.g. 512MB.")]
 MaxCost = Annotated[float | None, typer.Option("--max-cost", help="Largest accepted USD per million inferences.")]
@@ -172,36 +196,50 @@ def confirm_changes(texts: Sequence[str], *, yes: bool) -> None:
     )
 
 
-def asked_study(file: Path | None, resume: str | None, *, out: Path, database: str | None, yes: bool) -> Study | None:
-    """The study of a file, or None where a run is to be resumed; what it changes on its targets was agreed to.
+def asked_study(
+    file: Path | None, resume: str | None, *, out: Path, database: str | None, yes: bool, allow_code: bool
+) -> Study | None:
+    """The study of a file, or None where a run is to be resumed; what it runs and changes on its targets was agreed to.
 
     Raises StudyError unless exactly one of the two is given.
     """
+    from profiler.cli.permission import confirm_code
     from profiler.study import read_study
 
     if (file is None) == (resume is None):
-        raise StudyError("give either a study file, or --resume RUN (`edgeprof runs` lists them).")
-    asked = None if file is None else read_study(file)
-    texts = (
-        asked.targets if asked is not None else stored_targets(str(resume), out=out, database=database, search=False)
-    )
-    confirm_changes(texts, yes=yes)
-    return asked
+        raise StudyError(f"give either a study file, or --resume RUN (`{advice.of_run('runs')}` lists them).")
+    if file is not None:
+        asked = read_study(file)
+        confirm_code(asked, allowed=allow_code, whose=f"the study {file}")
+        confirm_changes(asked.targets, yes=yes)
+        return asked
+    confirm_resumed(str(resume), out=out, database=database, search=False, yes=yes, allow_code=allow_code)
+    return None
 
 
-def stored_targets(run: str, *, out: Path, database: str | None, search: bool) -> tuple[str, ...]:
-    """The targets of a run that is to be resumed; none where it cannot be read, which resuming tells."""
+def confirm_resumed(run: str, *, out: Path, database: str | None, search: bool, yes: bool, allow_code: bool) -> None:
+    """The same for a run that is to be resumed: a database may be somebody else's."""
+    from profiler.cli.permission import confirm_code
+
+    stored = stored_study(run, out=out, database=database, search=search)
+    if stored is not None:
+        confirm_code(stored, allowed=allow_code, whose=f"run {run} of {database or out}")
+        confirm_changes(stored.targets, yes=yes)
+
+
+def stored_study(run: str, *, out: Path, database: str | None, search: bool) -> Study | None:
+    """The study of a run that is to be resumed; None where it cannot be read, which resuming tells."""
     from profiler.errors import StoreError
     from profiler.store import open_store
 
     try:
         store = open_store(database or out, create=False)
     except StoreError:
-        return ()
+        return None
     try:
-        return store.run(store.resolve(run, search=search, unfinished=True)).study.targets
+        return store.run(store.resolve(run, search=search, unfinished=True)).study
     except StoreError:
-        return ()
+        return None
     finally:
         store.close()
 
@@ -217,6 +255,7 @@ def study_settings(
     """The options of `profile` as the fields of a study. Raises EdgeprofError for texts that cannot be read."""
     if quick and thorough:
         raise StudyError("--quick and --thorough exclude each other.")
+    drop = None if max_drop is None else parse_drop(max_drop)
     return {
         **others,
         "variants": tuple(split_list(variants or "")),
@@ -228,7 +267,8 @@ def study_settings(
         "threads": numbers(threads, "--threads"),
         "input_shapes": shapes(shape),
         "constraints": {
-            "max_drop": None if max_drop is None else parse_drop(max_drop),
+            "max_drop": None if drop is None else drop.value,
+            "max_drop_unit": None if drop is None else drop.unit,
             "slo_p99_s": None if slo_p99 is None else parse_seconds(slo_p99),
             "max_memory_bytes": None if max_memory is None else parse_bytes(max_memory),
             "max_usd_per_million": max_cost,
@@ -240,6 +280,28 @@ def study_settings(
         "time_budget_s": None if time_budget is None else parse_seconds(time_budget),
         "memory_limit_bytes": None if memory_limit is None else parse_bytes(memory_limit),
     }
+
+
+def with_settings(fields: dict[str, Any], texts: list[str] | None) -> dict[str, Any]:
+    """Fields of a study with those of `--set place=value` in them; a value is TOML, or a text as it stands. Raises StudyError."""
+    from profiler.study import EFFORTS, toml_value
+
+    for text in texts or []:
+        place, equals, value = text.partition("=")
+        parts = [part.strip() for part in place.split(".")]
+        if not equals or not all(parts) or len(parts) > 2:
+            raise StudyError(
+                f"cannot read --set '{text}': expected a setting of a study file, such as energy.windows=20."
+            )
+        if len(parts) == 1:
+            fields = {**fields, parts[0]: toml_value(value)}
+            continue
+        table, name = parts
+        known = fields.get(table) or {}
+        if isinstance(known, str):
+            known = EFFORTS[known].model_dump() if table == "effort" and known in EFFORTS else {}
+        fields = {**fields, table: {**known, name: toml_value(value)}}
+    return fields
 
 
 def _effort(name: str, precision: str | None) -> Any:

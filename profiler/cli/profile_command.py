@@ -40,6 +40,7 @@ def command(
     limit: o.Limit = None,
     calibration_samples: o.CalibrationSamples = 256,
     shape: o.Shapes = None,
+    set_: o.Settings = None,
     seed: o.Seed = 0,
     time_limit: o.TimeLimit = "300s",
     memory_limit: o.MemoryLimit = None,
@@ -64,7 +65,7 @@ def command(
     from profiler.run import execute
     from profiler.study import make_study
 
-    study = make_study(**settings)
+    study = make_study(**o.with_settings(settings, set_))
     o.confirm_changes(study.targets, yes=yes)
     with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
         run_id = execute(study, out=out, progress=progress, database=database, cluster=place)

@@ -22,11 +22,15 @@ def command(
     """Write a run's report: one HTML file that needs no network; beside it a picture of the frontier, CSV and JSON."""
     from profiler import api
     from profiler.cli import console
+    from profiler.cli.app import EXIT_ERROR
     from profiler.report import export
 
     result = api.open_run(run, out=out, database=database)
     console.refuse_load(result)
     if json:
-        console.print_raw(export.to_json(result.analysis))
+        console.print_json(export.to_json(result.analysis))
     else:
-        console.out.print(str(result.report(to)), markup=False, soft_wrap=True)
+        page = console.write_files(result, to)
+        if page is None:
+            raise typer.Exit(EXIT_ERROR)
+        console.line(str(page))

@@ -9,6 +9,7 @@ import typer
 
 from profiler.cli import cluster_command as c
 from profiler.cli import options as o
+from profiler.cli import permission as p
 
 
 def command(
@@ -17,6 +18,7 @@ def command(
         str | None, typer.Option("--resume", help="Go on with an interrupted run: its id, or latest.")
     ] = None,
     yes: o.Yes = False,
+    allow_code: p.AllowCode = False,
     out: o.Out = o.OUT_DEFAULT,
     database: o.Database = None,
     cluster: c.Address = None,
@@ -29,7 +31,7 @@ def command(
     from profiler.cli.console import bars, show_result
     from profiler.run import execute
 
-    asked = o.asked_study(study, resume, out=out, database=database, yes=yes)
+    asked = o.asked_study(study, resume, out=out, database=database, yes=yes, allow_code=allow_code)
     with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:
         run_id = execute(asked, out=out, resume=resume, progress=progress, database=database, cluster=place)
     raise typer.Exit(show_result(api.open_run(run_id, out=out, database=database), json=json))

@@ -25,7 +25,7 @@ def command(out: o.Out = o.OUT_DEFAULT, database: o.Database = None, json: o.Jso
         # Nobody measures in this folder: it was killed.
         runs = [replace(run, status="interrupted") if run.status == "running" else run for run in runs]
     if json:
-        console.print_raw(json_module.dumps([asdict(run) for run in runs], indent=2))
+        console.print_json(json_module.dumps([asdict(run) for run in runs], indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("run", "begun (UTC)", "status", "model", "data", "cases", "failed or skipped"):

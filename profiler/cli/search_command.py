@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from backends.spec import split_list
+from profiler import advice
 from profiler.cli import cluster_command as c
 from profiler.cli import options as o
+from profiler.cli import permission as p
 from profiler.errors import StudyError
 
 DEFAULT_MAX_DROP = "1pt"
@@ -39,6 +41,7 @@ def command(
     limit_memory: o.LimitMemory = None,
     limit_cpus: o.LimitCpus = None,
     yes: o.Yes = False,
+    allow_code: p.AllowCode = False,
     batches: Annotated[str, typer.Option("--batch", "--batches", help="Batch sizes, e.g. 1,8,32.")] = "1",
     threads: o.Threads = "1",
     calibration: o.Calibration = None,
@@ -67,6 +70,7 @@ def command(
     limit: o.Limit = None,
     calibration_samples: o.CalibrationSamples = 256,
     shape: o.Shapes = None,
+    set_: o.Settings = None,
     seed: o.Seed = 0,
     time_limit: o.TimeLimit = "300s",
     memory_limit: o.MemoryLimit = None,
@@ -82,7 +86,7 @@ def command(
 ) -> None:
     """Find the frontier of variants, backends, batches and threads within a time budget."""
     if (model is None) == (resume is None):
-        raise StudyError("give either a model, or --resume RUN (`edgeprof runs` lists them).")
+        raise StudyError(f"give either a model, or --resume RUN (`{advice.of_run('runs')}` lists them).")
     from profiler import api
     from profiler.cli.console import bars, show_result
     from profiler.search.run import Asked, execute_search
@@ -100,16 +104,17 @@ def command(
             calibration=calibration, metric=metric, limit=limit, seed=seed, calibration_samples=calibration_samples,
             target=target, cores=cores, power_mode=power_mode, limit_memory=limit_memory, limit_cpus=limit_cpus,
         )  # fmt: skip
-        study = make_study(**{**settings, "variants": tuple(split_list(variants or ""))})
+        named = {**settings, "variants": tuple(split_list(variants or ""))}
+        study = make_study(**o.with_settings(named, set_))
         if len(study.targets) > 1:
             raise StudyError(
                 f"a search races on one machine under one set of conditions, got {len(study.targets)}: "
                 f"{', '.join(study.targets)}."
             )
-    o.confirm_changes(
-        study.targets if study is not None else o.stored_targets(str(resume), out=out, database=database, search=True),
-        yes=yes,
-    )
+    if study is not None:
+        o.confirm_changes(study.targets, yes=yes)
+    else:
+        o.confirm_resumed(str(resume), out=out, database=database, search=True, yes=yes, allow_code=allow_code)
     # Who names the candidates gets those.
     asked = Asked(objective, alpha, seeds, enough=_share(enough), mixed=variants is None)  # type: ignore[arg-type]  # checked there, with the known ones
     with c.connected(cluster, cluster_keys, insecure=cluster_insecure) as place, bars() as progress:

@@ -50,7 +50,7 @@ def command(
         store.close()
     if json:
         rows = [{key: value for key, value in asdict(check).items() if key != "figures"} for check in done.checks]
-        console.print_raw(
+        console.print_json(
             json_module.dumps({"sentence": done.sentence, **asdict(done.record), "checks": rows}, indent=2)
         )
     else:

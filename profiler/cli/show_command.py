@@ -31,13 +31,13 @@ def command(
     analysis = result.analysis
     if case is None:
         if json:
-            console.print_raw(export.to_json(analysis))
+            console.print_json(export.to_json(analysis))
         else:
             table.cases_table(analysis, console.out)
         return
     found = analysis.case(case)
     limit = Limits.of(analysis, result.folder / CACHE_NAME).share(found)
     if json:
-        console.print_raw(export.case_json(analysis, found, limit=limit))
+        console.print_json(export.case_json(analysis, found, limit=limit))
     else:
         table.case_details(analysis, found, console.out, limit=limit)

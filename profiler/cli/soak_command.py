@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from profiler import advice
 from profiler.cli import options as o
 from profiler.errors import StudyError
 
@@ -61,11 +62,11 @@ def command(
 ) -> None:
     """Heat the device up: burst from a cool start, sustained once hot, and the ratio of both."""
     if (model is None) == (show is None):
-        raise StudyError("give either a model to soak, or --show RUN (`edgeprof runs` lists them).")
+        raise StudyError(f"give either a model to soak, or --show RUN (`{advice.of_run('runs')}` lists them).")
     from backends.spec import split_list
     from profiler import api
     from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
-    from profiler.cli.console import bars, print_raw
+    from profiler.cli.console import bars, print_json
     from profiler.cli.console import out as console
     from profiler.run import execute
     from profiler.soak_result import read_soak
@@ -99,11 +100,12 @@ def command(
     if not soak.courses and not failures:
         raise StudyError(f"run {run.id} holds no soak: `edgeprof soak MODEL` makes one.")
     if json:
-        print_raw(_json(run.id, soak))
+        print_json(_json(run.id, soak))
     else:
         for line in [*_table(soak), *(f"failed: {failure}" for failure in failures)]:
             console.print(line, markup=False, soft_wrap=True)
-        console.print(f"\nrun {run.id}; again with: edgeprof soak --show {run.id}", markup=False, soft_wrap=True)
+        again = advice.of_run("soak", "--show", run.id)
+        console.print(f"\nrun {run.id}; again with: {again}", markup=False, soft_wrap=True)
     from profiler.stats.thermal import SustainedRatio
 
     measured = any(isinstance(case.ratio, SustainedRatio) for case in soak.cases)

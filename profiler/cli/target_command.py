@@ -111,7 +111,7 @@ def list_(
 
     targets = config.load()
     if json:
-        console.print_raw(json_module.dumps({name: asdict(spec) for name, spec in targets.items()}, indent=2))
+        console.print_json(json_module.dumps({name: asdict(spec) for name, spec in targets.items()}, indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for title in ("target", "command", "device", "state"):
@@ -198,7 +198,7 @@ def probe(
         config.update(spec.name, device=found.device)
         remembered = f"remembered for {name}" + (f" (it was {spec.device})" if spec.device else "")
     if json:
-        console.print_raw(json_module.dumps(asdict(found), indent=2))
+        console.print_json(json_module.dumps(asdict(found), indent=2))
     elif draft != "-":
         for label, text in [*_found_lines(found), *([("remembered", remembered)] if remembered else [])]:
             console.out.print(f"{label:<13} {text}", markup=False, highlight=False, soft_wrap=True)

@@ -46,7 +46,7 @@ def command(
     if json:
         rows = [asdict(record) | {"path": str(store.path(record.sha256))} for record in made]
         content = {"artifacts": rows, "failures": [asdict(failure) for failure in failures]}
-        console.print_raw(json_module.dumps(content, indent=2))
+        console.print_json(json_module.dumps(content, indent=2))
         _end(made, failures)
         return
     table = Table(box=None, pad_edge=False)

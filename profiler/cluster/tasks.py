@@ -85,7 +85,7 @@ def _facts() -> str:
             packages[name] = None
     return json.dumps(
         {
-            "edgeprof": bundle.modules_name(),
+            "edgeprof": bundle.whole_name(),
             "python": ".".join(platform.python_version_tuple()[:2]),
             "packages": packages,
             "host": here.hostname,

@@ -227,7 +227,8 @@ def _priced_device(
         notes += [warning] if (warning := stale_warning(profile.id, listed.date, today)) else []
     else:
         return NotMeasured(
-            f"no sourced price for {profile.id}: give what you pay for one device in US dollars (device_usd)"
+            f"no sourced price for {profile.id}, and no option says what you pay for one: add `usd` to a profile of your own "
+            "(docs/adding-a-device.md), or declare another device with --as"
         )
     kwh = options.usd_per_kwh
     electricity_note = None

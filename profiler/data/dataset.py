@@ -25,7 +25,7 @@ class Dataset:
     inputs: Mapping[str, Array]
     """Array by model input, batch axis first, n rows each."""
     labels: Array | None
-    """Class indexes (integers, shape (n,)) or target values (floats, shape (n,) or (n, …))."""
+    """Class indexes (integers) or names (texts), shape (n,), or target values (floats, shape (n,) or (n, …))."""
     groups: NDArray[np.str_] | None
     """Name of each row's subgroup, shape (n,)."""
     ids: NDArray[np.str_] | None
@@ -150,9 +150,10 @@ def _check_finite(what: str, array: Array) -> None:
 
 
 def _checked_labels(name: str, labels: Array, rows: int) -> Array:
-    if labels.dtype.kind not in "iufb":
+    if labels.dtype.kind not in "iufbUS":
         raise DataError(
-            f"the labels of data '{name}' are {labels.dtype.name}: give class indexes (integers) or target values (floats)."
+            f"the labels of data '{name}' are {labels.dtype.name}: give class indexes (integers), class names (texts) or target "
+            "values (floats)."
         )
     if labels.ndim == 0 or labels.shape[0] != rows:
         raise DataError(
@@ -160,6 +161,8 @@ def _checked_labels(name: str, labels: Array, rows: int) -> Array:
         )
     if labels.size == 0:
         raise DataError(f"the labels of data '{name}' have shape {labels.shape}: there is no value for a row.")
+    if labels.dtype.kind in "US":
+        return _texts(name, "labels", labels[:, 0] if labels.shape[1:] == (1,) else labels, rows)
     _check_finite(f"array 'labels' of data '{name}'", labels)
     if labels.dtype.kind in "iub" and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

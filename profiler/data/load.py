@@ -16,6 +16,9 @@ from profiler.data.images import Preprocessing, read_images
 from profiler.data.npz import read_npz
 from profiler.errors import DataError, StudyError
 
+_LABEL_LIKE = frozenset({"label", "y", "ys", "target", "targets", "y_true", "y_test", "classes"})
+"""Names under which labels are saved where nobody said which."""
+
 
 def load_dataset(
     source: str | Path | Mapping[str, ArrayLike],
@@ -101,7 +104,9 @@ def _fitted(
     try:
         check_feeds([_any_batch(info) for info in inputs], feeds)
     except FeedError as error:
-        raise DataError(f"data '{name}' does not fit the model: {error}") from error
+        stray = [key for key in feeds if key not in expected and key.lower() in _LABEL_LIKE]
+        hint = f" If '{stray[0]}' holds the labels, save it under the name 'labels'." if stray else ""
+        raise DataError(f"data '{name}' does not fit the model: {error}{hint}") from error
     _check_shared_dimensions(name, inputs, feeds)
     feeds = {info.name: feeds[info.name] for info in inputs}
     whole = Dataset.of(name, feeds, extras.get("labels"), extras.get("groups"), extras.get("ids"), notes)
@@ -163,6 +168,8 @@ def _converted(name: str, key: str, array: Array, wanted: str) -> tuple[Array, t
         )
     else:
         return array, ()
+    if array.dtype.name == wanted:
+        return converted, (f"input '{key}' was converted from the other byte order",)
     return converted, (f"input '{key}' was converted from {array.dtype.name} to {wanted}",)
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from backends.spec import split_list
 from profiler.explain.evidence import Evidence, Layer, Op, Side
+from profiler.repeat import study_command
+from profiler.study import make_study
 
 WEIGHTED = re.compile(r"Conv|MatMul|Gemm|^FullyConnected|^MatMulNBits$|Attention|LSTM|GRU")
 """Executed ops that multiply, by the names of onnxruntime and OpenVINO."""
@@ -99,12 +102,22 @@ def reference_seconds(evidence: Evidence, names: set[str]) -> float | None:
     return seconds_of(mine) if mine else None
 
 
-def profile_command(evidence: Evidence, variants: str, more: str = "") -> str:
-    """The command that would measure `variants` on the same model and backend."""
-    data = f" --data {evidence.data}" if evidence.data else ""
-    data += f" --calibration {evidence.calibration}" if evidence.calibration else ""
-    backend = evidence.variant.backend.partition("{")[0]
-    return f"edgeprof profile {evidence.model}{data} --variants '{variants}' --backends '{backend}'{more}"
+def profile_command(
+    evidence: Evidence, variants: str, *, batches: tuple[int, ...] = (), threads: tuple[int, ...] = ()
+) -> str:
+    """The command that would measure `variants` on the same backend and asks the run's study otherwise.
+
+    Variants that failed in this run are left out; where none remains, words say so in place of a command.
+    """
+    asked = split_list(variants)
+    left = tuple(text for text in asked if text not in evidence.failed)
+    if not left:
+        return f"not here: {asked[0]} failed in this run ({evidence.failed[asked[0]]})"
+    study = evidence.study or make_study(model=evidence.model, data=evidence.data)
+    changed: dict[str, object] = {"variants": left, "backends": (evidence.variant.backend.partition("{")[0],)}
+    changed |= {"batches": batches} if batches else {}
+    changed |= {"threads": threads} if threads else {}
+    return study_command(study.model_copy(update=changed), place=True)
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from statistics import median
 
+from profiler import advice
 from profiler.explain.cause import (
     WEIGHTED,
     Cause,
@@ -103,7 +104,7 @@ def _conversions(evidence: Evidence) -> Iterator[Cause]:
         "conversions", "changing the representation between ops takes time that the reference does not need", "speed", "estimate",
         lost, "time in casts, Q/DQ, reorders and transposes beyond the reference's",
         (f"{kinds_of(mine)}: {shown(seconds_of(mine))}, in the reference {shown(before)}",),
-        ("edgeprof explain … --show-ops    (which ops they stand between)",),
+        (f"{advice.of_run('explain', evidence.run, evidence.variant.case, '--show-ops')}    (which ops they stand between)",),
     )  # fmt: skip
 
 

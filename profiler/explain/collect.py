@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from backends import spec
 from backends.base import OpTime, SessionFacts, read_op_time
-from profiler import artifacts, prepare
+from profiler import artifacts, plain, prepare
 from profiler.analysis import Analysis, CaseResult
 from profiler.artifacts import ArtifactStore
 from profiler.errors import EdgeprofError, StudyError
@@ -27,6 +27,7 @@ from profiler.explain.evidence import (
 )
 from profiler.explain.layers import Names, file_facts
 from profiler.job import Job
+from profiler.named_code import named_code
 from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate
@@ -82,10 +83,12 @@ def collect(
     *,
     goes: int = GOES,
     progress: Progress | None = None,
+    allow_code: bool = False,
 ) -> Evidence:
     """Load both cases and profile them in turns. `folder` is the run's --out.
 
-    A case that cannot run is evidence too. Raises StudyError when nothing of the comparison is possible: the artifacts are
+    A case that cannot run is evidence too. A function that the run's study names as its data is called with `allow_code` only;
+    random rows stand in otherwise. Raises StudyError when nothing of the comparison is possible: the artifacts are
     gone, the reference does not run, or `goes` is no count.
     """
     if goes < 1:
@@ -98,18 +101,37 @@ def collect(
         raise StudyError(f"the artifacts of run {run.id} are not in {folder}: run the study again, or give its --out.")
     source = store_of_files.path(reference.sha256)
     with prepare.working_folder() as scratch:
-        prepared, notes = _prepared(analysis, source, Path(scratch))
+        prepared, notes = _prepared(analysis, source, Path(scratch), allow_code=allow_code)
         job = Job(run.id, run.study, store, store_of_files, records, prepared, folder, progress)
         failure = result.failure if result.status == "failed" and result.case.variant not in records else None
         with job.modes:
             return compare(
                 job, result.case, against.case, goes=goes, accuracy_change=_accuracy(result), notes=notes,
                 failure=None if failure is None else (failure.kind, failure.message),
+                failed=_failed(analysis, result.case.backend),
             )  # fmt: skip
 
 
-def _prepared(analysis: Analysis, source: Path, scratch: Path) -> tuple[prepare.Prepared, tuple[str, ...]]:
-    study = analysis.run.study.model_copy(update={"model": str(source), "calibration": None})
+def _failed(analysis: Analysis, backend: str) -> dict[str, str]:
+    """Variants of the run that could not be made, or that failed on this backend."""
+    return {
+        case.case.variant: plain.one_line(case.failure.message)[:160]
+        for case in analysis.cases
+        if case.status == "failed" and case.failure is not None and case.case.backend in (backend, "—")
+    }
+
+
+def _prepared(
+    analysis: Analysis, source: Path, scratch: Path, *, allow_code: bool
+) -> tuple[prepare.Prepared, tuple[str, ...]]:
+    study = analysis.run.study.model_copy(
+        update={"model": str(source), "calibration": None, "metric": None, "energy": None}
+    )
+    if (code := named_code(study)) and not allow_code:
+        study = study.model_copy(update={"data": None})
+        return prepare.prepare(study, (), scratch), (
+            f"random inputs stand for the run's data, which is code: {code[0]} (--allow-code calls it)",
+        )
     try:
         return prepare.prepare(study, (), scratch), ()
     except EdgeprofError as error:
@@ -149,6 +171,7 @@ def compare(
     accuracy_change: float | None = None,
     failure: tuple[str, str] | None = None,
     notes: tuple[str, ...] = (),
+    failed: Mapping[str, str] | None = None,
 ) -> Evidence:
     """Profile two cases of a job in turns; the job's artifacts hold the unmodified model and the variants of both.
 
@@ -158,8 +181,9 @@ def compare(
     files = _Files(job)
     mine, other = _side(case, files), _side(against, files)
     base = Evidence(
-        job.study.model, job.study.data, mine, other, None, accuracy_change, failure, (), notes, job.study.calibration
-    )
+        job.study.model, job.study.data, mine, other, None, accuracy_change, failure, (), notes, job.study, job.run_id,
+        dict(failed or {}),
+    )  # fmt: skip
     if failure is not None:
         return base
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from backends.base import OpTime, SessionFacts
+from profiler.study import Study
 
 Stored = Literal["float", "f16", "f8", "qdq", "activations", "weights", "dynamic", "weight-only", "operator"]
 """How a file holds an op with weights: float; float16; float8 weights as Q/DQ; int8 weights and activations as Q/DQ; Q/DQ
@@ -115,8 +116,12 @@ class Evidence:
     """Kind and words of the failure, when the variant never ran."""
     counterfactuals: tuple[Counterfactual, ...] = ()
     notes: tuple[str, ...] = ()
-    calibration: str | None = None
-    """Where the run took its calibration rows from, when not from the data."""
+    study: Study | None = None
+    """What the run was asked: commands that go on from it ask the same of everything that they do not change."""
+    run: str = "latest"
+    """The run's id."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Variants that could not be made in this run, or did not run on this backend: why, by variant."""
 
 
 def without_overhead(ops: Sequence[OpTime], wall_s: float) -> tuple[float, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from profiler.errors import ModelError
 from profiler.explain.evidence import FileFacts, Layer, Stored
@@ -46,9 +46,10 @@ class _Graph:
 
 def file_facts(model: ModelProto, batch: int) -> FileFacts:
     """Read a model file for inferences of `batch` rows. Pure; needs its weights loaded."""
-    graph = _read(model, batch)
-    layers = [layer for node in model.graph.node if (layer := _layer(node, graph)) is not None]
-    light = Counter(node.op_type for node in model.graph.node if _is_light(node, graph))
+    # Bodies of If, Loop and Scan hold weights like the main graph; how often a body runs, and on what sizes, no file says.
+    scopes = list(_scopes(model.graph, _read(model, batch)))
+    layers = [layer for nodes, graph in scopes for node in nodes if (layer := _layer(node, graph)) is not None]
+    light = Counter(node.op_type for nodes, graph in scopes for node in nodes if _is_light(node, graph))
     nodes = frozenset(node.name for node in walk_nodes(model) if node.name)
     return FileFacts(dict(sorted(count_ops(model).items())), tuple(layers), dict(sorted(light.items())), nodes)
 
@@ -115,17 +116,37 @@ def _read(model: ModelProto, batch: int) -> _Graph:
         known = read_graph(model, batch).tensors
     except ModelError:  # another batch is fixed: the numbers of multiplications are then unknown
         known = {}
-    shapes = {name: tensor.shape for name, tensor in known.items()}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
+    return _indexed(model.graph, {name: tensor.shape for name, tensor in known.items()})
+
+
+def _indexed(graph: GraphProto, shapes: Mapping[str, tuple[int, ...]]) -> _Graph:
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
     consumers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
+    for node in graph.node:
         for name in node.input:
             consumers.setdefault(name, []).append(node)
-    producers = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in graph.node for name in node.output}
     return _Graph(constants, producers, consumers, shapes)
+
+
+def _scopes(graph: GraphProto, scope: _Graph) -> Iterator[tuple[Sequence[NodeProto], _Graph]]:
+    """The nodes of a graph with what they see, then those of each body: its own values, and those of the graphs around it."""
+    yield graph.node, scope
+    for node in graph.node:
+        for item in node.attribute:
+            for body in (*([item.g] if item.type == AttributeProto.GRAPH else []), *item.graphs):
+                own = _indexed(body, {})
+                # Two branches may use one name for different values, and a body's value may be called as none around it is.
+                inside = _Graph(
+                    {**scope.constants, **own.constants},
+                    {**scope.producers, **own.producers},
+                    own.consumers,
+                    {name: shape for name, shape in scope.shapes.items() if name not in own.producers},
+                )
+                yield from _scopes(body, inside)
 
 
 def _layer(node: NodeProto, graph: _Graph) -> Layer | None:

@@ -147,7 +147,7 @@ def tiny_model(evidence: Evidence) -> Iterator[Cause]:
         (f"{total:,} multiply-accumulates take at most {shown(arithmetic)} of {shown(wall)}",
          *(() if inside is None else (f"{shown(max(0.0, wall - inside))} pass outside of all ops",)),
          *(() if side.ops is None else (f"{len(side.ops)} ops are started",))),
-        (f"several rows in one inference: {profile_command(evidence, side.variant, ' --batch 1,8,32')}",
+        (f"several rows in one inference: {profile_command(evidence, side.variant, batches=(1, 8, 32))}",
          "fewer and larger ops (fuse, prune layers); no precision makes starting an op cheaper"),
     )  # fmt: skip
 
@@ -219,7 +219,7 @@ def thread_contention(evidence: Evidence) -> Iterator[Cause]:
     yield Cause(
         "thread-contention", f"{side.threads} threads share {machine.usable_cores} cores", "speed", "fact", lost, how,
         (f"{side.threads} threads were asked for, {machine.usable_cores} cores may be used (affinity, container quota)",),
-        (profile_command(evidence, side.variant, f" --threads {machine.usable_cores}"),),
+        (profile_command(evidence, side.variant, threads=(machine.usable_cores,)),),
         decisive=lost is not None and lost >= CONTENDED_SHARE * (wall_of(side) or 0.0), measured=lost is not None,
     )  # fmt: skip
 

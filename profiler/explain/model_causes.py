@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from profiler import advice
 from profiler.explain.cause import (
     WEIGHTED,
     Cause,
@@ -46,7 +47,7 @@ def never_ran(evidence: Evidence) -> Cause:
     }.get(kind, f"it failed ({kind})")
     return Cause(
         "failed", title, "speed", "fact", None, "nothing ran, so nothing was measured", (words,),
-        (f"edgeprof show latest '{evidence.variant.case}'    (the failure in full)",), decisive=True,
+        (f"{advice.of_run('show', evidence.run, evidence.variant.case)}    (the failure in full)",), decisive=True,
     )  # fmt: skip
 
 
@@ -119,8 +120,10 @@ def unfused_qdq(evidence: Evidence) -> Iterator[Cause]:
     names = ", ".join(sorted({op.layer or op.time.name for op in loose})[:4])
     left = f"{len(loose)} of {len(inside)} quantized layers ran in float all the same" + (f": {names}" if names else "")
     if executed and _quantizes_all(side) and len(executed) > max(2, sum(side.file.light.values())):
+        light = ", ".join(sorted(side.file.light)[:4])
         yield Cause(
-            "all-ops-qdq", "every op type was quantized, and most have no int8 kernel", "speed", "fact", lost, how,
+            "all-ops-qdq", f"ops without weights were quantized too ({light}), which have no int8 kernel", "speed", "fact", lost,
+            how,
             (f"{len(executed)} QuantizeLinear/DequantizeLinear are executed, {shown(seconds_of(executed))}",
              f"Q/DQ around ops without weights: {counted(side.file.light)}", *((left,) if loose else ())),
             (f"quantize ops with weights only: {profile_command(evidence, 'int8-static{per_channel=true}')}",
@@ -131,15 +134,15 @@ def unfused_qdq(evidence: Evidence) -> Iterator[Cause]:
         return
     switched_off = side.options.get("opt") in {"off", "basic"}
     bare = sum(layer.stored == "activations" for layer in inside.values())
-    advice = [f"let the backend fuse: leave opt={side.options['opt']} out of '{side.backend}'"] if switched_off else []
+    hints = [f"let the backend fuse: leave opt={side.options['opt']} out of '{side.backend}'"] if switched_off else []
     if bare:
         types = sorted(
             {"Conv", "Gemm", "MatMul"} | {layer.op_type for layer in inside.values() if layer.stored == "activations"}
         )
         recipe = f"int8-static{{op_types={'|'.join(types)},per_channel=true}}"
-        advice.append(f"quantize the weights too: {profile_command(evidence, recipe)}")
+        hints.append(f"quantize the weights too: {profile_command(evidence, recipe)}")
     if bare < len(loose):
-        advice.append(
+        hints.append(
             "keep these layers in float, so that their Q/DQ go: the option skip=NAME|NAME of int8-static (Conv:0 is the first "
             "one)"
         )
@@ -148,7 +151,7 @@ def unfused_qdq(evidence: Evidence) -> Iterator[Cause]:
         (left, f"{len(executed)} QuantizeLinear/DequantizeLinear are executed, {shown(seconds_of(executed))}",
          *((f"graph optimisation is opt={side.options['opt']}",) if switched_off else ()),
          *((f"{bare} layers have Q/DQ around their activations and float weights",) if bare else ())),
-        tuple(advice),
+        tuple(hints),
     )  # fmt: skip
 
 

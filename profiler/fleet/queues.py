@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from types import TracebackType
 
+from profiler import advice
 from profiler.budget import Budget
 from profiler.errors import BudgetError, StoreError, TargetError
 from profiler.fleet.devices import LOCAL, lanes, lease_name
@@ -186,8 +187,8 @@ class Queues:
         reasons = "; ".join(f"{device}: {str(error).rstrip('.')}" for device, error in sorted(self._problems.items()))
         return DevicesLeft(
             f"{count - len(self._problems)} of {count} devices are measured, not {reasons}. "
-            f"Their cases stay unmeasured until `edgeprof run --resume {self._job.run_id}` goes on with them; "
-            f"`edgeprof report {self._job.run_id}` tells what was measured.",
+            f"Their cases stay unmeasured until `{self._job.resume}` goes on with them; "
+            f"`{advice.of_run('report', self._job.run_id)}` tells what was measured.",
             self._job.run_id,
         )
 

@@ -98,7 +98,10 @@ def decide_max_rate(rates: Sequence[MaxRate]) -> list[str]:
 
 
 def rate_text(rate: MaxRate) -> str:
-    """`1,240 requests/s (95 %: 1,180–1,300), confirmed`."""
+    """`1,180 requests/s (the lower end of 95 %: 1,180–1,300; best estimate 1,240), confirmed`.
+
+    The lower end stands first: bursts that these minutes did not show can only lower the true rate.
+    """
     estimate = rate.estimate
     if estimate is None or estimate.rate_per_s is None:
         return "no rate"
@@ -106,7 +109,11 @@ def rate_text(rate: MaxRate) -> str:
         text = f"{significant(estimate.rate_per_s)} requests/s or more"
     else:
         low, high = (("unknown" if end is None else significant(end)) for end in (estimate.low, estimate.high))
-        text = f"{significant(estimate.rate_per_s)} requests/s (95 %: {low}–{high})"
+        best = significant(estimate.rate_per_s)
+        text = (
+            f"{best} requests/s (95 % of what these runs showed: {low}–{high})" if estimate.low is None or low == best
+            else f"{low} requests/s (the lower end of 95 % of what these runs showed: {low}–{high}; best estimate {best})"
+        )  # fmt: skip
     if 2 * estimate.invalid_runs > len(estimate.runs):
         text += f", from {len(estimate.runs) - estimate.invalid_runs} of {len(estimate.runs)} runs only"
     return f"{text}, {confirmation_text(rate)}"

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import BudgetError, StudyError
-from profiler.job import Job
+from profiler.job import Job, add
 from profiler.load import figures, schedule
 from profiler.load.scenario import LoadPlan, Setting
 from profiler.records import FailureRecord, LoadRecord
@@ -152,7 +152,7 @@ class _Stage:
 
     def store(self, record: LoadRecord) -> LoadRecord:
         """Store it and remember it."""
-        self.job.store.add(self.job.run_id, record)
+        add(self.job, record)
         self.stored[record.run] = record
         return record
 

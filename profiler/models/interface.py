@@ -29,7 +29,7 @@ def restore_interface(model: ModelProto, original: ModelProto) -> str | None:
                 return f"{field} '{name}' has another type or rank"
         # Declared as the original says: a simplifier may have inferred more than holds, or forgotten symbols.
         values = [ValueInfoProto.FromString(value.SerializeToString()) for value in should.values()]
-        model.graph.ClearField(field)  # type: ignore[arg-type]
+        model.graph.ClearField(field)
         getattr(model.graph, field).extend(values)
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 
 from profiler.data.dataset import check_labels
 from profiler.errors import DataError, unknown
+from profiler.quality.candidates import Candidate, class_codes, is_text
+from profiler.quality.choice import Purpose, Unclear
 from profiler.quality.metrics import BaseMetric
-from profiler.quality.outputs import NO_CLASS, Array, class_output, label_output, predictions, value_output
+from profiler.quality.outputs import NO_CLASS, Array
 
 # Probabilities that went through 8 bits no longer add up to 1; logits rarely come this close to it by chance.
 _SUM_OF_PROBABILITIES = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
-class _Classes(BaseMetric):
+class ClassMetric(BaseMetric):
     """Predicted and true class of each row, also from a single column."""
 
     threshold: float | None = None
@@ -28,20 +30,30 @@ class _Classes(BaseMetric):
     def _classes(
         self, outputs: Mapping[str, Array], labels: Array | None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        predicted = predictions(outputs, output=self.output)
-        if predicted is None:
-            predicted, n_classes = self._thresholded(value_output(outputs, self.output)), 2
-        else:
-            columns = class_output(outputs, self.output) if label_output(outputs, self.output) is None else None
-            n_classes = np.iinfo(np.int64).max if columns is None else columns.shape[1]
-        true = _as_classes(self.name, self.checked(labels, len(predicted)))
+        labels = self.checked(labels, _rows(outputs))
+        candidate = self.chosen(outputs, labels)
+        predicted = self.answers(candidate)
+        true = _as_classes(self.name, labels, text=is_text(candidate.array))
         # A model that says the class itself may have classes beyond its columns; sklearn keeps the values it was trained with.
-        if n_classes < np.iinfo(np.int64).max:
-            check_labels(true, n_classes)
+        if candidate.form in ("columns", "column"):
+            check_labels(true, 2 if candidate.form == "column" else candidate.array.shape[1])
         return predicted, true
 
+    def answers(self, candidate: Candidate) -> NDArray[np.int64]:
+        """The class that each row says, shape (n,). Raises `Unclear` for a column that needs a threshold."""
+        if candidate.form in ("class", "ranked", "columns"):
+            return candidate.classes
+        return self._thresholded(candidate.array)
+
+    def settled(self, candidate: Candidate) -> ClassMetric:
+        """The same with its threshold told, so that it's the reference's outputs that decide whether 0.5 is meant."""
+        if candidate.form != "column" or self.threshold is not None:
+            return self
+        self._thresholded(candidate.array)
+        return replace(self, threshold=0.5)
+
     def _thresholded(self, column: Array) -> NDArray[np.int64]:
-        if column.size != len(column) or column.dtype.kind != "f":
+        if column.ndim == 0 or column.size != len(column) or column.dtype.kind != "f":
             raise DataError(
                 f"metric {self.name} needs an output of shape [n, classes], this one is {column.dtype.name} {column.shape}: "
                 "choose another output with {output=name}, or give your own metric as package.module:function."
@@ -49,7 +61,7 @@ class _Classes(BaseMetric):
         values = column.reshape(-1).astype(np.float64)
         outside = (values < 0) | (values > 1)
         if self.threshold is None and outside.any():
-            raise DataError(
+            raise Unclear(
                 f"metric {self.name} takes a single output column for a probability, "
                 f"and it has values from {np.nanmin(values):.3g} to {np.nanmax(values):.3g}: "
                 f"for logits use {self.label}{{threshold=0}}."
@@ -59,7 +71,7 @@ class _Classes(BaseMetric):
 
 
 @dataclass(frozen=True)
-class Top1(_Classes):
+class Top1(ClassMetric):
     """Share of rows whose most likely class is the label. Keeps 1 or 0, shape (n,)."""
 
     label: ClassVar[str] = "top1"
@@ -78,23 +90,30 @@ class Top5(BaseMetric):
     """Share of rows whose label is among the five most likely classes; ties go to the lower class. Keeps 1 or 0."""
 
     label: ClassVar[str] = "top5"
+    reads: ClassVar[Purpose] = "top"
 
     def per_sample(
         self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
     ) -> NDArray[np.float64]:
         """1 where the label is among the five, shape (n,)."""
         del reference
-        columns = class_output(outputs, self.output)
-        if columns is None or columns.shape[1] <= 5:
+        labels = self.checked(labels, _rows(outputs))
+        candidate = self.chosen(outputs, labels)
+        columns = candidate.array
+        # Whole numbers are the classes themselves, the best first (TopK in the model).
+        ranked = columns.dtype.kind in "iu" and columns.ndim == 2
+        if not (candidate.form == "columns" or ranked) or columns.shape[1] < (5 if ranked else 6):
             shapes = {name: array.shape for name, array in outputs.items()}
             raise DataError(
                 f"metric {self.name} needs a column for each of more than 5 classes, the outputs are {shapes}: use top1."
             )
-        true = _as_classes(self.name, self.checked(labels, len(columns)))
+        true = _as_classes(self.name, labels)
+        if ranked:
+            return np.asarray((columns[:, :5].astype(np.int64) == true[:, np.newaxis]).any(axis=1), np.float64)
         check_labels(true, columns.shape[1])
         own = columns[np.arange(len(columns)), true][:, np.newaxis]
         earlier = np.arange(columns.shape[1]) < true[:, np.newaxis]
-        # Generic until here; class_output established that they are floats.
+        # Generic until here; their form says that they are floats.
         numbers, mine = columns.astype(np.float64), own.astype(np.float64)
         rank = ((numbers > mine) | ((numbers == mine) & earlier)).sum(axis=1)
         right = (rank < 5) & ~np.isnan(numbers).any(axis=1)
@@ -102,7 +121,7 @@ class Top5(BaseMetric):
 
 
 @dataclass(frozen=True)
-class MacroF1(_Classes):
+class MacroF1(ClassMetric):
     """Unweighted mean of each class's F1 over the classes that occur as label or answer. Keeps (label, answer), shape (n, 2)."""
 
     label: ClassVar[str] = "f1"
@@ -136,6 +155,7 @@ class Auc(BaseMetric):
     """
 
     label: ClassVar[str] = "auc"
+    reads: ClassVar[Purpose] = "scores"
     mean_reduced: ClassVar[bool] = False
     scale: str = "auto"
     """`probabilities`, `logits`, or `auto`: a row of values in 0 … 1 that add up to about 1 holds probabilities."""
@@ -150,20 +170,20 @@ class Auc(BaseMetric):
     ) -> NDArray[np.float64]:
         """Label, then one column (two classes) or one for each class."""
         del reference
-        found = class_output(outputs, self.output)
-        if found is None:
-            found = value_output(outputs, self.output)
-            if found.size != len(found) or found.dtype.kind != "f":
-                raise DataError(
-                    f"metric {self.name} needs an output of shape [n] or [n, classes], "
-                    f"this one has shape {found.shape}: choose another with {{output=name}}."
-                )
+        labels = self.checked(labels, _rows(outputs))
+        candidate = self.chosen(outputs, labels)
+        found = candidate.array
+        if candidate.form not in ("columns", "column"):
+            raise DataError(
+                f"metric {self.name} needs an output of shape [n] or [n, classes], "
+                f"this one has shape {found.shape}: choose another with {{output=name}}."
+            )
         columns = found.reshape(len(found), -1).astype(np.float64)
         if bad := int((~np.isfinite(columns)).any(axis=1).sum()):
             raise DataError(
                 f"metric {self.name} cannot rank {bad} of {len(columns)} rows: their outputs are NaN or infinite."
             )
-        true = _as_classes(self.name, self.checked(labels, len(columns)))
+        true = _as_classes(self.name, labels)
         check_labels(true, max(2, columns.shape[1]))
         if columns.shape[1] == 2:
             # Grows with the probability of class 1, whether these are logits or probabilities.
@@ -219,13 +239,26 @@ def _are_ranks(columns: NDArray[np.float64]) -> bool:
     return bool(columns.min() >= 0 and columns.max() <= 4 * len(columns) and (columns == np.floor(columns)).all())
 
 
-def _as_classes(metric: str, labels: Array) -> NDArray[np.int64]:
-    """Class indexes, also from floats that are whole numbers."""
+def _rows(outputs: Mapping[str, Array]) -> int:
+    first = next(iter(outputs.values()), None)
+    return 0 if first is None or first.ndim == 0 else len(first)
+
+
+def _as_classes(metric: str, labels: Array, *, text: bool = False) -> NDArray[np.int64]:
+    """Class indexes, also from floats that are whole numbers; with `text` the codes of classes that are named."""
     if labels.ndim != 1:
         raise DataError(
             f"metric {metric} needs class indexes of shape (n,), the labels have shape {labels.shape}: "
             "take the argmax of one-hot labels."
         )
+    if is_text(labels) != text:
+        kinds = ("texts", "numbers") if text else ("numbers", "texts")
+        raise DataError(
+            f"metric {metric} got an output whose classes are {kinds[0]}, and labels that are {kinds[1]}: "
+            "give labels as the model says them, or another output with {output=name}."
+        )
+    if text:
+        return class_codes(labels)
     numbers = labels.astype(np.float64)
     if labels.dtype.kind == "f" and not bool((numbers == np.floor(numbers)).all()):
         raise DataError(

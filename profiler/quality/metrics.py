@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from backends.spec import Spec, parse
 from profiler.data.functions import FUNCTION, import_function
 from profiler.errors import DataError, StudyError, unknown
-from profiler.quality.outputs import Array, class_output, label_output
+from profiler.quality.candidates import Candidate, class_codes, is_text
+from profiler.quality.choice import SURELY, Purpose, by_chance, decide, matching, pick
+from profiler.quality.outputs import Array
 
 Unit = Literal["proportion", "native"]
 
@@ -28,6 +30,7 @@ METRICS = {
     "cosine": "profiler.quality.values:Cosine",
     "f1": "profiler.quality.classes:MacroF1",
     "mae": "profiler.quality.values:MeanAbsoluteError",
+    "micro-f1": "profiler.quality.tags:MicroF1",
     "rmse": "profiler.quality.values:RootMeanSquareError",
     "top1": "profiler.quality.classes:Top1",
     "top5": "profiler.quality.classes:Top5",
@@ -83,9 +86,11 @@ class BaseMetric:
     unit: ClassVar[Unit] = "proportion"
     higher_is_better: ClassVar[bool] = True
     mean_reduced: ClassVar[bool] = True
+    reads: ClassVar[Purpose] = "class"
+    """What it needs of an output; decides with the labels which one is meant (`choice.pick`)."""
 
     output: str | None = None
-    """Name of the output to use; None takes the first that fits."""
+    """Name of the output to use; None takes the one that fits, and asks where several do."""
 
     @property
     def name(self) -> str:
@@ -107,6 +112,10 @@ class BaseMetric:
         if not len(per_sample):
             raise DataError(f"metric {self.name} has no samples to average: give data with at least one row.")
         return float(per_sample.mean())
+
+    def chosen(self, outputs: Mapping[str, Array], labels: Array | None) -> Candidate:
+        """The output this metric is over. Raises DataError when none fits, `choice.Unclear` when several do."""
+        return pick(outputs, labels, self.reads, metric=self.label, output=self.output)
 
     def checked(self, labels: Array | None, n: int) -> Array:
         """The labels, or a DataError when there are none or not one for each of `n` rows."""
@@ -156,6 +165,11 @@ class FunctionMetric:
             raise DataError(
                 f"metric {self.name} needs labels and the data has none: add an array 'labels', "
                 "or set needs_labels = False on the function."
+            )
+        if not outputs:
+            raise DataError(
+                f"metric {self.name} has nothing to read: no output of the model has one row for each sample. "
+                "Export the model with an output whose first axis is the batch."
             )
         n = len(next(iter(outputs.values())))
         try:
@@ -215,27 +229,74 @@ def get_metric(text: str) -> Metric:
     return metric
 
 
-def default_metric(labels: Array | None, outputs: Mapping[str, Array]) -> Metric:
-    """The metric that labels and outputs ask for: `top1` for classes, `rmse` for target values, `agreement` without labels.
+LabelKind = Literal["class", "one-hot", "tags", "values"]
+"""A class for each row, a row of zeros with a one at the class, a flag for each of several tags, or target values."""
 
-    Class indexes saved as floats count as classes when the model has a column for each of them.
+
+def label_kind(labels: Array) -> LabelKind:
+    """What the labels, one row for each sample, look like. Floats that are whole numbers may be classes: the outputs decide."""
+    if is_text(labels):
+        return "class"
+    numbers = labels.astype(np.float64)
+    if labels.ndim == 1:
+        whole = bool(((numbers == np.floor(numbers)) & np.isfinite(numbers)).all())
+        return "class" if whole else "values"
+    # All of one kind would be constant targets; a single column of flags is a class a row.
+    flags = set(np.unique(numbers).tolist()) == {0.0, 1.0} and labels[0].size > 1
+    if not flags or (labels.ndim > 2 and labels.dtype.kind == "f"):
+        return "values"
+    return "one-hot" if labels.ndim == 2 and bool((numbers.sum(axis=1) == 1).all()) else "tags"
+
+
+def default_metric(labels: Array | None, outputs: Mapping[str, Array], *, kind: LabelKind | None = None) -> Metric:
+    """The metric that labels and outputs ask for; outputs have a row for each label; `kind` is that of all labels.
+
+    `agreement` without labels, `top1` for classes (also one-hot), `auc` for labels 0 and 1 of a single column, `micro-f1` for
+    several flags a row, `rmse` for target values. Raises `choice.Unclear` when several outputs fit, DataError when none does.
     """
     if labels is None:
         return get_metric("agreement")
-    columns = class_output(outputs)
-    if labels.ndim == 1:
-        classes = labels.dtype.kind in "iu" and (columns is not None or label_output(outputs) is not None)
-        numbers = labels.astype(np.float64)
-        whole = columns is not None and bool(
-            np.all((numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < columns.shape[1]))
-        )
-        single = [array for array in outputs.values() if array.dtype.kind == "f" and array.size == len(array)]
-        if classes or whole:
+    kind = kind or label_kind(labels)
+    sizes = [array.size for array in outputs.values() if array.dtype.kind in "biuf"]
+    if kind == "one-hot":
+        classes = labels.argmax(axis=1)
+        if any(
+            array.ndim == 2 and array.dtype.kind == "f" and array.shape == labels.shape for array in outputs.values()
+        ):
             return get_metric("top1")
-        if labels.dtype.kind in "iu" and single and set(np.unique(labels).tolist()) == {0, 1}:
-            # One column and labels 0 and 1: a detector, whose threshold nobody has told.
-            return get_metric("auc")
-    return get_metric("rmse")
+        fitting, _ = matching(outputs, np.asarray(classes), ("class", "ranked"))
+        return get_metric("top1" if fitting else "micro-f1" if labels.size in sizes else "rmse")
+    if kind == "tags":
+        return get_metric("micro-f1" if labels.size in sizes else "rmse")
+    return _of_classes(labels, outputs) if kind == "class" else get_metric("rmse")
+
+
+def _of_classes(labels: Array, outputs: Mapping[str, Array]) -> Metric:
+    fitting, out = matching(outputs, labels, ("class", "ranked", "columns", "column"))
+    exact = labels.dtype.kind != "f"
+    # Floats for classes: not beside outputs that say whole numbers themselves, which may be anything.
+    fitting = fitting if exact else [item for item in fitting if item.form in ("columns", "column")]
+    targets = [
+        Candidate(name, "column", array, "one number")
+        for name, array in outputs.items()
+        if array.dtype.kind == "f" and array.size == labels.size and name not in {item.name for item in fitting}
+    ]
+    if not fitting:
+        if is_text(labels):
+            shown = "; ".join(out) or "there are none"
+            raise DataError(
+                f"the labels are texts, and no output of the model says a class by its name: {shown}. "
+                "Number the classes from 0 in the order of the model's columns."
+            )
+        return get_metric("rmse" if targets or not exact else "top1")
+    if targets and min(by_chance(item, class_codes(labels)) for item in fitting) >= SURELY:
+        # Whole numbers may be counts or ages, and the other output features: then nothing is a class.
+        fitting = [*fitting, *targets]
+    chosen = decide(fitting, labels, outputs, "top1")
+    if chosen.form != "column":
+        return get_metric("top1")
+    # One column and labels 0 and 1: a detector, whose threshold nobody has told.
+    return get_metric("auc" if set(np.unique(labels).tolist()) == {0, 1} else "rmse")
 
 
 def _converted(metric: str, key: str, value: str, kind: object) -> object:

@@ -6,7 +6,7 @@ every column is divided by its size on the reference's rows first, and a gain co
     similarity = 1 − Σ(x − y)² / (Σx² + Σy²),   x, y: values and reference in units of their columns' sizes
 
 which is the cosine where both are equally long, 0 where one is zero, 2g / (1 + g²) for a gain g, and 1 − e²/2 for a small
-relative error e. docs/method.md states it. Work is done in chunks of rows: memory beside the arrays is bounded whatever their length.
+relative error e. docs/method.md states it. Work is done in chunks of rows: memory beside the arrays is bounded.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class Difference:
         if self.unlike is Unlike.NOT_FINITE:
             return f"output '{self.output}' has NaN or infinity where there were numbers"
         place = f"output '{self.output}'"
+        if self.relative_error == 0:
+            return f"{place} is equal"
         if not self.floats:
             return f"{place} has other values in {self.relative_error:.3g} of its places"
         if self.column is not None:

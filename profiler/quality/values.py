@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import DataError, unknown
+from profiler.quality.choice import Purpose, agreement, pick
 from profiler.quality.metrics import BaseMetric, Unit
-from profiler.quality.outputs import Array, agreement, value_output
+from profiler.quality.outputs import Array, named_output
 from profiler.quality.similarity import cosine
 
 
@@ -20,12 +21,13 @@ class _Errors(BaseMetric):
     """Differences from target values."""
 
     unit: ClassVar[Unit] = "native"
+    reads: ClassVar[Purpose] = "values"
     higher_is_better: ClassVar[bool] = False
 
     def _differences(self, outputs: Mapping[str, Array], labels: Array | None) -> NDArray[np.float64]:
         """Output minus label, flattened to shape (n, values)."""
-        values = value_output(outputs, self.output)
-        targets = self.checked(labels, len(values))
+        values = self.chosen(outputs, labels).array
+        targets = self.checked(labels, len(values) if values.ndim else 0)
         if values.size != targets.size:
             raise DataError(
                 f"metric {self.name} compares values, the output has shape {values.shape}, the labels {targets.shape}: "
@@ -78,6 +80,7 @@ class Cosine(BaseMetric):
 
     label: ClassVar[str] = "cosine"
     unit: ClassVar[Unit] = "native"
+    reads: ClassVar[Purpose] = "values"
     against: str = "reference"
 
     def __post_init__(self) -> None:
@@ -94,10 +97,12 @@ class Cosine(BaseMetric):
         self, outputs: Mapping[str, Array], labels: Array | None, reference: Mapping[str, Array] | None = None
     ) -> NDArray[np.float64]:
         """Similarity of each row, in [−1, 1]."""
-        values = value_output(outputs, self.output)
         if self.needs_labels:
+            values = self.chosen(outputs, labels).array
             return cosine(values, self.checked(labels, len(values)))
-        return cosine(values, value_output(_given(self.name, reference), self.output))
+        base = _given(self.name, reference)
+        chosen = pick(base, None, self.reads, metric=self.label, output=self.output)
+        return cosine(named_output(outputs, chosen.name), chosen.array)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Agreement(BaseMetric):
     """Mean agreement with the reference: the share of equal answers for classifiers, similarity otherwise. Needs no labels."""
 
     label: ClassVar[str] = "agreement"
+    reads: ClassVar[Purpose] = "answers"
 
     @property
     def needs_labels(self) -> bool:

@@ -32,7 +32,7 @@ def case_details(analysis: Analysis, case: CaseResult, console: Console, *, limi
         page.line(f"on {words.one_line(case.machine.told)}: {words.machine_told(case.machine)}", indent=2, hanging=2)
     _failure(page, case)
     if case.status == "measured" or case.blocks:
-        _figures(page, case, limit)
+        _figures(page, analysis, case, limit)
     if case.checks:
         page.heading(f"limits: {case.verdict.replace('_', ' ')}")
         page.facts(
@@ -151,10 +151,11 @@ def _told(cell: Cell) -> str:
     return f"{cell}  ({cell.title})" if cell.title else str(cell)
 
 
-def _figures(page: Page, case: CaseResult, limit: Figure | None) -> None:
+def _figures(page: Page, analysis: Analysis, case: CaseResult, limit: Figure | None) -> None:
     page.heading("figures of the search's race" if case.raced else "figures")
     page.facts(
         [
+            ("accuracy is", words.metric_name(analysis)),
             *[(title, _told(cell)) for title, cell in figures(case)],
             *([] if limit is None else [("share of the device's limit", _told(words.quality(limit)))]),
             ("against the reference", words.comparison(case)),

@@ -51,13 +51,8 @@ def to_json(analysis: Analysis) -> str:
                 "data_sha256": run.plan.get("data_sha256"),
                 "source_sha256": run.plan.get("source_sha256"),
             },
-            "metric": None
-            if analysis.metric is None
-            else {
-                "name": analysis.metric.name,
-                "unit": analysis.metric.unit,
-                "higher_is_better": analysis.metric.higher_is_better,
-            },
+            "metric": _metric(analysis),
+            "question": analysis.question,
             "reference": analysis.reference,
             "priced_as": analysis.machine,
             "machines": [_machine(analysis, item) for item in analysis.machines],
@@ -83,7 +78,8 @@ def to_json(analysis: Analysis) -> str:
 def case_json(analysis: Analysis, case: CaseResult, *, limit: Figure | None = None) -> str:
     """One case as JSON: as in `to_json`, each of its processes, and the share of its device's limit where that was looked for."""
     processes = [_process(record) for record in analysis.run.processes if record.case == case.key]
-    content = {"format": FORMAT, "run": analysis.run.id, **_case(Story.of(analysis), case), "processes": processes}
+    own = {**_case(Story.of(analysis), case), "metric": _metric(analysis), "processes": processes}
+    content = {"format": FORMAT, "run": analysis.run.id, **own}
     if limit is not None:
         content["limit_share"] = _figure(limit)
     return _dump(content)
@@ -123,9 +119,7 @@ def frontier_csv(analysis: Analysis, view: FrontierView) -> str:
 
 
 def _story(analysis: Analysis, view: FrontierView) -> Story:
-    from profiler.decide import recommend
-
-    return Story(analysis, view, recommend(analysis, view))
+    return Story.over(analysis, view)
 
 
 def _frontier(story: Story) -> dict[str, Any]:
@@ -138,6 +132,20 @@ def _frontier(story: Story) -> dict[str, Any]:
         "tied": [case.key for case in view.tied],
         "dominated": [{"case": case.key, "by": by} for case, by in view.dominated],
         "unplaced": [{"case": case.key, "reason": why} for case, why in view.unplaced],
+    }
+
+
+def _metric(analysis: Analysis) -> dict[str, Any] | None:
+    """What accuracy is: by which metric, over which output, and whether the reference knows the labels at all."""
+    if analysis.metric is None:
+        return None
+    return {
+        "name": analysis.metric.name,
+        "unit": analysis.metric.unit,
+        "higher_is_better": analysis.metric.higher_is_better,
+        "output": analysis.output,
+        "chance": None if analysis.chance is None else asdict(analysis.chance),
+        "doubtful": analysis.doubtful,
     }
 
 

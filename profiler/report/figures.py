@@ -6,12 +6,11 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from profiler.analysis import AXES, Analysis, CaseResult
+from profiler.analysis import AXES, CaseResult
 from profiler.decide import view
 from profiler.places import MONEY
 from profiler.records import Estimate
@@ -24,7 +23,6 @@ MAX_PANELS = 8
 MAX_BLOCKS = 300
 """What is drawn at most of points, rows, small panels, and blocks a panel; a figure that leaves something out says so."""
 
-_SNIPPET = "window.vegaEmbed=vegaEmbed;"
 _ROW_PX = 40
 _MAX_SUBTITLE = 8
 _LOG_FROM = 10.0
@@ -69,26 +67,14 @@ def page_figures(story: Story) -> list[Figure]:
     return [figure for figure in drawn if figure is not None]
 
 
-def frontier_png(
-    analysis: Analysis, path: Path, *, x: str = "latency_p50", y: str = "accuracy", scale: float = 2.0
-) -> None:
-    """Write the frontier as a PNG; a run without points gives a picture that says so. Raises OSError."""
-    path.write_bytes(_png(Story.of(analysis, x, y), scale))
-
-
-def frontier_png_bytes(story: Story) -> bytes:
-    """The frontier as a PNG."""
-    return _png(story, 2.0)
-
-
-def _png(story: Story, scale: float) -> bytes:
+def picture(story: Story) -> dict[str, Any]:
+    """The frontier as Vega-Lite for a picture that stands alone; a run without points gives one that says so."""
     import altair as alt
-    import vl_convert
 
     figure = frontier_figure(story)
     if figure is None:
         nothing = alt.Chart(alt.Data(values=[{"text": "Nothing to draw: no case has both figures."}]))
-        spec: dict[str, Any] = nothing.mark_text(size=16).encode(text="text:N").properties(height=120).to_dict()
+        spec = _spec(nothing.mark_text(size=16).encode(text="text:N").properties(height=120))
         title = "No frontier"
     else:
         spec, title = figure.spec, figure.title
@@ -105,9 +91,7 @@ def _png(story: Story, scale: float) -> bytes:
         "anchor": "start",
         "fontSize": 16,
     }
-    spec = {**spec, "width": 720, "title": wrapped, "background": "white", "padding": 16}
-    png: bytes = vl_convert.vegalite_to_png(spec, vl_version=vegalite_version(), scale=scale)
-    return png
+    return {**spec, "width": 720, "title": wrapped, "background": "white", "padding": 16}
 
 
 def vegalite_version() -> str:
@@ -117,12 +101,10 @@ def vegalite_version() -> str:
     return ".".join(str(alt.SCHEMA_VERSION).lstrip("v").split(".")[:2])
 
 
-def bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that needs no network; it sets `window.vegaEmbed`."""
-    import vl_convert
-
-    script: str = vl_convert.javascript_bundle(_SNIPPET, vl_version=vegalite_version())
-    return script
+def _spec(chart: Any) -> dict[str, Any]:
+    """What altair made, as JSON. The tests validate it; here that would take longer than drawing."""
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return spec
 
 
 def cost_figure(story: Story) -> Figure | None:
@@ -167,10 +149,11 @@ def frontier_figure(story: Story) -> Figure | None:
     colour = alt.Color("kind:N", title=None, scale=_colours(kinds, _LOOK), legend=alt.Legend(orient="top", columns=4))
     shape = alt.Shape("kind:N", title=None, scale=_shapes(kinds, _LOOK), legend=alt.Legend(orient="top", columns=4))
     base = alt.Chart(values)
+    tooltip = _tooltip(AXES[axis].title, AXES[story.view.y].title)
     layers = [
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(x=x, x2="xh:Q", y=y, color=colour).transform_calculate(x="datum.xl"),
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(x=x, y=y, y2="yh:Q", color=colour).transform_calculate(y="datum.yl"),
-        base.mark_point(size=110, filled=True, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=_tooltip("x", "y")),
+        base.mark_point(size=110, filled=True, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
     ]  # fmt: skip
     for part in dict.fromkeys(point["part"] for point in members):
         own = [{"x": point["x"], "y": point["y"]} for point in members if point["part"] == part]
@@ -204,9 +187,7 @@ def frontier_figure(story: Story) -> Figure | None:
     chart = alt.layer(*layers).properties(width="container", height=360)
     question = f"Which variants are worth their {AXES[axis].title}?"
     named = ", ".join(story.name(case) for case in story.view.members if case in placed)
-    return Figure(
-        "frontier", question, caption, chart.to_dict(), f"{y_title} over {x_title}. On the frontier: {named}."
-    )
+    return Figure("frontier", question, caption, _spec(chart), f"{y_title} over {x_title}. On the frontier: {named}.")
 
 
 def forest_figure(story: Story) -> Figure | None:
@@ -242,7 +223,7 @@ def forest_figure(story: Story) -> Figure | None:
         f"{note}{_undrawn(story)}"
     )
     alt_text = "; ".join(f"{row['name']}: {row['figure']}" for row in rows)
-    return Figure("forest", "Is each case faster than the unmodified model?", caption, layered.to_dict(), alt_text)
+    return Figure("forest", "Is each case faster than the unmodified model?", caption, _spec(layered), alt_text)
 
 
 def latency_figure(story: Story) -> Figure | None:
@@ -275,7 +256,7 @@ def latency_figure(story: Story) -> Figure | None:
     caption += f"{' The axis is logarithmic.' if log else ''}{note}{_undrawn(story)}"
     alt_text = "; ".join(dict.fromkeys(f"{row['name']}: {row['figure']}" for row in rows))
     return Figure(
-        "latency", "How long does an inference take, usually and at worst?", caption, layered.to_dict(), alt_text
+        "latency", "How long does an inference take, usually and at worst?", caption, _spec(layered), alt_text
     )
 
 
@@ -322,7 +303,7 @@ def stability_figures(story: Story) -> list[Figure]:
                 f"stability-{case.number}",
                 f"#{case.number} {story.name(case)}",
                 thinned,
-                chart.to_dict(),
+                _spec(chart),
                 f"p50 of {len(blocks)} blocks of {story.name(case)} in time order.",
             )
         )
@@ -367,7 +348,9 @@ def _axis(story: Story, axis: str) -> tuple[float, str]:
     if axis in ("accuracy", "agreement"):
         figures = [case.figure(axis) for case in analysis.measured]
         share = any(isinstance(figure, Estimate) and figure.unit == "proportion" for figure in figures)
-        name = f"accuracy ({words.metric_name(analysis)})" if axis == "accuracy" else title
+        name = (
+            f"accuracy ({words.metric_name(analysis)})" if axis == "accuracy" else f"{title}{words.of_output(analysis)}"
+        )
         return (100.0, f"{name}, %") if share else (1.0, name)
     return 1.0, title
 
@@ -476,14 +459,14 @@ def _x_scale(log: bool, *, padding: int) -> Any:
     )
 
 
-def _tooltip(x: str, y: str) -> list[Any]:
+def _tooltip(x_title: str, y_title: str) -> list[Any]:
     import altair as alt
 
     return [
         alt.Tooltip("name:N", title="case"),
         alt.Tooltip("kind:N", title="standing"),
-        alt.Tooltip(f"{x}_told:N", title=x),
-        alt.Tooltip(f"{y}_told:N", title=y),
+        alt.Tooltip("x_told:N", title=x_title),
+        alt.Tooltip("y_told:N", title=y_title),
     ]
 
 

@@ -10,14 +10,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+from profiler.plain import ascii_only
+
 _GLUE = "\u00a0"
 """A space at which no line is broken; it leaves as an ordinary space."""
-
-_ASCII = str.maketrans({
-    "▸": ">", "●": "*", "◐": "o", "○": ".", "■": "#", "×": "x", "−": "-", "–": "-", "—": "-", "·": "|", "µ": "u", "…": "...",
-    "→": "->", "≥": ">=", "≤": "<=", "±": "+-", "’": "'", "“": '"', "”": '"', "✓": "v", "✗": "x", "⌊": "", "⌋": "",
-    "\N{REPLACEMENT CHARACTER}": "?", _GLUE: " ",
-})  # fmt: skip
 
 _GAP = "  "
 
@@ -43,7 +39,7 @@ class Page:
 
     def plain(self, text: str) -> str:
         """The text in the characters that the console has."""
-        return text.translate(_ASCII).encode("ascii", "replace").decode("ascii") if self._ascii else text
+        return ascii_only(text) if self._ascii else text
 
     def blank(self) -> None:
         """An empty line."""

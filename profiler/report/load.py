@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from profiler import machines
+from profiler import advice, machines
 from profiler.load import decision, figures
 from profiler.load.figures import LoadFigures, MaxRate
 from profiler.load.scenario import parse_setting
@@ -81,7 +81,7 @@ def render(result: LoadResult, console: Console) -> None:
     page.blank()
     page.line(
         f"All latencies are as observed, interference included. {_machines(result)}. "
-        f"Run {result.run.id}; again with: edgeprof load --show {result.run.id}",
+        f"Run {result.run.id}; again with: {advice.of_run('load', '--show', result.run.id)}",
         style="dim", hanging=2,
     )  # fmt: skip
 

@@ -10,9 +10,7 @@ import base64
 import hashlib
 import io
 import json
-import shlex
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -21,19 +19,29 @@ from rich.console import Console
 from profiler.analysis import AXES, CaseResult
 from profiler.machines import EMULATED, Machine
 from profiler.records import Environment, Figure, NotMeasured
+from profiler.repeat import study_command
 from profiler.report import details, figures, load, searched, trust, words
 from profiler.report.words import Story
 from profiler.store import RunData
-from profiler.study import EFFORTS, Study
 
 
-def html(story: Story, share: Callable[[CaseResult], Figure] | None = None) -> str:
-    """The page; `share` as in `write_report`."""
+def html(
+    story: Story,
+    share: Callable[[CaseResult], Figure] | None = None,
+    *,
+    pictures: Sequence[figures.Figure] = (),
+    script: str = "",
+    undrawn: str | None = None,
+) -> str:
+    """The page; `share` as in `write_report`.
+
+    `pictures` are drawn by `script` (`profiler.report.drawing`); where there is none, `undrawn` says why.
+    """
     from jinja2 import Environment as Jinja
     from jinja2 import FunctionLoader, StrictUndefined
 
-    pictures = figures.page_figures(story)
-    library = _library() if pictures else ""
+    library = _scoped(script) if pictures and script else ""
+    pictures = pictures if library else ()
     boot = _source("boot.js")
     template = Jinja(
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -45,6 +53,7 @@ def html(story: Story, share: Callable[[CaseResult], Figure] | None = None) -> s
         charts=[picture for picture in pictures if picture.name in ("forest", "latency")],
         panels=[picture for picture in pictures if picture.name.startswith("stability")],
         specs=script_json({picture.name: picture.spec for picture in pictures}),
+        undrawn=None if undrawn is None else words.one_line(undrawn),
         style=_source("report.css"), library=library, boot=boot,
         hashes=" ".join(_hash(script) for script in (library, boot)) if library else "'none'",
     )  # fmt: skip
@@ -57,10 +66,9 @@ def script_json(value: Any) -> str:
     return "".join(replaced.get(char, char) for char in text)
 
 
-@cache
-def _library() -> str:
+def _scoped(script: str) -> str:
     """The drawing script, in a scope of its own."""
-    return "(()=>{" + figures.bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--") + "})();"
+    return "(()=>{" + script.replace("</script", "<\\/script").replace("<!--", "<\\!--") + "})();"
 
 
 def _hash(script: str) -> str:
@@ -114,10 +122,10 @@ def _content(story: Story) -> dict[str, Any]:
         "effort_line": words.effort_line(analysis),
         "metric": words.metric_name(analysis),
         "labelled": story.labelled,
-        "not_measured": [*words.not_measured(analysis), *words.NOT_IN_THIS_VERSION],
+        "not_measured": [*words.not_measured(analysis), *words.not_in_this_run(run)],
         "notes": [words.one_line(note) for note in analysis.notes],
         "limits": words.limits(analysis),
-        "command": words.clean(command(run.study, search="search" in run.plan)),
+        "command": words.clean(_command(run)),
         "data_sha256": run.plan.get("data_sha256"),
         "source_sha256": run.plan.get("source_sha256"),
     }
@@ -127,7 +135,14 @@ def load_text(run: RunData) -> str:
     """What the load stage found, as the terminal shows it; empty without one."""
     if run.study.load is None:
         return ""
-    console = Console(file=io.StringIO(), width=110, color_system=None, force_terminal=False, legacy_windows=False)
+    console = Console(
+        file=io.StringIO(),
+        width=110,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+        force_jupyter=False,
+    )
     load.render(load.read_result(run), console)
     file = console.file
     assert isinstance(file, io.StringIO)
@@ -218,7 +233,7 @@ def _machine(story: Story, group: str) -> dict[str, Any]:
     remarks = [
         words.one_line(same[0].envelope) if same[0].envelope else "",
         f"emulated: {EMULATED}; accuracy, size and failures count" if same[0].emulated else "",
-        f"grade {story.analysis.grades[group]}" if story.several else "",
+        trust.grade_told(story.analysis.grades[group]) if story.several else "",
         "" if found is not None else "The run does not tell what machine this is.",
     ]
     return {
@@ -249,39 +264,9 @@ def _facts(found: Environment, machine: Machine) -> list[tuple[str, str]]:
     return [(words.one_line(name), words.one_line(value)) for name, value in rows]
 
 
-def command(study: Study, *, search: bool = False) -> str:
-    """The command line that asks the same. Settings that have no option are named in a comment below it."""
-    asked, usual = study.constraints, Study(model=study.model)
-    options: list[tuple[str, object, bool]] = [
-        ("--data", study.data, study.data is not None),
-        ("--calibration", study.calibration, study.calibration is not None),
-        ("--variants", ",".join(study.variants), bool(study.variants)),
-        ("--backends", ",".join(study.backends), study.backends != usual.backends),
-        ("--batches" if search else "--batch", ",".join(map(str, study.batches)), study.batches != usual.batches),
-        ("--threads", ",".join(map(str, study.threads)), study.threads != usual.threads),
-        ("--target", ",".join(study.targets), study.targets != usual.targets),
-        ("--metric", study.metric, study.metric is not None),
-        ("--max-drop", asked.max_drop, asked.max_drop is not None),
-        ("--slo-p99", f"{asked.slo_p99_s}s", asked.slo_p99_s is not None),
-        ("--max-memory", f"{asked.max_memory_bytes}B", asked.max_memory_bytes is not None),
-        ("--max-cost", asked.max_usd_per_million, asked.max_usd_per_million is not None),
-        ("--as", study.cost.machine, study.cost.machine is not None),
-        ("--utilisation", study.cost.utilisation, study.cost.utilisation != usual.cost.utilisation),
-        ("--prices", study.cost.prices, study.cost.prices is not None),
-        ("--limit", study.limit, study.limit is not None),
-        ("--calibration-samples", study.calibration_samples, study.calibration_samples != usual.calibration_samples),
-        *[("--shape", f"{name}={','.join(map(str, shape))}", True) for name, shape in study.input_shapes.items()],
-        ("--seed", study.seed, study.seed != usual.seed),
-        ("--time-budget", f"{study.time_budget_s}s", study.time_budget_s is not None),
-        ("--time-limit", f"{study.time_limit_s:g}s", study.time_limit_s != usual.time_limit_s),
-        ("--memory-limit", f"{study.memory_limit_bytes}B", study.memory_limit_bytes is not None),
-    ]
-    parts = ["edgeprof", "search" if search else "profile", study.model]
-    for name, value, wanted in options:
-        parts += [name, str(value)] if wanted else []
-    effort = next((name for name, known in EFFORTS.items() if known == study.effort), None)
-    parts += [f"--{effort}"] if effort in ("quick", "thorough") else []
-    line = shlex.join(parts)
-    if effort is None or study.preprocessing is not None:
-        line += "\n# and the effort or preprocessing of the study in run.json: edgeprof run STUDY.toml"
-    return line
+def _command(run: RunData) -> str:
+    search = run.plan.get("search")
+    asked = search.get("asked") if isinstance(search, Mapping) else None
+    return study_command(
+        run.study, search=(asked if isinstance(asked, Mapping) else {}) if search is not None else None
+    )

@@ -12,6 +12,7 @@ from typing import Any
 from profiler.report import words
 from profiler.store import RunData
 
+_OUTCOMES = {"contender": "measured to the end", "raced": "raced, but not measured to the end"}
 _STAGES = ("make", "screen", "race", "finish")
 
 
@@ -22,14 +23,18 @@ def lines(run: RunData) -> list[str]:
         return []
     counted = Counter((item["stage"], item["outcome"]) for item in rows(run))
     parts = [
-        f"{number} {outcome}{'' if outcome == 'contender' else f' at {stage}'}"
+        f"{number} {_OUTCOMES.get(outcome, f'{outcome} at {stage}')}"
         for stage in _STAGES
-        for outcome in ("dropped", "failed", "not tried", "contender")
+        for outcome in ("dropped", "failed", "not tried", "raced", "contender")
         if (number := counted[stage, outcome])
     ]
     asked = search.get("asked")
     alpha = asked.get("alpha") if isinstance(asked, Mapping) else None
-    sure = f"; a drop is wrong with at most {alpha:.0%} over all of them" if isinstance(alpha, float) else ""
+    sure = (
+        f"; a candidate was left out wrongly with at most {alpha:.0%}, over all of them"
+        if isinstance(alpha, float)
+        else ""
+    )
     head = f"search: {', '.join(parts) or 'nothing decided yet'}{sure}. Each with its reason: report.html"
     spreads, enough = search.get("seed_spreads"), search.get("enough")
     return [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from profiler import advice
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
 from profiler.records import LEFT_OUT_BY_SEARCH, NotMeasured
@@ -29,7 +30,12 @@ def text(analysis: Analysis, *, width: int | None = None, unicode: bool = True) 
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="utf-8" if unicode else "ascii", newline="\n")
     console = Console(
-        file=stream, width=width or DEFAULT_WIDTH, color_system=None, force_terminal=False, legacy_windows=False
+        file=stream,
+        width=width or DEFAULT_WIDTH,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+        force_jupyter=False,
     )
     render(analysis, console)
     stream.flush()
@@ -50,9 +56,7 @@ def render(analysis: Analysis, console: Console, *, x: str = "latency_p50", y: s
 
 def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> None:
     """The frontier over the axes of `view`, without the decision."""
-    from profiler.decide import recommend
-
-    story = Story(analysis, view, recommend(analysis, view))
+    story = Story.over(analysis, view)
     page = Page(console)
     page.line(f"Which cases are worth their {AXES[view.x].title}? By {AXES[view.y].title}:", style="bold")
     if story.several:
@@ -61,6 +65,7 @@ def frontier_table(analysis: Analysis, view: FrontierView, console: Console) -> 
     _not_done(page, story)
     page.blank()
     _machines(page, story)
+    _damage(page, analysis)
 
 
 def cases_table(analysis: Analysis, console: Console) -> None:
@@ -77,6 +82,13 @@ def cases_table(analysis: Analysis, console: Console) -> None:
     _not_done(page, story)
     page.blank()
     _machines(page, story)
+    _damage(page, analysis)
+
+
+def _damage(page: Page, analysis: Analysis) -> None:
+    """Which stored records could not be read: whatever is shown lacks them."""
+    for note in analysis.run.damage_notes:
+        page.line(f"note: {words.one_line(note)}", style="yellow", hanging=2)
 
 
 def _decision(page: Page, story: Story) -> None:
@@ -133,7 +145,9 @@ def _frontier(page: Page, story: Story) -> None:
         page.line(f"○ {_short(story, case)}; {words.one_line(by)} is better", hanging=4, style="dim")
     if len(hidden) > MAX_DOMINATED:
         rest = len(hidden) - MAX_DOMINATED
-        page.line(f"… and {rest} more dominated: edgeprof show {story.analysis.run.id}", style="dim", hanging=4)
+        page.line(
+            f"… and {rest} more dominated: {advice.of_run('show', story.analysis.run.id)}", style="dim", hanging=4
+        )
     for case, why in view.unplaced:
         page.line(f"○ {_short(story, case)}; not placed: {words.one_line(why)}", hanging=4, style="dim")
 
@@ -286,6 +300,8 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
         notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:
         notes.append(f"the reference shows its own {words.metric_name(story.analysis)}")
+    if not story.labelled and story.analysis.output is not None:
+        notes.append(f"agreement is that{words.of_output(story.analysis)}")
     if not any(case.checks for case in shown):
         notes.append("no limits were set, so there are no verdicts (--max-drop, --slo-p99, --max-memory, --max-cost)")
     page.line("; ".join(notes), style="dim", hanging=2)

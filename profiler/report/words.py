@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from profiler import units
+from profiler import advice, plain, units
 from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView, Recommendation, recommend, view
 from profiler.machines import EMULATED, Machine
+from profiler.named_code import named_code
 from profiler.places import NOT_PAIRED, Place
-from profiler.quality.metrics import Metric
+from profiler.quality.metrics import FunctionMetric, Metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Environment, Estimate, Figure, NotMeasured
+from profiler.store import RunData
 from profiler.targets.config import LOCAL
+
+clean, one_line = plain.clean, plain.one_line
 
 UNBOUNDED = "?"
 DIFFERING = "the processes differ too much to bound it: measure more (--thorough), or on a quieter machine"
@@ -22,18 +27,6 @@ DIFFERING = "the processes differ too much to bound it: measure more (--thorough
 _MAX_REASONS = 4
 _NUMBERS = re.compile(r"\d[\d,.]*")
 """Reasons that differ in nothing else are told once, with the numbers of the first."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
-
-
-def clean(text: str) -> str:
-    """Text from models, runtimes and logs without what could steer a terminal or reorder a line; tabs become spaces."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.expandtabs(4).replace("\r\n", "\n"))
-
-
-def one_line(text: str) -> str:
-    """The same on one line."""
-    return " ".join(clean(text).split())
 
 
 @dataclass(frozen=True)
@@ -67,9 +60,23 @@ class Story:
 
     @classmethod
     def of(cls, analysis: Analysis, x: str = "latency_p50", y: str = "accuracy", *, pool: bool | None = None) -> Story:
-        """`pool` as in `profiler.decide.view`. Raises StudyError for unknown axes."""
-        found = view(analysis, x, y, pool=pool)
+        """`pool` as in `profiler.decide.view`. Raises StudyError for unknown axes. The decision is made once for an analysis."""
+        key = (cls, x, y, pool)
+        if key not in analysis.memo:
+            analysis.memo[key] = cls.over(analysis, view(analysis, x, y, pool=pool))
+        story: Story = analysis.memo[key]
+        return story
+
+    @classmethod
+    def over(cls, analysis: Analysis, found: FrontierView) -> Story:
+        """Of a view that is there already."""
         return cls(analysis, found, recommend(analysis, found))
+
+    @cached_property
+    def _standings(self) -> Mapping[str, str]:
+        placed = {case.key: "dominated" for case, _ in self.view.dominated}
+        placed |= {case.key: "tied" for case in self.view.tied}
+        return placed | {case.key: "frontier" for case in self.view.members}
 
     @property
     def reference(self) -> CaseResult | None:
@@ -94,12 +101,7 @@ class Story:
         """`frontier`, `tied`, `dominated`, `not placed`, or what happened to a case that was not measured."""
         if case.status != "measured":
             return case.status
-        keys = {item.key for item in self.view.members}
-        if case.key in keys:
-            return "frontier"
-        if case.key in {item.key for item in self.view.tied}:
-            return "tied"
-        return "dominated" if case.key in {item.key for item, _ in self.view.dominated} else "not placed"
+        return self._standings.get(case.key, "not placed")
 
     def is_reference(self, case: CaseResult) -> bool:
         """Whether other cases (of its batch and threads) are compared with this one."""
@@ -330,7 +332,9 @@ def quality_cell(story: Story, case: CaseResult) -> Cell:
     if not story.labelled:
         return quality(case.agreement)
     if isinstance(case.accuracy_change, Estimate) and case.accuracy_change.note == "the reference itself":
-        return quality(case.accuracy)
+        own = quality(case.accuracy)
+        # In a column of changes its own accuracy needs the word with it.
+        return own if own.missing else replace(own, value=f"itself {own.value}")
     return change(case.accuracy_change)
 
 
@@ -342,8 +346,18 @@ def quality_title(story: Story) -> str:
 
 
 def metric_name(analysis: Analysis) -> str:
-    """The metric in words."""
-    return "not measured" if analysis.metric is None else one_line(analysis.metric.name)
+    """The metric in words, and the output that it is over."""
+    if analysis.metric is None:
+        return "not measured"
+    if isinstance(analysis.metric, FunctionMetric) or getattr(analysis.metric, "output", None) is not None:
+        # The user's own code sees all outputs; where the user named one, the metric's name does too.
+        return one_line(analysis.metric.name)
+    return f"{one_line(analysis.metric.name)}{of_output(analysis)}"
+
+
+def of_output(analysis: Analysis) -> str:
+    """` of output 'logits'`, or nothing where it is not one."""
+    return "" if analysis.output is None else f" of output '{one_line(analysis.output)}'"
 
 
 def reason(case: CaseResult) -> str:
@@ -380,7 +394,8 @@ def unbounded(cases: Iterable[CaseResult]) -> str | None:
     told = [f"of {', '.join(titles)} because {note}" for note, titles in list(found.values())[:_MAX_REASONS]]
     rest = len(found) - _MAX_REASONS
     more = f"; and {rest} more reasons, with each case" if rest > 0 else ""
-    return f"{UNBOUNDED} = no bound on that side: {'; '.join(told)}{more}"
+    half = "the other end holds, as “at least” or “at most”"
+    return f"{UNBOUNDED} = no bound on that side ({half}): {'; '.join(told)}{more}"
 
 
 def _seen(case: CaseResult) -> Figure | None:
@@ -563,9 +578,8 @@ def unfinished(analysis: Analysis) -> str | None:
     """A sentence when the run did not come to its end."""
     if analysis.run.status == "finished":
         return None
-    status, run = analysis.run.status, analysis.run.id
-    verb = "search" if "search" in analysis.run.plan else "run"
-    return f"This run is {status}: what stands here rests on a part of it. Go on: edgeprof {verb} --resume {run}"
+    again = advice.resume(analysis.run.id, search="search" in analysis.run.plan, code=named_code(analysis.run.study))
+    return f"This run is {analysis.run.status}: what stands here rests on a part of it. Go on: {again}"
 
 
 def not_measured(analysis: Analysis) -> list[tuple[str, str]]:
@@ -596,8 +610,14 @@ def by_reason(story: Story) -> list[tuple[str, list[CaseResult]]]:
     return list(grouped.items())
 
 
+def not_in_this_run(run: RunData) -> list[tuple[str, str]]:
+    """What a run does not measure unless it is asked for it, and what none does yet."""
+    return [item for item in NOT_IN_THIS_VERSION if item[0] != _UNDER_LOAD or run.study.load is None]
+
+
+_UNDER_LOAD = "latency under load"
 NOT_IN_THIS_VERSION = (
-    ("latency under load", "timings are service times, back to back: no queue stands in front of them"),
+    (_UNDER_LOAD, "timings are service times, back to back: no queue stands in front of them (edgeprof load)"),
     ("corrupted inputs, subgroups, drift", "only the evaluation data as given was run"),
 )
 """What no run measures yet, said in every report."""

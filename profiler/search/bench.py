@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -39,6 +39,10 @@ Objective = Literal["latency", "throughput", "cost", "memory"]
 HOPELESS_COSINE = 0.5
 """Below this the outputs on calibration rows have little to do with the model's: not worth a process."""
 RACE_EFFORT = Effort(processes=1, rounds=3, block_s=0.05, block_samples=10, warmup_s=0.2, warmup_max_s=1.0)
+_LEFT_OUT = {"dropped": "dropped", "not tried": "not tried", "raced": "raced, but not measured to the end,"}
+"""Outcomes of cases that have no place in the final, and the word for each."""
+_FOR_THE_TIME = frozenset({"not tried", "raced"})
+"""Those that only time decided: a search that goes on takes them up again."""
 _SEEDS_FROM = 0.92
 """Share of the budget after which the final begins nothing new, when calibrations are to be repeated with other seeds."""
 _PROCESS_S = 2.0
@@ -284,7 +288,7 @@ class LiveBench:
             self.decisions[:] = [item for item in self.decisions if item["subject"] != decision.subject]
             self.decisions.append(asdict(decision))
             self.save()
-        if decision.outcome in ("dropped", "not tried"):
+        if decision.outcome in _LEFT_OUT:
             self._leave_out(decision)
 
     @property
@@ -294,22 +298,28 @@ class LiveBench:
         return found
 
     @staticmethod
-    def may_be_tried(record: FailureRecord) -> bool:
-        """Whether a stored record only says that a search left a case out for the time, or a reference that none needed then."""
-        if record.kind != "skipped" or f"{LEFT_OUT_BY_SEARCH}: " not in record.message:
+    def may_be_tried(record: FailureRecord, decisions: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether a stored record only says that a search left a case out for the time, or a reference that none needed then.
+
+        `decisions` are those of the run's plan so far.
+        """
+        if record.kind != "skipped":
             return False
-        return record.message.startswith("not tried ") or record.case.startswith(f"{REFERENCE_VARIANT}@")
+        outcomes = {item.get("outcome") for item in decisions if item.get("subject") == record.case}
+        if record.case.startswith(f"{REFERENCE_VARIANT}@"):
+            return bool(outcomes & set(_LEFT_OUT))
+        return bool(outcomes & _FOR_THE_TIME)
 
     def _leave_out(self, decision: Decision) -> None:
         if decision.stage == "make" and decision.outcome == "dropped":
             # `make` stored why.
             return
-        words = f"{decision.outcome} {LEFT_OUT_BY_SEARCH}"
+        words = f"{_LEFT_OUT[decision.outcome]} {LEFT_OUT_BY_SEARCH}"
         record = FailureRecord(
             case=decision.subject, stage="variant" if decision.stage == "make" else "plan", kind="skipped",
             message=f"{words}: {decision.reason}",
         )  # fmt: skip
-        if decision.subject.startswith(f"{REFERENCE_VARIANT}@") or decision.outcome == "not tried":
+        if decision.subject.startswith(f"{REFERENCE_VARIANT}@") or decision.outcome in _FOR_THE_TIME:
             # A reference may be needed again beside a contender, and what was not tried may be when the search goes on.
             self._put_off[decision.subject] = record
         else:

@@ -21,7 +21,8 @@ from profiler.study import Case
 
 Floats = NDArray[np.float64]
 Stage = Literal["make", "screen", "race", "finish"]
-Outcome = Literal["dropped", "failed", "not tried", "contender"]
+Outcome = Literal["dropped", "failed", "not tried", "raced", "contender"]
+"""`raced`: measured in the race, and then no time was left to measure it to the end."""
 
 
 @dataclass(frozen=True)
@@ -475,8 +476,8 @@ class Search:
         for case in ordered[room:]:
             if not self._protected(case):
                 self._tell(
-                    case.key, "finish", "not tried",
-                    f"raced, but the time left is enough for {room} of {len(ordered)} in the final, and others looked better",
+                    case.key, "finish", "raced" if case.key in self._times else "not tried",
+                    f"the time left is enough for {room} of {len(ordered)} in the final, and others looked better",
                 )  # fmt: skip
         return list(ordered[:room])
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from profiler import __version__, prepare
+from profiler import __version__, advice, prepare
 from profiler.artifacts import source_sha256
 from profiler.budget import Budget
 from profiler.cluster.client import Cluster
@@ -25,6 +25,7 @@ from profiler.fleet.devices import machine_of
 from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
 from profiler.machines import device_of
+from profiler.named_code import named_code
 from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import RACE, REFERENCE_VARIANT, ArtifactRecord, QualityRecord
@@ -109,13 +110,13 @@ def execute_search(
                 run_id = store.resolve(resume, search=True, unfinished=True)
                 before = store.run(run_id)
                 if "search" not in before.plan:
-                    raise StudyError(f"run {run_id} is no search: go on with `edgeprof run --resume {run_id}`.")
+                    raise StudyError(f"run {run_id} is no search: go on with `{advice.resume(run_id)}`.")
                 study, asked = before.study, Asked(**before.plan["search"]["asked"])
             elif study is None:
                 raise StudyError("there is nothing to search: give a model, or a search to resume with --resume RUN.")
             else:
                 # Written down whole: a later edgeprof, whose ladder is longer, resumes what this one began.
-                study = settled(study, store, progress)
+                study = settled(study.absolute(), store, progress)
                 study = study.model_copy(update={"variants": ladder(study.variants, suggested(study, progress))})
             asked = asked or Asked()
             variants = _checked(study)
@@ -123,6 +124,7 @@ def execute_search(
                 run_id = store.create_run(study, describe(), version=__version__)
                 plan: dict[str, Any] = {"cases": [], "search": {"asked": asdict(asked), "decisions": []}}
                 store.set_plan(run_id, plan, ())
+            advice.began(run_id, search=True, code=named_code(study))
             with status_kept(store, run_id, out / run_id, fresh=resume is None):
                 budget = Budget(without_closing(study.time_budget_s), began=began)
                 _execute(run_id, study, asked, variants, store, out, progress, budget, cluster)
@@ -181,7 +183,7 @@ def _execute(
         rungs = 1 if asked.enough is None else len({rung(variant.text) for variant in variants})
         # Before anything is timed, and so that its own turn, in which it comes from the cache, is still within its time.
         make_ahead(artifact_store, prepared, variants, progress, AHEAD_SHARE * rules.make_until / rungs * budget.left_s)
-        resume = f"edgeprof search --resume {run_id}"
+        resume = advice.resume(run_id, search=True, code=named_code(study))
         job = Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget, resume)
         screened = None if parts is None else parts[0]
 
@@ -211,7 +213,8 @@ def _searched(
 ) -> None:
     complete_places(job, job.device)
     study, before, made = job.study, job.store.run(job.run_id), dict[str, ArtifactRecord]()
-    job.store.take_back(job.run_id, filter(LiveBench.may_be_tried, before.failures))
+    decided = decisions(before)
+    job.store.take_back(job.run_id, (item for item in before.failures if LiveBench.may_be_tried(item, decided)))
     job = replace(job, artifacts=made)
     screening = None if screened is None else screens.Screening(job, screened, elsewhere=elsewhere)
     had = {record.variant: record.sha256 for record in before.artifacts}
@@ -267,7 +270,7 @@ def spread_over_seeds(bench: LiveBench, found: Found, run: RunData) -> None:
     done = {item["case"] for item in spreads}
     chosen = {case.quality_key: case for case in found.provisional if seeds_of(case.variant)}
     for key, case in list(chosen.items())[:SEED_SPREADS]:
-        if key in done or key not in qualities:
+        if key in done or key not in qualities or qualities[key].question is not None:
             continue
         values = {case.variant: _value(qualities[key])}
         takes_s = bench.made[case.variant].seconds + qualities[key].seconds + bench.process_s

@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import wire
+from profiler import output_rows
 from profiler.data import Dataset, split_calibration
 from profiler.errors import BudgetError, DataError, EdgeprofError, StoreError, TargetError
 from profiler.evaluate import Elsewhere
-from profiler.job import Job
-from profiler.quality.metrics import Metric, default_metric, get_metric
-from profiler.quality.outputs import agreement as agreement_with
-from profiler.quality.outputs import predictions
+from profiler.job import Job, add
+from profiler.output_rows import OutputRows, Outputs, TooLarge
+from profiler.quality.candidates import with_rows
+from profiler.quality.metrics import Metric, get_metric
+from profiler.quality.reading import Reading, choose
 from profiler.records import QualityRecord
 from profiler.search.shared import SCREENING
 from profiler.study import Case
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 Floats = NDArray[np.float64]
-Outputs = dict[str, NDArray[np.generic]]
 
 FIRST_ROWS = 128
 GROWTH = 2.0
@@ -103,6 +103,7 @@ class Screening:
     elsewhere: Elsewhere | None = None
     """Where rows are evaluated that need not be on the target: all of them at once, and only those counted that were needed."""
     _reference: Outputs | None = field(default=None, repr=False)
+    _reading: Reading | None = field(default=None, repr=False)
 
     def quality(self, case: Case, stop: Callable[[Floats], str | None]) -> Floats | None:
         """Quality of the rows, 0 to 1 each; see `Bench.screen`. From the store when it was done before."""
@@ -115,6 +116,7 @@ class Screening:
             outputs, rows, notes = self._outputs(case, stop)
             record = self._record(key, outputs, rows, time.perf_counter() - start)
             record = replace(record, notes=(*record.notes, *notes))
+            add(self.job, record)
         except WorkerFailure as failure:
             self.job.fail(case.quality_key, "quality", failure)
             return None
@@ -130,7 +132,6 @@ class Screening:
                 raise
             self.job.fail(case.quality_key, "quality", WorkerFailure("error", str(error)))
             return None
-        self.job.store.add(self.job.run_id, record)
         return self._reduced(record)
 
     @property
@@ -169,59 +170,54 @@ class Screening:
     def _portions(
         self, case: Case, batch: Callable[[int], Outputs], stop: Callable[[Floats], str | None]
     ) -> tuple[Outputs, int]:
-        parts: list[Outputs] = []
+        kept = OutputRows(len(self.data), self.job.folder)
         done, look_at = 0, float(FIRST_ROWS)
         while done < len(self.data):
-            parts.append(batch(done))
+            try:
+                kept.add(batch(done))
+            except TooLarge as error:
+                raise WorkerFailure("error", str(error)) from error
             done = min(done + case.batch, len(self.data))
             if done >= look_at and self._known_reference() is not None:
                 look_at *= GROWTH
-                so_far = self._record("", _joined(parts), done, 0.0)
+                so_far = self._record("", kept.outputs(), done, 0.0)
                 if stop(self._reduced(so_far)) is not None:
                     break
-        return _joined(parts), done
+        return kept.outputs(), done
 
     def _batch(self, worker: WorkerProcess, case: Case, start: int) -> Outputs:
         index = np.arange(start, start + case.batch) % len(self.data)
         rows = min(case.batch, len(self.data) - start)
         feeds = {name: np.ascontiguousarray(array[index]) for name, array in self.data.inputs.items()}
         outputs = worker.request("infer", feeds, timeout_s=self.job.limit_s)[1]
-        wrong = [name for name, array in outputs.items() if array.ndim == 0 or array.shape[0] != case.batch]
-        if wrong:
-            shape = outputs[wrong[0]].shape
-            raise WorkerFailure(
-                "error",
-                f"output '{wrong[0]}' has shape {shape} for a batch of {case.batch}: expected one row per sample. "
-                "Search this model with --batches 1, or give an output whose first axis is the batch.",
-            )
-        return {name: array[:rows] for name, array in outputs.items()}
+        # Detections, scalars and constants are no answers to rows.
+        return {name: array[:rows] for name, array in with_rows(outputs, case.batch).items()}
 
     def _record(self, key: str, outputs: Outputs, rows: int, seconds: float) -> QualityRecord:
         reference = self._known_reference()
-        if reference is None:
-            reference = self._reference = outputs
-            _write(self._path, outputs)
+        known = reference
+        reference = outputs if reference is None else reference
         base = {name: array[:rows] for name, array in reference.items()}
         labels = None if self.data.labels is None else self.data.labels[:rows]
-        if self.metric is None:
-            asked = self.job.study.metric
-            self.metric = get_metric(asked) if asked is not None else default_metric(self.data.labels, reference)
+        if self._reading is None:
+            of_reference = (
+                None if self.data.labels is None else self.data.labels[: len(next(iter(reference.values()), ()))]
+            )
+            self._reading = choose(self.job.study.metric, of_reference, reference)
+            self.metric = self._reading.metric
+        if known is None:
+            # Only once they can be read: whoever comes after is compared with them.
+            self._reference = outputs
+            output_rows.write(self._path, outputs)
         return QualityRecord(
-            case=key,
-            metric=self.metric.name,
-            per_sample=np.asarray(self.metric.per_sample(outputs, labels, reference=base), dtype=np.float64),
-            predictions=predictions(outputs),
-            agreement=np.asarray(agreement_with(outputs, base), dtype=np.float64),
-            data_sha256=self.data.sha256,
-            seconds=seconds,
-            notes=(f"{rows} of {len(self.data)} screening rows",),
-            metric_unit=self.metric.unit,
-            higher_is_better=self.metric.higher_is_better,
-        )
+            case=key, data_sha256=self.data.sha256, seconds=seconds,
+            notes=(f"{rows} of {len(self.data)} screening rows", *self._reading.notes),
+            **self._reading.reduced(outputs, labels, base),
+        )  # fmt: skip
 
     def _known_reference(self) -> Outputs | None:
         if self._reference is None:
-            self._reference = _read(self._path)
+            self._reference = output_rows.read(self._path)
         return self._reference
 
     @property
@@ -231,20 +227,3 @@ class Screening:
 
 def _cut(outputs: Outputs, start: int, rows: int) -> Outputs:
     return {name: array[start : start + rows] for name, array in outputs.items()}
-
-
-def _joined(parts: list[Outputs]) -> Outputs:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _write(path: Path, outputs: Outputs) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(wire.pack(outputs))
-    temporary.replace(path)
-
-
-def _read(path: Path) -> Outputs | None:
-    try:
-        return wire.unpack(path.read_bytes())
-    except (OSError, wire.WireError):
-        return None

@@ -54,6 +54,9 @@ class SimulatedBench:
     spent_s: float = 0.0
     process_sd: float = 0.003
     block_sd: float = 0.01
+    bad_share: float = 0.0
+    bad_ratio: float = 1.0
+    """Share of the processes that are slower by so much for as long as they live."""
     decisions: list[Decision] = field(default_factory=list)
     finished: dict[str, tuple[float, float]] = field(default_factory=dict)
     """By case measured in the final: its time and its accuracy on the confirmation rows, as measured."""
@@ -97,6 +100,7 @@ class SimulatedBench:
         weather = np.cumsum(random.normal(0, 0.03, (processes, RACE_ROUNDS)), axis=1)
         for case in cases:
             offsets = random.normal(0, self.process_sd, (processes, 1))
+            offsets += math.log(self.bad_ratio) * (random.random((processes, 1)) < self.bad_share)
             blocks = random.normal(0, self.block_sd, (processes, RACE_ROUNDS))
             logs = self.truths[case].log_time + offsets + blocks + weather
             self._logs.setdefault(case.key, {})[look] = logs

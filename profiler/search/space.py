@@ -49,18 +49,34 @@ _EXTRAS = {"nncf": "nncf"}
 
 
 def ladder(asked: Iterable[str] = (), suggested: Iterable[str] = ()) -> tuple[str, ...]:
-    """The texts to try, the reference first: those `asked` in the ladder's order, else all that this edgeprof can make.
+    """The texts to try, the reference first: those `asked`, else all that this edgeprof can make.
 
-    `suggested` come before the ladder's own recipes that need calibration: they were chosen for the model and the machine.
+    Each family of recipes is seen once before one is refined, so that a short budget has met them all: first the likeliest of
+    what was `suggested` for the model and the machine, then the first of each family, then the rest, in the ladder's order.
     Raises StudyError for what is asked and nobody knows. A rung whose recipe this edgeprof lacks is left out.
     """
     given = [registry.make(text).text for text in asked]
     if given:
-        return tuple(dict.fromkeys((REFERENCE_VARIANT, *sorted(given, key=rung))))
+        return _families_first((REFERENCE_VARIANT, *sorted(given, key=rung)))
     rungs = [list(texts) for texts in RUNGS]
     for text in reversed(tuple(suggested)):
         rungs[rung(text) if len(split_steps(text)) > 1 else _SUGGESTED_RUNG].insert(0, text)
-    return tuple(dict.fromkeys(text for texts in rungs for text in texts if _known(text)))
+    known = [text for texts in rungs for text in texts if _known(text)]
+    return _families_first((REFERENCE_VARIANT, *[text for text in suggested if text in known][:1], *known))
+
+
+def _families_first(texts: Iterable[str]) -> tuple[str, ...]:
+    """The same texts, once each: the first of every family before the second of any."""
+    ordered = list(dict.fromkeys(texts))
+    firsts: dict[str, str] = {}
+    for text in ordered:
+        firsts.setdefault(family(text), text)
+    return tuple(dict.fromkeys((*firsts.values(), *ordered)))
+
+
+def family(text: str) -> str:
+    """The recipes of a variant without their options: `prune-channels+int8-static`."""
+    return "+".join(part.partition("{")[0] for part in split_steps(text))
 
 
 def suggestions(model: ModelProto, backends: Iterable[str], isa: Collection[str], machine: str) -> tuple[str, ...]:

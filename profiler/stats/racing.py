@@ -8,8 +8,10 @@ that a race ever drops anything it should have kept is at most `alpha` then, wha
 Time: a process has a small lasting offset, so processes and not blocks are counted (profiler/stats/ratios.py). With one or two
 of them their scatter cannot be known from one candidate, but it can from all together. The variance is therefore pooled over
 candidates and moderated by a prior of `PRIOR_DF` degrees of freedom at `PRIOR_SD` (Smyth, 2004): after the first process
-only differences far beyond what processes differ by are believed, later ones as the data allow. This level rests on that
-assumption and on simulation (tests/stats/test_racing.py), the one of the quality is proved.
+only differences far beyond what processes differ by are believed, later ones as the data allow. Now and then a whole process
+takes up to twice as long, which no pooled variance expects of the candidate it hits: so one process alone decides only beyond a
+factor of `ONE_PROCESS_RATIO`, and two only where each says the same. This level rests on these assumptions and on simulation
+(tests/stats/test_racing.py), the one of the quality is proved.
 
 Quality: evidence by betting (Waudby-Smith and Ramdas, 2024). The wealth of a bet against "the mean is at most the limit" exceeds
 1 / level with probability at most `level`, however often one looks and whenever one stops. This holds for bounded values of
@@ -26,8 +28,8 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, stdtrit
 
 __all__ = [
-    "PRIOR_DF", "PRIOR_SD", "Elimination", "Separation", "cluster_means", "dominated", "log_evidence", "pair_level",
-    "separation", "surely_above",
+    "ONE_PROCESS_RATIO", "PRIOR_DF", "PRIOR_SD", "Elimination", "Separation", "cluster_means", "dominated", "log_evidence",
+    "pair_level", "separation", "surely_above",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -37,6 +39,8 @@ PRIOR_SD = 0.02
 was found on a shared machine (0.3 %), so that two processes in different moods are not taken for two models."""
 PRIOR_DF = 8.0
 """How many degrees of freedom that assumption is worth against the data."""
+ONE_PROCESS_RATIO = 2.0
+"""So many times as long a candidate must surely take in the only process there is, before it may go."""
 _MOMENTS = 16
 _BETS = np.geomspace(0.002, 0.95, 24)
 """Stakes as a share of the largest one that cannot ruin the bettor; their mean wealth is itself a fair bet."""
@@ -54,6 +58,9 @@ class Separation:
     """Its standard error."""
     df: float
     """Degrees of freedom of the pooled variance, the prior's included."""
+    worst: Floats | None = None
+    """The largest difference in any one process, while there are too few for a scatter of their own; None with three or more."""
+    processes: int = 3
 
     def upper(self, level: float) -> Floats:
         """One-sided upper bounds of the differences, each at `level`."""
@@ -117,7 +124,10 @@ def separation(logs: Floats, *, prior_sd: float = PRIOR_SD, prior_df: float = PR
         # A pair that scatters more than all together do is judged by its own scatter.
         pairs = cells[:, np.newaxis, :] - cells[np.newaxis, :, :]
         squared = np.maximum(squared, pairs.var(axis=2, ddof=1))
-    return Separation(means[:, np.newaxis] - means[np.newaxis, :], np.sqrt(squared / processes), prior_df + df)
+    worst = None if processes >= 3 else (cells[:, np.newaxis, :] - cells[np.newaxis, :, :]).max(axis=2)
+    return Separation(
+        means[:, np.newaxis] - means[np.newaxis, :], np.sqrt(squared / processes), prior_df + df, worst, processes
+    )
 
 
 def _round_variance(table: Floats) -> float:
@@ -149,6 +159,10 @@ def dominated(
     upper = found.upper(level)
     safe = np.zeros(count, dtype=bool) if protected is None else protected
     beats = not_worse & (upper < slack) & (found.difference <= 0)
+    if found.processes == 1:
+        beats &= upper < -math.log(ONE_PROCESS_RATIO)
+    elif found.worst is not None:
+        beats &= found.worst < max(slack, 0.0) + 1e-12
     np.fill_diagonal(beats, val=False)
     gone: list[Elimination] = []
     kept: list[int] = []

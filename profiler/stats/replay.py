@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-__all__ = ["LateCurve", "Service", "late_curve"]
+__all__ = ["LateCurve", "Service", "late_again", "late_curve"]
 
 _REPLAYS = 24
+_REPEATS = 200
+"""Replays of runs at their own rates: enough to place what was counted among them at three standard deviations."""
 _POINTS = 25
 _SPAN = 1.5
 """The rates of a curve: so far to both sides of its middle, in steps of 3.4 %."""
@@ -129,19 +131,70 @@ def late_curve(
     place = random.integers(0, length, size=(stretches, _REPLAYS))
     stretch = np.arange(stretches)[:, None]
     now = np.zeros((stretches, len(rates), _REPLAYS))
-    free = np.zeros((workers.pop(), *now.shape))
+    servers = _Servers(workers.pop(), now.shape)
     late = np.zeros((stretches, len(rates)))
     for step in range(warm + length):
         now += random.exponential(size=(stretches, 1, _REPLAYS)) / rates[:, None]
         here = (stretch, (place + step) % length)
-        first = free.argmin(axis=0)[None]
-        freed = np.take_along_axis(free, first, axis=0)[0]
-        begin = np.maximum(now + wake[here][:, None], freed + following[here][:, None])
-        end = begin + busy[here][:, None]
-        np.put_along_axis(free, first, end[None], axis=0)
+        end = servers.serve(now, wake[here][:, None], following[here][:, None], busy[here][:, None])
         if step >= warm:
             late += (end - now > slo_s).mean(axis=2)
     return LateCurve(rates, late / length)
+
+
+def late_again(
+    services: Sequence[Service], rates_per_s: NDArray[np.float64], slo_s: float, settling_share: float,
+    random: np.random.Generator, replays: int = _REPEATS,
+) -> NDArray[np.int64]:  # fmt: skip
+    """How many requests of each run would have been late with other arrivals at its own rate, shape (runs, replays).
+
+    Each run begins as it did, with idle workers, and its first `settling_share` is not counted: what was counted of the runs
+    themselves is one more draw of the same distribution, unless service depends on who waits. Raises ValueError for runs without
+    inferences and for runs of different numbers of workers.
+    """
+    workers = {service.workers for service in services}
+    sizes = np.array([len(service.busy_s) for service in services])
+    if len(workers) != 1 or not sizes.all():
+        raise ValueError(f"runs of one number of workers with inferences are needed, got {len(services)} of {workers}")
+    runs, longest = len(services), int(sizes.max())
+
+    def laid_out(arrays: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        # Longer than a run is no request: it is neither served nor counted below.
+        return np.stack([np.pad(array, (0, longest - len(array))) for array in arrays])
+
+    busy = laid_out([service.busy_s for service in services])
+    wake, following = (
+        laid_out([_drawn(getattr(service, name), len(service.busy_s), random) for service in services])
+        for name in ("wake_s", "next_s")
+    )
+    counted_from = (sizes * settling_share).astype(int)
+    now = np.zeros((runs, replays))
+    servers = _Servers(workers.pop(), now.shape)
+    late = np.zeros((runs, replays), dtype=np.int64)
+    for step in range(longest):
+        now += random.exponential(size=(runs, replays)) / rates_per_s[:, None]
+        end = servers.serve(now, wake[:, step, None], following[:, step, None], busy[:, step, None])
+        counts = (step >= counted_from) & (step < sizes)
+        late += (end - now > slo_s) & counts[:, None]
+    return late
+
+
+class _Servers:
+    """Equal workers of many queues at once, first in, first out (Lindley's recursion)."""
+
+    def __init__(self, workers: int, shape: tuple[int, ...]) -> None:
+        self._free = np.zeros((workers, *shape))
+        """When each worker of each queue will be free."""
+
+    def serve(
+        self, now: NDArray[np.float64], wake: NDArray[np.float64], following: NDArray[np.float64], busy: NDArray[np.float64]
+    ) -> NDArray[np.float64]:  # fmt: skip
+        """When the request that arrives `now` will have been answered."""
+        first = self._free.argmin(axis=0)[None]
+        freed = np.take_along_axis(self._free, first, axis=0)[0]
+        end: NDArray[np.float64] = np.maximum(now + wake, freed + following) + busy
+        np.put_along_axis(self._free, first, end[None], axis=0)
+        return end
 
 
 def _drawn(seen: NDArray[np.float64], count: int, random: np.random.Generator) -> NDArray[np.float64]:

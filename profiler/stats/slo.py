@@ -24,7 +24,7 @@ from scipy.special import betaincinv
 
 from profiler.stats.crossing import resampled, solve
 from profiler.stats.exceedance import SECTIONS, exceedance
-from profiler.stats.replay import LateCurve, Service, late_curve
+from profiler.stats.replay import LateCurve, Service, late_again, late_curve
 
 __all__ = [
     "Confirmation",
@@ -35,8 +35,9 @@ __all__ = [
 ]
 
 Stage = Literal["coarse", "fit", "confirm"]
-Method = Literal["replay", "counted", "bracket"]
-"""How a rate was found: by replayed service times, by a line through counted late requests, or only as a bracket."""
+Method = Literal["replay", "counted", "both", "bracket"]
+"""How a rate was found: by replayed service times, by a line through counted late requests, as the range that holds what both
+say where they contradict each other, or only as a bracket."""
 
 MINIMUM_FIT_RUNS = 10
 """Usable runs below which a fitted line follows single runs (simulated: worse than bisection when load comes in bursts)."""
@@ -60,6 +61,9 @@ _FITTED_WINDOW = 1.6
 _SETTLING_SHARE = 0.1
 """The first requests of a run meet an empty queue; counted in, they flatter every rate."""
 _UNLUCKY_Z = 0.84
+_CONTRADICTS_Z = 3.0
+"""Standard deviations of the replays between what they expect and what was counted in the same runs, before it is said that
+service depends on the queue: chance alone exceeds them in one search of 370."""
 _CURVES = 4
 _CENTRED = 1.2
 """A curve of replays is made again, up to so many times, while the answer is further than this factor from its middle."""
@@ -194,6 +198,8 @@ class _Search:
     spent: int = 0
     curve: LateCurve | None = None
     counted: tuple[float, float, float] | None = None
+    contradicted: bool = False
+    """Whether the late requests that were counted are none that the replays of the same runs expect."""
     notes: list[str] = field(default_factory=list)
     reachable: float = math.inf
     """Rates from here on could not be offered on schedule."""
@@ -229,9 +235,10 @@ class _Search:
             confirmed = None if confirmation is None else confirmation.verdict(self.tail)
             note = "; ".join(self.notes) or None
             method: Method = "bracket" if self.counted is None else "counted" if self.curve is None else "replay"
+            method = "both" if self.contradicted else method
             return RateEstimate(
                 rate, low, high, p, self.slo_s, confirmed, confirmation, tuple(self.runs), attainable, note, at_ceiling, method,
-                self.counted if method == "replay" else None,
+                self.counted if method in ("replay", "both") else None,
             )  # fmt: skip
 
         reserve = int(self.budget * _CONFIRM_SHARE)
@@ -423,14 +430,46 @@ class _Search:
         curve, rate = self._replayed(services, random)
         low, high = curve.interval(self.tail, self.level, random)
         low, high = min(low, rate), max(high, rate)
-        if low > self.counted[2] or high < self.counted[1]:
+        apart = low > self.counted[2] or high < self.counted[1]
+        if apart and self._contradicts(near, random):
+            counted, counted_low, counted_high = self.counted
+            self.contradicted = True
             self.notes.append(
-                f"replayed service times give {rate:.4g}/s [{low:.4g}, {high:.4g}], which the late requests that were counted "
-                "contradict: service seems to depend on the queue, so the counted range is given"
+                f"replayed service times give {rate:.4g}/s [{low:.4g}, {high:.4g}], counted late requests {counted:.4g}/s "
+                f"[{counted_low:.4g}, {counted_high:.4g}], and the same runs replayed do not give what was counted in them: "
+                "service seems to depend on the queue. The lower rate is given, with a range that holds both"
             )
-            return self.counted
+            return min(rate, counted), min(low, counted_low), max(high, counted_high)
         self.curve = curve
         return rate, low, high
+
+    def _contradicts(self, near: Sequence[int], random: np.random.Generator) -> bool:
+        """Whether the late requests that were counted are too many or too few for replays of the runs they were counted in.
+
+        Like is compared with like: counting flatters near saturation, since every run begins with an empty queue, and so do
+        these replays. Runs that were cut short are left out, and those at higher rates with them, where the runs that
+        were not cut are the lucky ones.
+        """
+
+        def whole(index: int) -> bool:
+            service = self.services[index]
+            return service is not None and len(service.busy_s) == self.runs[index].queries
+
+        cut = min((self.runs[index].rate_per_s for index in near if not whole(index)), default=math.inf)
+        kept = [
+            (index, service)
+            for index in near
+            if (service := self.services[index]) and self.runs[index].rate_per_s < cut
+        ]
+        if not kept:
+            return True
+        rates = np.array([self.runs[index].rate_per_s for index, _ in kept])
+        expected = late_again([service for _, service in kept], rates, self.slo_s, _SETTLING_SHARE, random)
+        counted = np.array([np.count_nonzero(self.latencies[index] > self.slo_s) for index, _ in kept])
+        # Square roots, so that the few runs near saturation do not decide alone.
+        totals = np.sqrt(expected).sum(axis=0)
+        spread = max(float(totals.std(ddof=1)), 1e-9)
+        return bool(abs(np.sqrt(counted).sum() - totals.mean()) > _CONTRADICTS_Z * spread)
 
     def _replayed(self, services: Sequence[Service], random: np.random.Generator) -> tuple[LateCurve, float]:
         """The curve whose middle is about the answer, and the answer."""

@@ -17,23 +17,27 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import NotRequired, TypedDict
 
+from profiler.record_checks import LONGEST_S
 from profiler.targets.log import clean
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 MAX_TEXT = 20_000
-_MAX_VALUES = 500_000
 _MAX_DEPTH = 20
 _LARGEST_WHOLE = 2**63 - 1
-_LONGEST_S = 1e9
+_LONGEST_S = LONGEST_S
+_LONGEST_NS = LONGEST_S * 1e9
 _MIB = 1 << 20
-_HEADER_BYTES: Mapping[str, int] = {"ops": 16 * _MIB}
+_HEADER_BYTES: Mapping[str, int] = {"ops": 16 * _MIB, "load": 4 * _MIB}
 _PAYLOAD_BYTES: Mapping[str, int] = {
     "infer": 2048 * _MIB,
     "time": 256 * _MIB,
     "serve": 256 * _MIB,
     "loadgen": 256 * _MIB,
 }
+_VALUES: Mapping[str, int] = {"ops": 500_000, "load": 100_000}
+"""Numbers, texts and containers in one answer: times of every op, and the tensors of a model with thousands of them."""
+_MOST_VALUES = 5_000
 
 
 class Nonsense(ValueError):  # noqa: N818 (what it is)
@@ -43,20 +47,20 @@ class Nonsense(ValueError):  # noqa: N818 (what it is)
 def limits(command: str) -> dict[str, int]:
     """How large the answer to a command may be, as `wire.read_frame` takes it: little, but for those that carry samples."""
     return {
-        "max_header_bytes": _HEADER_BYTES.get(command, 4 * _MIB),
+        "max_header_bytes": _HEADER_BYTES.get(command, _MIB),
         "max_payload_bytes": _PAYLOAD_BYTES.get(command, 64 * _MIB),
     }
 
 
-def tame(answer: Mapping[str, Any]) -> dict[str, Any]:
+def tame(answer: Mapping[str, Any], command: str = "ops") -> dict[str, Any]:
     """The same with clean text. Raises Nonsense for numbers without an end, and for what is too deep, too long or too much."""
-    left = _MAX_VALUES
+    most = left = _VALUES.get(command, _MOST_VALUES)
 
     def one(value: Any, depth: int) -> Any:
         nonlocal left
         left -= 1
         if left < 0 or depth > _MAX_DEPTH:
-            raise Nonsense(f"it is nested deeper than {_MAX_DEPTH}, or holds more than {_MAX_VALUES} values")
+            raise Nonsense(f"it is nested deeper than {_MAX_DEPTH}, or holds more than {most} values")
         if isinstance(value, str):
             return clean(value[:MAX_TEXT])
         if isinstance(value, dict):
@@ -109,15 +113,14 @@ def _check_time(asked: Mapping[str, Any], arrays: Arrays) -> None:
     most = int(asked.get("max_samples", 1_000_000))
     if not 1 <= len(durations) <= most:
         raise Nonsense(f"{len(durations)} durations came, 1 to {most} were asked for")
-    if (durations <= 0).any():
-        raise Nonsense(
-            f"the worker's clock jumped: a duration of {durations.min() / 1e9:g} s came, which cannot be. Measure again"
-        )
+    _spans("durations_ns", durations)
     songs, places = arrays.get("canary_ns"), arrays.get("canary_at")
     if songs is not None or places is not None:
         at = _column("canary_at", places, "iu")
         if len(_column("canary_ns", songs, "iuf")) != len(at) or (at < 0).any() or (at > len(durations)).any():
             raise Nonsense(f"the canary sang at other places than among {len(durations)} samples")
+    if songs is not None:
+        _sized("canary_ns", songs)
     windows = -(-len(durations) // max(1, int(asked.get("label_every", 1))))
     for name, array in arrays.items():
         if name not in ("durations_ns", "canary_ns", "canary_at") and len(_column(name, array, "iuf")) not in (
@@ -125,6 +128,24 @@ def _check_time(asked: Mapping[str, Any], arrays: Arrays) -> None:
             windows,
         ):
             raise Nonsense(f"{name} has {len(array)} values, {len(durations)} samples make {windows} windows")
+        if name not in ("durations_ns", "canary_ns", "canary_at"):
+            _sized(name, array)
+    if len(arrays.get("window_ns", ())):
+        _spans("window_ns", arrays["window_ns"])
+
+
+def _spans(name: str, times_ns: NDArray[Any]) -> None:
+    if not (times_ns > 0).all():
+        raise Nonsense(
+            f"the worker's clock jumped: {name} holds {times_ns.min() / 1e9:g} s, which cannot be. Measure again"
+        )
+    _sized(name, times_ns)
+
+
+def _sized(name: str, values: NDArray[Any]) -> None:
+    """No number that does not fit a record, in seconds as in nanoseconds."""
+    if len(values) and not (values.max() <= _LONGEST_NS and values.min() >= -_LONGEST_NS):
+        raise Nonsense(f"{name} goes from {float(values.min()):g} to {float(values.max()):g}, which cannot be")
 
 
 def _check_serve(sent: Arrays, arrays: Arrays) -> None:
@@ -134,6 +155,10 @@ def _check_serve(sent: Arrays, arrays: Arrays) -> None:
     counts = {len(column) for column in columns}
     if len(counts) != 1 or 0 in counts or (due is not None and len(columns[0]) > len(due)):
         raise Nonsense(f"{', '.join(names)} have {', '.join(str(len(column)) for column in columns)} requests")
+    for name, column in zip(names, columns, strict=True):
+        _sized(name, column)
+    if (columns[-1] < 0).any():
+        raise Nonsense(f"batch_size holds {columns[-1].min()}, which cannot be")
 
 
 def _column(name: str, array: NDArray[np.generic] | None, kinds: str) -> NDArray[Any]:
@@ -256,6 +281,8 @@ class _Window(TypedDict):
 class _Hello(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     protocol: int
+    pid: _Count
+    """Of the worker there."""
 
 
 class _Availability(TypedDict):
@@ -296,7 +323,7 @@ class _First(TypedDict):
 class _Time(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     started_s: _Number
-    cpu_s: _Number
+    cpu_s: _Seconds
     wall_s: _Seconds
     labels: dict[str, _Number]
     parked_cpu_s: _Seconds
@@ -329,7 +356,7 @@ class _Serve(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     ended: Literal["complete", "diverged", "timeout"]
     started_s: _Number
-    cpu_s: _Number
+    cpu_s: _Seconds
     wall_s: _Seconds
     labels: dict[str, _Number]
     generator_cpu_s: _Number | None

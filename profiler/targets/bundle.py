@@ -8,6 +8,7 @@ those of PEP 600.
 
 from __future__ import annotations
 
+import ast
 import functools
 import gzip
 import hashlib
@@ -42,6 +43,8 @@ _OLDEST_GLIBC_MINOR = 17
 _UV_GLIBC_MINORS = (40, 39, 38, 37, 36, 35, 34, 33, 32, 31, 28, 17)
 """Those of `uv pip install --python-platform`, 0.13."""
 _PACKAGES = ("profiler", "backends", "device_profiles")
+_ROOTS = ("profiler/worker.py", "device_profiles/__init__.py")
+"""What a worker begins with; each of the three packages must lie beside the others (`profiler._selfcheck`)."""
 _RESOLVE_S = 900.0
 _LEFT_OUT = re.compile(
     r"(^|/)(__pycache__|tests|bin|testing/data)(/|$)|\.(pyc|pyi|h|a|lib|cmake)$|(RECORD|INSTALLER|REQUESTED|direct_url\.json)$"
@@ -145,15 +148,21 @@ def wheels(there: Device, packages: Sequence[str], cache: Path) -> Bundle:
 
 
 def modules(cache: Path) -> Bundle:
-    """The archive with edgeprof's own modules, as they are here."""
+    """The archive with the modules that a worker needs, as they are here."""
     cache.mkdir(parents=True, exist_ok=True)
     return _packed("edgeprof", {name: path.read_bytes for name, path in _own_files().items()}, cache, {})
 
 
 @functools.cache
 def modules_name() -> str:
-    """The name that `modules` would give: tells whether a device has the same edgeprof."""
+    """The name that `modules` would give: tells whether a device has the same worker. Commands and reports are no part of it."""
     return f"edgeprof-{_content({name: path.read_bytes for name, path in _own_files().items()})}"
+
+
+@functools.cache
+def whole_name() -> str:
+    """The same over all of edgeprof, for machines on which more than a worker runs."""
+    return f"edgeprof-{_content({name: path.read_bytes for name, path in _all_files().items()})}"
 
 
 def default_cache() -> Path:
@@ -163,12 +172,50 @@ def default_cache() -> Path:
 
 
 def _own_files() -> dict[str, Path]:
+    """The worker's modules: what it imports of edgeprof, at once or later, and every adapter, since those are found by name."""
+    known = _all_files()
+    waiting = [*_ROOTS, *(name for name in known if name.startswith("backends/"))]
+    found: dict[str, Path] = {}
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = known[name]
+            waiting += [other for other in _imported(name, known[name]) if other in known]
+    return dict(sorted(found.items()))
+
+
+def _all_files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for package in _PACKAGES:
         home = Path(str(files(package)))
         for path in sorted(home.rglob("*.py")):
             found[f"{package}/{path.relative_to(home).as_posix()}"] = path
     return found
+
+
+def _imported(name: str, path: Path) -> Iterable[str]:
+    """Files that the module may import, wherever in it the statement stands; those of type checkers only are left out."""
+    # A package is run before what lies in it.
+    parts = name.split("/")
+    yield from ("/".join((*parts[:depth], "__init__.py")) for depth in range(1, len(parts)))
+    for node in _run_when_imported(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for module in modules:
+            place = module.replace(".", "/")
+            yield from (f"{place}.py", f"{place}/__init__.py")
+
+
+def _run_when_imported(tree: ast.AST) -> Iterable[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        yield node
+        yield from _run_when_imported(node)
 
 
 def _resolve(there: Device, packages: Sequence[str], site: Path) -> None:

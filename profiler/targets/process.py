@@ -25,6 +25,7 @@ from profiler.targets.log import FileLog, Log, TailLog, clean
 from profiler.targets.out_of_memory import Finding, Witness, peak_of, speaks_of_memory
 from profiler.targets.pipe import Pipe, close_quietly
 from profiler.targets.remote import LinkLost
+from profiler.units import size
 
 _CHUNK_BYTES = 4 << 20
 _GRACE_S = 5.0
@@ -42,16 +43,24 @@ class WorkerFailure(TargetError):  # noqa: N818 (becomes a FailureRecord, it is 
     """A worker answered that it failed, died, or did not answer in time."""
 
     def __init__(
-        self, kind: FailureKind, message: str, log_tail: str | None = None, *, needs_more_than_bytes: int | None = None
+        self,
+        kind: FailureKind,
+        message: str,
+        log_tail: str | None = None,
+        *,
+        needs_more_than_bytes: int | None = None,
+        from_outside: bool = False,
     ) -> None:
         """`kind` as in FailureRecord; `log_tail` is what the process wrote last.
 
         `needs_more_than_bytes` is a lower bound of the host memory the case needs, where a lack of it is what failed.
+        `from_outside` says that somebody killed the worker: that tells nothing about the case.
         """
         super().__init__(message)
         self.kind: FailureKind = kind
         self.log_tail = log_tail
         self.needs_more_than_bytes = needs_more_than_bytes
+        self.from_outside = from_outside
 
 
 class WorkerProcess:
@@ -143,7 +152,7 @@ class WorkerProcess:
             fields = {"idle_s": self._idle_limit_s, **fields}
         reply, reply_arrays = self._exchange(command, arrays or {}, timeout_s, fields)
         try:
-            reply = answers.tame(reply)
+            reply = answers.tame(reply, command)
             if reply.get("ok") is True:
                 reply_arrays = answers.tame_names(reply_arrays)
                 answers.check(command, fields, arrays or {}, reply, reply_arrays)
@@ -197,7 +206,11 @@ class WorkerProcess:
             self._outputs = None
         if command != "infer":
             return
-        found = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
+        # Text is as wide as its longest word, of which each batch has others.
+        found = {
+            name: (np.dtype(np.str_) if array.dtype.kind == "U" else array.dtype, array.shape[1:])
+            for name, array in arrays.items()
+        }
         if not found:
             raise answers.Nonsense("there are no outputs")
         before, self._outputs = self._outputs or found, found
@@ -276,7 +289,9 @@ class WorkerProcess:
         if code in (-signal.SIGKILL, _KILLED_EXIT_CODE):
             # Of a remote worker, what was reaped here is its client.
             found = self._witness.of_kill(command, self._peak_bytes if self._target.shares_files else None)
-            return _failure("out_of_memory" if found.is_memory else "crash", found, tail)
+            if found.is_memory:
+                return _failure("out_of_memory", found, tail)
+            return WorkerFailure("crash", found.message, tail, from_outside=True)
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
             text = f"the worker crashed ({name}) during '{command}'."
@@ -288,6 +303,12 @@ class WorkerProcess:
             # What C++ does with an exception that nobody caught, and Python outside of a command.
             found = self._witness.of_allocation(f"out of memory: {text}", alive=False)
             return _failure("out_of_memory", found, tail)
+        if self._memory_limit_bytes is not None and command in ("hello", "load"):
+            # Where an allocation fails inside of a runtime's own start, it says anything, or nothing.
+            text += (
+                f" It may allocate {size(self._memory_limit_bytes)} (--memory-limit), and Python with a runtime needs some "
+                "150 MB before it has read a model: that may be all. Try again with more, or without --memory-limit."
+            )
         return WorkerFailure("crash", text, tail)
 
     def _no_worker(self, code: int, tail: str | None) -> TargetError:
@@ -326,7 +347,9 @@ def _failure(kind: FailureKind, found: Finding, log_tail: str | None) -> WorkerF
 
 
 def _kind(output: tuple[np.dtype[Any], tuple[int, ...]] | None) -> str:
-    return "missing" if output is None else f"{output[0]} [batch, {', '.join(map(str, output[1]))}]"
+    if output is None:
+        return "missing"
+    return f"{'text' if output[0].kind == 'U' else output[0]} [batch, {', '.join(map(str, output[1]))}]"
 
 
 def _timeout_text(command: str, timeout_s: float) -> str:

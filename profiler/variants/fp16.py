@@ -105,8 +105,8 @@ class Fp16(Recipe):
         fixed = only_float32(source)
         if recurrent := [node for node in fixed if node.op_type in RECURRENT]:
             notes.append(
-                f"{len(recurrent)} nodes ({_types(recurrent)}) stay float32: ONNX Runtime's CPU provider dies on "
-                "recurrent ops in float16."
+                f"{len(recurrent)} nodes ({_types(recurrent)}) stay float32: of recurrent ops in float16 ONNX "
+                "Runtime's CPU provider has no kernel, and some such files end its process."
             )
         stored = too_large_for(source)
         if stored:

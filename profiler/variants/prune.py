@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from profiler.models.initializers import as_constants
 from profiler.onnx_io import clone, opset_of, walk_graphs, walk_nodes
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect, required
 from profiler.variants.preparing import judged, lift_constants
@@ -39,11 +40,16 @@ class PruneMagnitude(Recipe):
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Prune; calibration rows, when given, are only used to compare outputs."""
         result = clone(model)
+        as_constants(result)
         lift_constants(result)
-        weights = _weights(result)
+        weights, shared = _weights(result)
         total = sum(int(np.prod(tensor.dims)) for tensor in weights)
         if not total:
-            note = "nothing was pruned: no Conv, Gemm or MatMul has stored weights."
+            note = (
+                "nothing was pruned: every stored weight is read by something else too."
+                if shared
+                else "nothing was pruned: no Conv, Gemm or MatMul has stored weights."
+            )
             return VariantResult(clone(model), {"weights_zeroed": 0, "weights_total": 0}, (note,), changed=False)
         arrays = [np.array(numpy_helper.to_array(tensor)) for tensor in weights]
         already = sum(int((array == 0).sum()) for array in arrays)
@@ -63,6 +69,10 @@ class PruneMagnitude(Recipe):
         notes = [
             "no faster and no smaller on disk: dense kernels multiply by zero too; only the compressed size shrinks.",
         ]
+        if shared:
+            notes.append(
+                f"{shared} weights stay whole: something other than a convolution or a product reads them too."
+            )
         if zeros == already:
             notes.append(f"nothing was pruned: {already} of {total} weights were zero before.")
         judged(model, result, calibration, facts, notes)
@@ -88,9 +98,18 @@ def zero_smallest(arrays: list[NDArray[np.generic]], share: float) -> None:
         start += array.size
 
 
-def _weights(model: ModelProto) -> list[TensorProto]:
-    """Stored float weights of the pruned ops, in order of name, each once."""
-    used = {name for node in walk_nodes(model) if node.op_type in PRUNED_OPS for name in node.input[:2]}
+def _weights(model: ModelProto) -> tuple[list[TensorProto], int]:
+    """Stored float weights of the pruned ops, in order of name, each once; and how many are left out.
+
+    Left out is what somebody reads as something else: an embedding that is the output layer too, an output, a bias.
+    """
+    used: set[str] = set()
+    otherwise = {
+        value.name for graph in walk_graphs(model) if isinstance(graph, onnx.GraphProto) for value in graph.output
+    }
+    for node in walk_nodes(model):
+        for position, name in enumerate(node.input):
+            (used if node.op_type in PRUNED_OPS and position < 2 else otherwise).add(name)
     tensors = [
         tensor
         for graph in walk_graphs(model)
@@ -98,4 +117,5 @@ def _weights(model: ModelProto) -> list[TensorProto]:
         for tensor in graph.initializer
         if tensor.name in used and tensor.data_type in FLOATS and len(tensor.dims) >= 2
     ]
-    return sorted(tensors, key=lambda tensor: tensor.name)
+    own = [tensor for tensor in tensors if tensor.name not in otherwise]
+    return sorted(own, key=lambda tensor: tensor.name), len(tensors) - len(own)

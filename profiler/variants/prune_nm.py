@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from profiler.models.initializers import as_constants
 from profiler.onnx_io import clone, opset_of, walk_graphs, walk_nodes
 from profiler.pruning.sparse import nm_mask
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
@@ -36,6 +37,7 @@ class PruneNM(Recipe):
     def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         """Zero weights; calibration rows, when given, are only used to compare outputs."""
         result = clone(model)
+        as_constants(result)
         lift_constants(result)
         summed = _summed_axes(result)
         zeroed = total = tensors = odd = 0
@@ -91,7 +93,9 @@ class PruneNM(Recipe):
 
 def _summed_axes(model: ModelProto) -> dict[str, int]:
     """Axis that is summed over, by name of the weight; names that nodes use differently, or elsewhere too, are left out."""
-    found: dict[str, set[int]] = {}
+    # What is an output is read by whoever runs the model.
+    graphs = [graph for graph in walk_graphs(model) if isinstance(graph, GraphProto)]
+    found: dict[str, set[int]] = {value.name: {-3} for graph in graphs for value in graph.output}
     for node in walk_nodes(model):
         for position, name in enumerate(node.input):
             found.setdefault(name, set()).add(_axis(node, position))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from profiler.errors import VariantError
+from profiler.models.initializers import as_constants
 from profiler.onnx_io import clone, count_ops, opset_of, weights_count, write_model
 from profiler.pruning import importance as judge
 from profiler.pruning import plan, reconstruct
@@ -86,6 +87,7 @@ class PruneChannels(Recipe):
                 f"{self.text}: the model is quantized already ({', '.join(found)}): prune first, {self.text}+int8-static."
             )
         source = clone(model)
+        as_constants(source)
         lift_constants(source)
         axes = Axes(GraphView(source))
         groups, left = find_groups(axes)

@@ -11,7 +11,7 @@ from pathlib import Path
 from profiler import open_run, profile
 from profiler.cli.console import Bars
 from profiler.errors import EdgeprofError
-from scripts.real_models_lib import suite
+from scripts.real_models_lib import check, suite
 from scripts.real_models_lib.fetch import CACHE, ROOT, FetchError
 from scripts.real_models_lib.page import page
 
@@ -27,6 +27,9 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "docs" / "results", help="folder for the pages (default: docs/results)"
     )
     parser.add_argument("--remake", action="store_true", help="measure nothing: write the pages of the last runs again")
+    parser.add_argument(
+        "--check", action="store_true", help="also work each accuracy out without edgeprof; 1 where they differ"
+    )
     parser.add_argument("--list", action="store_true", help="name the models and stop")
     asked = parser.parse_args()
     if asked.list:
@@ -42,7 +45,8 @@ def main() -> int:
     for name in asked.names or suite.MODELS:
         start = time.perf_counter()
         try:
-            written = _run(name, out, quick=asked.quick, remake=asked.remake)
+            written, wrong = _run(name, out, quick=asked.quick, remake=asked.remake, checked=asked.check)
+            failed += [name] if wrong else []
         except (EdgeprofError, FetchError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed.append(name)
@@ -51,7 +55,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _run(name: str, out: Path, *, quick: bool, remake: bool) -> Path:
+def _run(name: str, out: Path, *, quick: bool, remake: bool, checked: bool) -> tuple[Path, bool]:
     model = suite.load(name)
     job = model.prepare(suite.work_folder(name), quick=quick)
     runs = CACHE / "runs" / name
@@ -62,7 +66,10 @@ def _run(name: str, out: Path, *, quick: bool, remake: bool) -> Path:
         result = profile(job.model, job.data, out=runs, progress=Bars(None), effort=effort, **job.settings)
     path = out / f"{name}.md"
     path.write_text(page(name, model, job, result, quick=quick), encoding="utf-8")
-    return path
+    rows = check.compared(model, job, result, runs) if checked else []
+    for row in rows:
+        print(f"  {row}", flush=True)
+    return path, any(row.differs for row in rows)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,11 @@ class _Rows:
             "labels": np.array([row[2] for row in rows], np.int64),
             "ids": np.array([row[3] for row in rows]),
         }
+
+
+def recordings(folder: Path) -> Iterator[NDArray[np.float32]]:
+    """The recordings of one of Asterisk's packages, in order, at 16 kHz."""
+    return map(_read, _recordings(folder))
 
 
 def _recordings(folder: Path) -> list[Path]:

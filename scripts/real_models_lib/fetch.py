@@ -63,6 +63,19 @@ def debian(name: str, license: str) -> Source:  # noqa: A002 (SPDX's word)
     return Source(folder, name, stamp.read_text(), license, "Debian")
 
 
+def npm(name: str, version: str, license: str) -> Source:  # noqa: A002 (SPDX's word)
+    """A package of npm's registry, as files."""
+    folder = CACHE / f"npm-{name.replace('@', '').replace('/', '-')}-{version}"
+    if not folder.is_dir():
+        if shutil.which("npm") is None:
+            raise FetchError(f"{name} comes from npm, and npm is missing: install Node.js.")
+        with _scratch() as scratch:
+            _call(["npm", "pack", "--silent", f"{name}@{version}"], scratch, f"{name} {version} from npm")
+            untar(next(scratch.glob("*.tgz")), scratch / "unpacked")
+            _keep(scratch / "unpacked" / "package", folder)
+    return Source(folder, name, version, license, "npm")
+
+
 def _fetched(kind: str, name: str, version: str, extra: list[str]) -> Path:
     folder = CACHE / f"{kind}-{name}-{version}"
     if folder.is_dir():

@@ -20,6 +20,11 @@ MODELS: Mapping[str, str] = {
     "efficientnet-lite0": "efficientnet",
     "minilm-sentiment": "minilm",
     "ppocr-det": "ppocr",
+    "mtcnn-rnet": "faces",
+    "silero-vad": "silero",
+    "upscaler": "upscaler",
+    "romanizer": "romanizer",
+    "aecmos": "echo",
 }
 """Module of each model, the quick ones first."""
 
@@ -66,3 +71,12 @@ def save(path: Path, **arrays: NDArray[Any]) -> Path:
     """Write an npz."""
     np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes allow_pickle for one of the arrays
     return path
+
+
+def run_file(model: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """One inference by ONNX Runtime itself, outputs by name: what the product's answers are held against."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    found = session.run(None, dict(feeds))
+    return {info.name: value for info, value in zip(session.get_outputs(), found, strict=True)}

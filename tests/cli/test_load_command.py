@@ -50,7 +50,7 @@ def test_each_scenario_takes_its_own_numbers():
         (("--rate", "5", "--batching", "8:soon"), "cannot read 'soon'"),
         (("--rate", "5", "--workers", "0"), "workers=0"),
         (("--rate", "5", "--workers", "two"), "--workers 'two'"),
-        (("--trace", "nowhere.txt"), "cannot read the trace nowhere.txt"),
+        (("--trace", "nowhere.txt"), "nowhere.txt: No such file"),
         (("--trace", "nowhere.txt", "--constant"), "exclude each other"),
         (("--rate", "5", "--slo-p99", "0ms"), "load.slo_s"),
         (("--rate", "1000000", "--duration", "1h"), "a run has at most"),

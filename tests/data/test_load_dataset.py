@@ -146,13 +146,14 @@ def test_inputs_that_do_not_fit_are_refused(arrays, message):
         (np.int64(1), "labels of shape"),
         (np.array([0.0, np.nan]), "'labels' of data 'arrays' has 1 NaN"),
         (np.array([0.0, np.inf]), "1 NaN or infinite"),
-        (np.array(["cat", "dog"]), "give class indexes"),
+        (np.array([["cat", "dog"]]), "2 rows and labels of shape"),
+        (np.array([["cat", "dog"]] * 2), "2 rows and 'labels' of shape"),
         (np.zeros((2, 0)), "no value for a row"),
         (np.array([0, 2**64 - 1], np.uint64), "beyond 64-bit"),
     ],
 )
 def test_bad_labels_of_each_kind_are_refused(labels, message):
-    """Wrong length, NaN, infinite, text, nothing, absurd."""
+    """Wrong length, NaN, infinite, two texts a row, nothing, absurd."""
     with pytest.raises(DataError, match=message):
         load({"x": np.zeros((2, 4), np.float32), "labels": labels})
 

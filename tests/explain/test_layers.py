@@ -133,3 +133,42 @@ def test_unknown_shapes_leave_the_multiplications_unknown():
     (layer,) = file_facts(model, 1).layers
     assert (layer.name, layer.macs, layer.weights) == ("y", None, 18)
     assert isinstance(model, onnx.ModelProto)
+
+
+def test_weights_inside_branches_are_layers_too():
+    """Both branches call their values alike; one reads a weight of its own, the other a quantized one of the main graph."""
+
+    def branch(nodes, tensors):
+        out = helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 4])
+        return helper.make_graph(nodes, "body", [], [out], tensors)
+
+    own = numpy_helper.from_array(np.ones((8, 4), np.float32), "own")
+    then = branch([helper.make_node("MatMul", ["x", "own"], ["b"], name="first")], [own])
+    other = branch(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s"], ["own"]),
+            helper.make_node("MatMul", ["x", "own"], ["b"], name="second"),
+        ],
+        [],
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["r"], keepdims=0),
+        helper.make_node("Cast", ["r"], ["c"], to=TensorProto.BOOL),
+        helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other),
+    ]
+    tensors = [
+        numpy_helper.from_array(np.full((8, 4), 3, np.int8), "w"),
+        numpy_helper.from_array(np.float32(0.1), "s"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(built)
+
+    layers = {layer.name: layer for layer in file_facts(built, 1).layers}
+    assert {name: (layer.stored, layer.weights) for name, layer in layers.items()} == {
+        "first": ("float", 32),
+        "second": ("weights", 32),
+    }
+    assert layers["first"].macs is None

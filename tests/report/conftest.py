@@ -181,11 +181,14 @@ _pages: dict[str, str] = {}
 
 def page_of(situation: str) -> str:
     """The HTML page of a situation, drawn once."""
-    from profiler.report import page
+    from profiler.report import drawing, figures, page
     from profiler.report.words import Story
 
     if situation not in _pages:
-        _pages[situation] = page.html(Story.of(analysed(situation)))
+        story = Story.of(analysed(situation))
+        pictures = figures.page_figures(story)
+        script = drawing.draw(None, script=True, vl_version=figures.vegalite_version()).script if pictures else ""
+        _pages[situation] = page.html(story, pictures=pictures, script=script)
     return _pages[situation]
 
 

@@ -18,7 +18,6 @@ from profiler.decide import recommend, view
 from profiler.errors import StoreError
 from profiler.report import page, write_report
 from profiler.report.words import Story
-from profiler.study import make_study
 
 
 class _Elements(HTMLParser):
@@ -108,24 +107,6 @@ def test_a_run_without_figures_has_no_script(analysis_of: Callable[[str], Analys
     assert "vegaEmbed" not in content
     assert "the worker died with signal 11" in content
     assert "Nothing was measured" in content
-
-
-def test_the_command_asks_the_same_again() -> None:
-    """The printed command line, read back by the command's own options, gives the same study."""
-    from profiler.cli import options
-    from profiler.units import parse_drop
-
-    study = make_study(
-        model="my model.onnx", data="t.npz", variants=("int8-static{per_channel=true}", "fp16"), batches=(1, 8),
-        constraints={"max_drop": 0.01, "slo_p99_s": 0.005}, effort="quick", input_shapes={"x": (3, 4)}, seed=3,
-    )  # fmt: skip
-    line = page.command(study)
-    assert line == (
-        "edgeprof profile 'my model.onnx' --data t.npz --variants 'int8-static{per_channel=true},fp16' --batch 1,8 "
-        "--max-drop 0.01 --slo-p99 0.005s --shape x=3,4 --seed 3 --quick"
-    )
-    assert parse_drop("0.01") == study.constraints.max_drop
-    assert options.shapes(["x=3,4"]) == dict(study.input_shapes)
 
 
 def test_write_report_writes_four_whole_files(full: Analysis, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from profiler.analysis import Analysis
 from profiler.decide import view
-from profiler.report import export, figures, table
+from profiler.report import drawing, export, figures, table
 from profiler.report.words import Story
 
 
@@ -74,7 +74,8 @@ def test_no_renderer_passes_on_terminal_control(renderer: str, full: Analysis) -
 
 def test_a_picture_is_drawn_of_every_kind_of_run(drawn: str, analysis_of: Callable[[str], Analysis]) -> None:
     """The frontier's PNG has PNG's signature and a readable size, also when there is nothing to draw."""
-    png = figures.frontier_png_bytes(Story.of(analysis_of(drawn)))
+    spec = figures.picture(Story.of(analysis_of(drawn)))
+    png = drawing.draw(spec, vl_version=figures.vegalite_version()).png
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
     assert width >= 1200

@@ -105,7 +105,10 @@ def test_one_process_leaves_bounds_open_and_says_so(analysis_of: Callable[[str],
     told = table.text(analysis_of("one round"))
     assert "[?, ?]" in told
     flat = " ".join(told.split())
-    assert "? = no bound on that side: of p50, p99 because one round of 197 samples" in flat
+    assert (
+        "? = no bound on that side (the other end holds, as “at least” or “at most”): of p50, p99 because one" in flat
+    )
+    assert "because one round of 197 samples" in flat
     assert "of vs reference because one process pair" in flat
 
 

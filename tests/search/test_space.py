@@ -12,7 +12,7 @@ from profiler.errors import StudyError
 from profiler.onnx_io import read_model
 from profiler.progress import Silent
 from profiler.search import run
-from profiler.search.space import ladder, rung, seeds_of, suggestions
+from profiler.search.space import family, ladder, rung, seeds_of, suggestions
 from profiler.study import make_study
 from profiler.targets import setup
 from profiler.targets.remote import LinkLost
@@ -28,8 +28,23 @@ def test_everything_on_the_ladder_can_be_made_named_and_read_back():
     assert make_study(model="m", variants=texts).variants == texts
 
 
+def test_each_family_is_seen_once_before_one_is_refined():
+    """A short budget makes what stands first: not four kinds of static int8 before the first pruned model."""
+    tried = ladder()
+    firsts = list(dict.fromkeys(family(text) for text in tried))
+    assert [family(text) for text in tried[: len(firsts)]] == firsts
+    rest = [rung(text) for text in tried[len(firsts) :]]
+    assert rest == sorted(rest), "the rest in the order of the ladder"
+    assert [rung(text) for text in tried[: len(firsts)]] == sorted(rung(text) for text in tried[: len(firsts)])
+
+
+def test_the_likeliest_recipe_of_the_model_and_the_machine_comes_first():
+    tried = ladder(suggested=("int8-static{bias_correction=true}", "int8-static{calibration=mse}"))
+    assert tried[:2] == ("fp32", "int8-static{bias_correction=true}")
+    assert tried.index("int8-static{calibration=mse}") >= len({family(text) for text in tried})
+
+
 def test_cheap_rungs_come_first():
-    assert [rung(text) for text in ladder()] == sorted(rung(text) for text in ladder())
     assert ladder(("int8-static", "int8-dynamic", "graph")) == ("fp32", "graph", "int8-dynamic", "int8-static")
     assert rung("int8-static{symmetric_activations=true}") == rung("int8-static")
     assert rung("graph+int8-dynamic") > rung("int8-static{per_channel=true,smooth=0.5}")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from profiler.stats.replay import Service, late_curve
+from profiler.stats.replay import Service, late_again, late_curve
 
 
 def served(rate, count, seed, workers=1, wake_s=0.0):
@@ -115,3 +115,31 @@ def test_runs_that_cannot_be_replayed_together_are_refused():
     for runs in ([], [empty], [one, two]):
         with pytest.raises(ValueError, match="one number of workers"):
             curve(runs, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_runs_replayed_at_their_own_rates_give_what_was_counted_in_them(workers):
+    """What was counted is one more draw of the same distribution: of 60 runs each decile of the replays holds its share."""
+    rates = np.linspace(0.5, 0.95, 60) * workers
+    moments = [served(rate, 400, seed, workers) for seed, rate in enumerate(rates)]
+    counted = np.array([np.count_nonzero((done - sent)[40:] > 6.0) for sent, _, done in moments])
+
+    expected = late_again(
+        [Service.observed(*one, workers) for one in moments], rates, 6.0, 0.1, np.random.default_rng(1), replays=199
+    )
+    places = np.array(
+        [np.mean(row < one) + np.mean(row == one) / 2 for row, one in zip(expected, counted, strict=True)]
+    )
+
+    assert expected.shape == (60, 199)
+    assert places.mean() == pytest.approx(0.5, abs=0.12)
+    assert np.mean((places < 0.1) | (places > 0.9)) == pytest.approx(0.2, abs=0.15)
+
+
+def test_replays_of_runs_of_different_lengths_count_only_what_each_had():
+    """With every request late, all that is counted is the length less what settles."""
+    runs = [Service(np.full(n, 2.0), np.zeros(1), np.zeros(1)) for n in (50, 20)]
+
+    late = late_again(runs, np.array([0.1, 0.1]), 1.0, 0.1, np.random.default_rng(0), replays=3)
+
+    assert late.tolist() == [[45] * 3, [18] * 3]

@@ -210,18 +210,32 @@ class TestReplays:
         assert np.std(errors) < 0.025
         assert np.std(errors) < np.std(counted)
 
-    def test_counting_overrules_a_service_that_depends_on_the_queue(self):
-        """Served twice as fast when somebody waits: replays of what was seen at one load mislead, and are not believed."""
+    @pytest.mark.parametrize("served_with", [1 / 3, 1.6])
+    def test_a_service_that_depends_on_the_queue_is_found_out(self, served_with):
+        """Faster or slower than what was seen of it: neither figure is given alone, the lower is the one that is told."""
         calm = queue(constant, seen=True)
 
         def run(rate, seed, count):
             done = calm(rate, seed, count)
-            return RateRun(rate, seed, done.latencies_s / 3, True, None, done.service)
+            return RateRun(rate, seed, done.latencies_s * served_with, True, None, done.service)
 
         found = search(run, slo_s=MD1_LIMIT_S)
 
-        assert found.method == "counted"
-        assert "contradict" in found.note
+        assert found.method == "both"
+        assert "depend on the queue" in found.note
+        counted, low, high = found.counted
+        assert found.rate_per_s <= counted
+        assert found.low <= low
+        assert found.high >= high
+
+    def test_counting_near_saturation_does_not_overrule_a_right_replay(self):
+        """Every run begins with an empty queue, so counting flatters with a long limit: of forty searches none believes it."""
+        truth = md1_rate(10.0)
+        found = [search(queue(constant, seen=True), slo_s=10.0, seed=seed) for seed in range(40)]
+
+        assert {one.method for one in found} == {"replay"}
+        assert max(one.rate_per_s for one in found) < 1.04 * truth
+        assert sum(one.low > truth for one in found) <= 3
 
 
 class TestEdges:

@@ -208,16 +208,38 @@ def test_what_the_device_has_itself_is_used(there, runtimes, packages):
     assert bundle.wanted(Device((3, 10), "aarch64", (2, 35), there), runtimes) == packages
 
 
-def test_our_own_modules_are_an_archive_that_says_what_it_is(tmp_path):
-    """Its name tells whether a device has the same edgeprof; all of them are in it, and nothing else."""
+def test_our_own_modules_are_an_archive_of_the_workers_closure(tmp_path):
+    """Its name tells whether a device has the same worker: what a command or a report says is no part of it."""
     made = bundle.modules(tmp_path)
+    rooms = {"/".join(name.split("/")[:2]) for name in names(made) if name.startswith("profiler/")}
 
     assert made.name == bundle.modules_name()
-    assert {"profiler/worker.py", "profiler/targets/agent.py", "backends/ort.py", "device_profiles/__init__.py"} <= set(
-        names(made)
-    )
+    assert {"profiler/worker.py", "backends/ort.py", "device_profiles/__init__.py"} <= set(names(made))
+    assert rooms == {
+        "profiler/__init__.py", "profiler/_selfcheck.py", "profiler/environment.py", "profiler/measure", "profiler/records.py",
+        "profiler/wire.py", "profiler/worker.py",
+    }  # fmt: skip
     assert all(name.endswith(".py") for name in names(made))
     assert bundle.modules(tmp_path / "again").sha256 == made.sha256
+
+
+def test_the_name_for_machines_on_which_more_than_a_worker_runs_is_of_everything():
+    """Whoever builds variants must have the same recipes, too."""
+    assert bundle.whole_name() != bundle.modules_name()
+
+
+def test_an_import_for_type_checkers_brings_nothing(tmp_path):
+    """Those in functions do: the worker describes its machine only when it is asked."""
+    module = tmp_path / "a.py"
+    module.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from profiler import api\n"
+        "def later():\n    from profiler import wire\n    import backends.ort as o\n"
+    )
+
+    found = set(bundle._imported("profiler/a.py", module))
+
+    assert {"profiler/__init__.py", "profiler/wire.py", "backends/ort.py"} <= found
+    assert "profiler/api.py" not in found
 
 
 @pytest.mark.process

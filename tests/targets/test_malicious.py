@@ -18,7 +18,7 @@ from profiler.errors import TargetError
 from profiler.measure.energy.base import Absent, MeterInfo
 from profiler.measure.realised import Cores
 from profiler.store import RunData, open_store
-from profiler.targets import answers, bundle, config, process
+from profiler.targets import answers, process
 from profiler.targets.base import Target
 from profiler.targets.process import WorkerFailure, WorkerProcess
 from profiler.targets.remote import LinkLost
@@ -53,7 +53,7 @@ ENERGY = {"energy": {}, "energy clock": {"clock": True}, "energy window": {"wind
 
 # Every field that somebody reads of an answer, and of which kind it is.
 READ = {
-    "hello": {"protocol": "any whole"},
+    "hello": {"protocol": "any whole", "pid": "whole"},
     "availability": {"available": "flag", "version": "text?", "reason": "text?"},
     "environment": {"environment": "any mapping"},
     "have": {"have": "flag", "offset": "whole"},
@@ -64,7 +64,7 @@ READ = {
     },
     "first": {"first_inference_s": "seconds"},
     "time": {
-        "started_s": "number", "cpu_s": "number", "wall_s": "seconds", "labels": "mapping", "labels.steal_share": "number",
+        "started_s": "number", "cpu_s": "seconds", "wall_s": "seconds", "labels": "mapping", "labels.steal_share": "number",
         "parked_cpu_s": "seconds", "harness": "mapping", "harness.in_sample_s": "number", "harness.labelled_s": "number",
     },
     "memory": {"peak_rss_bytes": "whole?", "phases": "mapping", "memory_notes": "list"},
@@ -179,6 +179,12 @@ ARRAYS = {
     "a canary without places": {"without": ["canary_at"]},
     "places without a canary": {"without": ["canary_ns"]},
     "a canary after the end": {"arrays": [["canary_at", "|u1", [2], "00ff"]]},
+    "windows of no time": {"arrays": [["window_ns", "|u1", [12], "00" * 12]]},
+    "windows that run backwards": {"arrays": [["window_ns", "|i1", [12], "ff" * 12]]},
+    "a window of 1e308": {"arrays": [["cpu_ns", "<f8", [12], "a0c8eb85f3cce17f" * 12]]},
+    "a duration of a century": {"arrays": [["durations_ns", "<i8", [1], "00" * 7 + "40"]]},
+    "a duration beyond counting": {"arrays": [["durations_ns", "<u8", [1], "ff" * 8]]},
+    "a canary of 1e308": {"arrays": [["canary_ns", "<f8", [2], "a0c8eb85f3cce17f" * 2]]},
     "a canary before the beginning": {"arrays": [["canary_at", "|i1", [2], "ff00"]]},
 }
 
@@ -194,9 +200,10 @@ def test_samples_that_no_clock_can_have_measured_are_refused(lie):
     "lie",
     [
         {"without": ["sent_ns"]}, {"arrays": [["batch_size", "|u1", [2], "0101"]]},
-        {"arrays": [["completed_ns", "<f8", [3], "000000000000f87f" * 3]]}, {"arrays": [["sent_ns", "|u1", [3, 1], "010203"]]},
+        {"arrays": [["completed_ns", "<f8", [3], "000000000000f87f" * 3]]}, {"arrays": [["sent_ns", "<u8", [3], "ff" * 24]]},
+        {"arrays": [["batch_size", "|i1", [3], "ff01ff"]]}, {"arrays": [["sent_ns", "|u1", [3, 1], "010203"]]},
     ],
-    ids=["missing", "another length", "not a number", "two axes"],
+    ids=["missing", "another length", "not a number", "beyond counting", "no batch", "two axes"],
 )  # fmt: skip
 def test_requests_that_do_not_fit_each_other_are_refused(lie):
     """One moment each for every request."""
@@ -372,35 +379,6 @@ def test_what_is_checked_is_what_the_dataclasses_have():
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def study_of(tmp_path, monkeypatch, fake_study):
-    """`study_of(lie)`: this machine and a target that lies so, both in one study."""
-    monkeypatch.setattr(process, "_GRACE_S", 0.3)
-    monkeypatch.setenv("EDGEPROF_TARGETS", str(tmp_path / "targets.toml"))
-
-    def make(lie: dict, **settings):
-        text = json.dumps({"protocol": wire.PROTOCOL, **lie})
-        config.save(
-            config.TargetSpec(
-                "evil",
-                (sys.executable, "-I", "-S", str(EVIL), text),
-                link_codes=(255,),
-                bundles=(bundle.modules_name(), "w"),
-            )
-        )
-        effort = {
-            "processes": 1,
-            "rounds": 1,
-            "block_s": 0.001,
-            "block_samples": 3,
-            "warmup_s": 0.001,
-            "warmup_max_s": 0.002,
-        }
-        return fake_study(targets=("local", "evil"), effort=effort, limit=4, **settings)
-
-    return make
 
 
 LIES = {

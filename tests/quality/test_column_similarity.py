@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from profiler.errors import DataError
 from profiler.quality import similarity as module
-from profiler.quality.outputs import agreement
+from profiler.quality.choice import agreement
 from profiler.quality.runtimes import Precision, compare_runtimes
 from profiler.quality.similarity import Unlike, column_scale, compare, cosine, similarity
 

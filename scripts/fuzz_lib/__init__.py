@@ -1,0 +1,1 @@
+"""Seeded damage to real models, and what edgeprof does with it."""
