@@ -79,6 +79,8 @@ def _loads_differently(evidence: Evidence) -> bool:
 
 def _no_weights_advice(evidence: Evidence) -> str:
     layers = evidence.reference.file.layers
+    if not layers and {"If", "Loop", "Scan"} & evidence.reference.file.op_counts.keys():
+        return "no op outside If, Loop and Scan multiplies by stored weights: int8-dynamic and int8-weight enter their bodies"
     if not layers:
         return "nothing in this model multiplies by stored weights: quantization cannot gain here; try --threads or --batch"
     types = "|".join(sorted({layer.op_type for layer in layers}))

@@ -80,3 +80,46 @@ def _declared(graph: GraphProto) -> Iterator[ValueInfoProto]:
     yield from graph.input
     yield from graph.output
     yield from graph.value_info
+
+
+def distinct_names(model: ModelProto) -> int:
+    """Give each value of a body a name that nothing else in the model has, in place; returns how many were renamed.
+
+    Both branches of an If may use one name for different things. Converters keep one table of names for the whole model and
+    mix them up. Inputs and outputs of the model keep their names.
+    """
+    names, seen = Names(model), set(_defined(model.graph))
+    renamed = 0
+
+    def enter(graph: GraphProto, outer: Mapping[str, str]) -> None:
+        nonlocal renamed
+        here = dict(outer)
+        for name in _defined(graph):
+            here.pop(name, None)
+            if name in seen:
+                here[name] = names.fresh(name)
+                renamed += 1
+            seen.add(name)
+        for node in graph.node:
+            _rename(node, here)
+        for value in _declared(graph):
+            value.name = here.get(value.name, value.name)
+        for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+            tensor.name = here.get(tensor.name, tensor.name)
+        descend(graph, here)
+
+    def descend(graph: GraphProto, here: Mapping[str, str]) -> None:
+        for node in graph.node:
+            for attribute in node.attribute:
+                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                    enter(body, here)
+
+    descend(model.graph, {})
+    return renamed
+
+
+def _defined(graph: GraphProto) -> list[str]:
+    """Names that a graph gives to values of its own, each once."""
+    stored = (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer))
+    made = (name for node in graph.node for name in node.output if name)
+    return list(dict.fromkeys((*(value.name for value in graph.input), *(tensor.name for tensor in stored), *made)))

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from profiler.variants.base import Calibration
+
 Method = Literal["minmax", "entropy", "percentile", "mse"]
 Run = Callable[[Any], Mapping[str, NDArray[Any]]]
 Range = tuple[float, float]
@@ -178,3 +180,16 @@ def _divergence(masses: NDArray[np.float64], stop: int) -> float:
     # Outliers folded into an empty last bin have no counterpart: the divergence would be infinite; a floor keeps order.
     support = p > 0
     return float(np.sum(p[support] * np.log(p[support] / np.maximum(q[support], 1e-10))))
+
+
+def drawn(calibration: Calibration, seed: int) -> Calibration:
+    """The rows of `calibration` as `seed` draws them: 0 leaves them, others draw as many with replacement, all arrays alike.
+
+    With replacement, because the rows are often no more than a recipe takes: mere orders of the same rows would all give the
+    same ranges, and a spread of nothing.
+    """
+    rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
+    if seed == 0 or not rows:
+        return calibration
+    order = np.random.default_rng(seed).integers(0, rows, rows)
+    return {name: array[order] if array.ndim else array for name, array in calibration.items()}

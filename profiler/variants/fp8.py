@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from profiler.errors import VariantError
 from profiler.onnx_io import reads
 from profiler.variants.base import Calibration, Recipe, VariantResult, expect
-from profiler.variants.int8_static import WEIGHTED, Int8Static, Plan
+from profiler.variants.int8_static import WEIGHTED, Int8Static
 
 LARGEST = 448.0
 """Largest finite E4M3 value (Micikevicius et al. 2022, "FP8 formats for deep learning")."""
@@ -95,12 +95,10 @@ class _Placed(Int8Static):
     def _needs_opset(self) -> str:
         return ""
 
-    def realise(self, plan: Plan, notes: list[str], nodes: Iterable[str] | None = None) -> ModelProto:
-        model = super().realise(plan, notes, nodes)
-        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in plan.prepared.graph.initializer}
-        old = {name for node in plan.prepared.graph.node for name in node.output}
+    def _finish(self, model: ModelProto, floats: ModelProto) -> None:
+        weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in floats.graph.initializer}
+        old = {name for node in floats.graph.node for name in node.output}
         _to_float8(model, weights, old, self.text)
-        return model
 
 
 def _to_float8(model: ModelProto, weights: Mapping[str, NDArray[np.generic]], old: set[str], what: str) -> None:

@@ -9,10 +9,14 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from profiler.errors import VariantError
+from profiler.models.opsets import declare_domains
 from profiler.onnx_io import PROTOBUF_LIMIT_BYTES, count_ops, opset_of, walk_nodes, walk_tensors, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult
+from profiler.variants.folding import about_weights
+from profiler.variants.operands import separate
 from profiler.variants.preparing import judged, prepare, quiet, sort_nodes, tally, unchanged
-from profiler.variants.running import ensure_loads, scratch, short
+from profiler.variants.running import ensure_loads, ensure_runs, scratch, short
+from profiler.variants.taken_names import with_free_names
 
 INTEGER_OPS = frozenset(
     (
@@ -46,13 +50,20 @@ class Int8Dynamic(Recipe):
         if not any(before[op] for op in self.op_types):
             return unchanged(model, f"the model has no {', '.join(self.op_types)}{self._about_conv(before['Conv'])}")
         prepared, notes = prepare(model, calibration)
+        separate(prepared, {node.name for node in prepared.graph.node if node.op_type in self.op_types})
         result = self._quantize(prepared, notes)
+        declare_domains(result)
         done = [node for node in walk_nodes(result) if node.op_type in INTEGER_OPS or _is_int8_gather(node, result)]
         if not done:
             return unchanged(
-                model, f"no {', '.join(self.op_types)} has stored weights{self._about_conv(before['Conv'])}"
+                model,
+                f"no {', '.join(self.op_types)} has stored float32 weights{about_weights(prepared, self.op_types)}"
+                f"{self._about_conv(before['Conv'])}",
             )
-        ensure_loads(result, self.text)
+        if (note := ensure_loads(result, self.text)) is not None:
+            notes.append(note)
+        else:
+            notes += ensure_runs(model, result, calibration, self.text)
         after = count_ops(result)
         facts: dict[str, Fact] = {
             "ops_quantized": len(done),
@@ -75,6 +86,25 @@ class Int8Dynamic(Recipe):
         return "; Conv would become ConvInteger, 3 to 20 times slower in ONNX Runtime (op_types=Conv|… asks for it)"
 
     def _quantize(self, prepared: ModelProto, notes: list[str]) -> ModelProto:
+        odd = self._no_channels(prepared) if self.per_channel else []
+        if odd:
+            notes.append(
+                f"{len(odd)} MatMul stay float32: their weights are no matrices, and only those have one scale per channel "
+                "(per_channel=false takes them)."
+            )
+        return with_free_names(prepared, lambda work, _: self._run_quantizer(work, odd, notes))
+
+    @staticmethod
+    def _no_channels(model: ModelProto) -> list[str]:
+        """Names of products by stored weights that are no matrices: the quantizer takes a wrong axis for the channels."""
+        ranks = {tensor.name: len(tensor.dims) for tensor in walk_tensors(model)}
+        return [
+            node.name
+            for node in walk_nodes(model)
+            if node.op_type == "MatMul" and len(node.input) == 2 and ranks.get(node.input[1], 2) != 2
+        ]
+
+    def _run_quantizer(self, prepared: ModelProto, odd: list[str], notes: list[str]) -> ModelProto:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # ConvInteger has signed-weight kernels on few machines; ONNX Runtime's documentation asks for U8 there.
@@ -82,7 +112,7 @@ class Int8Dynamic(Recipe):
         # The quantizer rewrites Gemm to MatMul + Add before it looks at types.
         split = "Gemm" in self.op_types and "MatMul" not in self.op_types
         types = [*self.op_types, *(["MatMul"] if split else [])]
-        excluded = [node.name for node in walk_nodes(prepared) if split and node.op_type == "MatMul"]
+        excluded = [*odd, *(node.name for node in walk_nodes(prepared) if split and node.op_type == "MatMul")]
         reason: Exception | None = None
         for subgraphs in (True, False):
             with scratch() as folder:

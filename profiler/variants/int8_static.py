@@ -15,15 +15,24 @@ from profiler.data.feeding import rows_fed
 from profiler.errors import VariantError
 from profiler.onnx_io import clone, count_ops, opset_of, write_model
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
-from profiler.variants.calibration import Range, activation_ranges, clip_weights
+from profiler.variants.calibration import Range, activation_ranges, clip_weights, drawn
 from profiler.variants.equalise import equalise
+from profiler.variants.folding import FOLDED, about_weights, folds, read_in_bodies, stored_floats
+from profiler.variants.openvino_judge import judge_openvino
+from profiler.variants.operands import (
+    channel_axis,
+    fold_betas,
+    give_chain_biases,
+    separate,
+    vector_biases,
+    wake_biases,
+    whole_tensors,
+)
 from profiler.variants.placement import bypass
 from profiler.variants.preparing import (
     QDQ_OPSET,
     constant_names,
     dequantized_nodes,
-    flatten_biases,
-    fold_betas,
     judged,
     prepare,
     quiet,
@@ -32,9 +41,10 @@ from profiler.variants.preparing import (
     unchanged,
 )
 from profiler.variants.repair import correct_biases, give_biases
-from profiler.variants.running import batches, ensure_loads, scratch, session, short
-from profiler.variants.selection import resolve
+from profiler.variants.running import batches, ensure_runs, runtime_errors, scratch, session, short
+from profiler.variants.selection import named_by, resolve
 from profiler.variants.smoothing import smooth
+from profiler.variants.taken_names import with_free_names
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Ops that multiply by stored weights: all the gain is there. Asked for by default except ConvTranspose."""
@@ -42,6 +52,8 @@ CARRIED = ("Clip", "MaxPool", "Relu", "Reshape", "Transpose")
 """Ops between them that work on int8 as it is, at the same scale: quantized only where their input is already."""
 QUANTIZER_ERRORS = (AssertionError, NotImplementedError, ValueError)
 """What ONNX Runtime's quantizer raises for values that have no scale (NaN, none at all) and for types that it does not know."""
+MOST_REFUSED = 8
+"""Nodes that are given back to float one after the other because the runtime refuses them, before the file is given up."""
 BIAS_ROWS = 32
 """Most rows that bias correction runs, once per layer: means settle long before ranges do."""
 
@@ -116,12 +128,16 @@ class Int8Static(Recipe):
         """Quantize; raises VariantError without calibration rows or when no runtime loads the result, StudyError when a
         node of `skip` or `only` does not exist.
         """
+        with runtime_errors(self.text):
+            return self._apply(model, calibration)
+
+    def _apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
         plan = self.plan(model, calibration)
         if isinstance(plan, str):
             return unchanged(model, plan)
         assert calibration is not None
         notes = list(plan.notes)
-        result = self.realise(plan, notes)
+        result, refused = self._loadable(plan, calibration, notes)
         done, counts = dequantized_nodes(result, {*self.op_types, *WEIGHTED}), count_ops(result)
         if not counts["DequantizeLinear"]:
             return unchanged(model, "the quantizer left every op as it was")
@@ -130,18 +146,58 @@ class Int8Static(Recipe):
             "ops_quantized": len(done), "ops_left_float": left, "quantized": tally(done), "calibration_rows": plan.rows,
             "opset": opset_of(result), **plan.facts,
         }  # fmt: skip
+        if refused:
+            facts["refused_in_int8"] = "|".join(refused)
         if self.bias_correction:
             facts["biases_corrected"] = correct_biases(
                 plan.prepared, result, plan.nodes, lambda: self._rows(plan.prepared, calibration, BIAS_ROWS)
             )
-        ensure_loads(result, self.text)
+        wake_biases(result, plan.nodes)
+        notes += ensure_runs(model, result, calibration, self.text)
         if left:
             notes.append(
                 f"{left} ops of the chosen types stay float: no stored weights, "
                 f"{'named to, ' if self.skip or self.only else ''}or inside a subgraph."
             )
         judged(model, result, calibration, facts, notes)
+        if len({node.name for node in result.graph.node if node.op_type in ("Gemm", "MatMul")}) > 1:
+            judge_openvino(model, result, calibration, facts, notes)
         return VariantResult(result, facts, tuple(notes), changed=True)
+
+    def _loadable(self, plan: Plan, calibration: Calibration, notes: list[str]) -> tuple[ModelProto, list[str]]:
+        """The quantized model, and the nodes left in float because the runtime refuses or fails at them in int8.
+
+        The runtime's message only says where to look first: what decides is whether the file runs without the node.
+        """
+        refused: list[str] = []
+        wanted = list(plan.nodes)
+        while True:
+            attempt = list(notes)
+            result = self.realise(plan, attempt, None if not refused else wanted)
+            doing = "load"
+            try:
+                with scratch() as folder:
+                    runner = session(write_model(result, folder))
+                    doing = "run"
+                    for feeds in self._rows(plan.prepared, calibration, 1):
+                        runner.run(None, dict(feeds))
+            except Exception as error:
+                named = named_by(str(error), plan.prepared, wanted)
+                if named is None or len(refused) == MOST_REFUSED:
+                    raise VariantError(
+                        f"{self.text} was written, but ONNX Runtime cannot {doing} it: {short(error)}."
+                    ) from error
+                refused.append(named)
+                wanted.remove(named)
+                if not wanted:
+                    raise VariantError(
+                        f"{self.text}: ONNX Runtime runs no op of it in int8: {short(error)}."
+                    ) from error
+                continue
+            notes[:] = attempt
+            if refused:
+                notes.append(f"{', '.join(refused)} stay float: ONNX Runtime refuses the file with them in int8.")
+            return result, refused
 
     def plan(self, model: ModelProto, calibration: Calibration | None) -> Plan | str:
         """Prepare, choose and calibrate: everything but the quantization itself. A text says why nothing fits the recipe."""
@@ -155,12 +211,20 @@ class Int8Static(Recipe):
                 f"{self.text} needs opset {self.opset}, the model has {opset_of(prepared)}: {notes[0]}. "
                 f"Export the model again with a newer opset{way_out}."
             )
-        flatten_biases(prepared)
         fold_betas(prepared)
         chosen = self._choose(prepared)
         if not any(node.op_type in self.op_types for node in chosen):
-            return f"no {', '.join(self.op_types)} of the main graph has stored weights{self._about_names()}"
+            return (
+                f"no {', '.join(self.op_types)} of the main graph has stored float32 weights"
+                f"{about_weights(prepared, self.op_types)}{self._about_names()}"
+            )
+        names = {node.name for node in chosen}
+        separate(prepared, names)
+        vector_biases(prepared, names)
+        chosen = [node for node in prepared.graph.node if node.name in names]
         facts = self._rewrite(prepared, calibration, chosen, notes)
+        self._chains(prepared, names)
+        chosen = [node for node in prepared.graph.node if node.name in names]
         ranges, rows = self._calibrate(prepared, calibration, chosen)
         if self.weight_range == "mse":
             self._clip(prepared, chosen)
@@ -188,17 +252,27 @@ class Int8Static(Recipe):
         """Nodes to quantize: of weighted types only those with a stored weight, because products of two activations
         (attention) lose much and gain little.
         """
-        constants = constant_names(model)
+        weights = stored_floats(model)
         types = {*self.op_types, *self.carried}
         skip, only = resolve(model, self.skip, "skip"), resolve(model, self.only, "only")
+        captured = read_in_bodies(model)
         return [
             node
             for node in model.graph.node
             if node.op_type in types
-            and (node.op_type not in WEIGHTED or constants & {*node.input[1:2], *node.input[:1]})
+            and node.domain in ("", "ai.onnx")
+            and (node.op_type not in WEIGHTED or weights & {*node.input[1:2], *node.input[:1]})
+            and (node.op_type not in FOLDED or folds(node, model, captured))
             and node.name not in skip
             and (not only or node.name in only or node.op_type not in self.op_types)
         ]
+
+    def _chains(self, model: ModelProto, names: set[str]) -> None:
+        """Biases for chained products, where turning a MatMul into a Gemm is no other recipe than the one asked for."""
+        asked = {op in self.op_types for op in ("Gemm", "MatMul")} == {True}
+        alike = len({op in self.float_outputs for op in ("Gemm", "MatMul")}) == 1
+        if asked and alike and self.quantize_bias:
+            give_chain_biases(model, names)
 
     def _rewrite(
         self, model: ModelProto, calibration: Calibration, chosen: list[NodeProto], notes: list[str]
@@ -238,7 +312,7 @@ class Int8Static(Recipe):
             tensor = stored.get(node.input[1]) if node.op_type in WEIGHTED and len(node.input) > 1 else None
             if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or uses.count(tensor.name) > 1:
                 continue
-            axis = _channel_axis(node, len(tensor.dims)) if self.per_channel else None
+            axis = channel_axis(node, len(tensor.dims)) if self.per_channel else None
             tensor.CopyFrom(
                 numpy_helper.from_array(clip_weights(numpy_helper.to_array(tensor), axis, levels), tensor.name)
             )
@@ -281,14 +355,10 @@ class Int8Static(Recipe):
                 found = dict(zip(float_names, runner.run(float_names, dict(batch)), strict=True)) if float_names else {}
                 return {**found, **{name: batch[name] for name in float_inputs}}
 
-            try:
+            with runtime_errors(f"{self.text}: a calibration row fails in the model"):
                 found = activation_ranges(
                     run, feeds, self.calibration, self.percentile, symmetric=self.symmetric_activations
                 )
-            except Exception as error:
-                if type(error).__module__.startswith("onnxruntime"):
-                    raise VariantError(f"{self.text}: a calibration row fails in the model: {short(error)}.") from error
-                raise
             return found, rows
 
     def _quantize(
@@ -321,30 +391,44 @@ class Int8Static(Recipe):
         from onnxruntime.quantization.calibrate import TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-        data = {
-            name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()
-        }
         # Nodes whose activations never appeared have no range and stay float.
-        usable = [node for node in chosen if all(name in data for name in self._ranged(node, prepared))]
-        with quiet():
-            quantizer = QDQQuantizer(
-                clone(prepared),
-                self.per_channel,
-                self.reduce_range,
-                QuantType.QInt8,
-                QuantType.QInt8 if self.symmetric_activations else QuantType.QUInt8,
-                TensorsData(CalibrationMethod.MinMax, data),
-                [node.name for node in usable],
-                [],
-                [*self.op_types, *self.carried],
-                options,
-            )
-            quantizer.quantize_model()
-        result: ModelProto = quantizer.model.model
+        usable = [node for node in chosen if all(name in ranges for name in self._ranged(node, prepared))]
+
+        def quantize(work: ModelProto, renamed: Mapping[str, str]) -> ModelProto:
+            data = {
+                renamed.get(name, name): TensorData(lowest=np.float32(low), highest=np.float32(high))
+                for name, (low, high) in ranges.items()
+            }
+            whole = {
+                "TensorQuantOverrides": whole_tensors(work, {node.name for node in usable}) if self.per_channel else {}
+            }
+            floats = clone(work)
+            with quiet():
+                quantizer = QDQQuantizer(
+                    work,
+                    self.per_channel,
+                    self.reduce_range,
+                    QuantType.QInt8,
+                    QuantType.QInt8 if self.symmetric_activations else QuantType.QUInt8,
+                    TensorsData(CalibrationMethod.MinMax, data),
+                    [node.name for node in usable],
+                    [],
+                    [*self.op_types, *self.carried],
+                    {**options, **whole},
+                )
+                quantizer.quantize_model()
+            made: ModelProto = quantizer.model.model
+            self._finish(made, floats)
+            return made
+
+        result = with_free_names(prepared, quantize)
         if self.float_outputs:
             bypass(result, {node.name for node in usable}, self.float_outputs)
         sort_nodes(result.graph)
         return result
+
+    def _finish(self, model: ModelProto, floats: ModelProto) -> None:
+        """What a derived recipe does to the quantized `model`, in place, while its names still tell where they come from."""
 
     @staticmethod
     def _ranged(node: NodeProto, model: ModelProto) -> list[str]:
@@ -353,23 +437,3 @@ class Int8Static(Recipe):
             return []
         constants = {tensor.name for tensor in model.graph.initializer}
         return [name for name in (*node.input[:2], node.output[0]) if name not in constants]
-
-
-def _channel_axis(node: NodeProto, rank: int) -> int:
-    """Axis of the output channels of a weight, where the quantizer puts one scale each."""
-    if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute):
-        return 0
-    return 1 if rank > 1 else 0
-
-
-def drawn(calibration: Calibration, seed: int) -> Calibration:
-    """The rows of `calibration` as `seed` draws them: 0 leaves them, others draw as many with replacement, all arrays alike.
-
-    With replacement, because the rows are often no more than a recipe takes: mere orders of the same rows would all give the
-    same ranges, and a spread of nothing.
-    """
-    rows = min((len(array) for array in calibration.values() if array.ndim), default=0)
-    if seed == 0 or not rows:
-        return calibration
-    order = np.random.default_rng(seed).integers(0, rows, rows)
-    return {name: array[order] if array.ndim else array for name, array in calibration.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,10 +12,23 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from profiler.errors import ModelError, VariantError
+from profiler.models.initializers import as_constants
+from profiler.models.naming import Names, distinct_names
 from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset, walk_graphs, walk_nodes
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
-from profiler.variants.preparing import QDQ_OPSET, judged, lift_constants, name_nodes, quiet, sort_nodes, unchanged
-from profiler.variants.running import ensure_loads
+from profiler.variants.folding import about_weights
+from profiler.variants.preparing import (
+    QDQ_OPSET,
+    forget_declared,
+    judged,
+    lift_constants,
+    name_nodes,
+    quiet,
+    sort_nodes,
+    unchanged,
+)
+from profiler.variants.running import ensure_loads, ensure_runs
+from profiler.variants.taken_names import with_free_names
 
 BLOCK_OPSET = 21
 """First opset whose DequantizeLinear takes one scale per block."""
@@ -55,6 +68,9 @@ class Int8Weight(Recipe):
         if not any(before[op] for op in ops):
             return unchanged(model, f"the model has no {', '.join(ops)}")
         work, notes = clone(model), list[str]()
+        as_constants(work)
+        distinct_names(work)
+        forget_declared(work)
         try:
             work, changed, note = upgrade_opset(work, BLOCK_OPSET if self.block_size else QDQ_OPSET)
         except ModelError as error:
@@ -65,8 +81,12 @@ class Int8Weight(Recipe):
         name_nodes(work)
         done = _Writer(work, self.block_size, self.embeddings).write()
         if not done:
-            return unchanged(model, f"no {', '.join(ops)} has stored two-dimensional float weights of its own")
-        ensure_loads(work, self.text)
+            why = f"no {', '.join(ops)} has stored two-dimensional float32 weights of its own{about_weights(work, ops)}"
+            return unchanged(model, f"{why}{self._about_blocks()}")
+        if (loading := ensure_loads(work, self.text)) is not None:
+            notes.append(loading)
+        else:
+            notes += ensure_runs(model, work, calibration, self.text)
         after = count_ops(work)
         facts: dict[str, Fact] = {
             "ops_quantized": sum(done.values()),
@@ -80,6 +100,9 @@ class Int8Weight(Recipe):
         judged(model, work, calibration, facts, notes)
         return VariantResult(work, facts, tuple(notes), changed=True)
 
+    def _about_blocks(self) -> str:
+        return f" that {self.block_size} divides" if self.block_size else ""
+
 
 @dataclass
 class _Writer:
@@ -91,6 +114,7 @@ class _Writer:
 
     def write(self) -> Counter[str]:
         """Quantize what qualifies; nodes done by op type."""
+        self._names = Names(self.model)
         readers: dict[str, list[tuple[NodeProto, int]]] = {}
         for node in walk_nodes(self.model):
             for place, name in enumerate(node.input):
@@ -140,51 +164,56 @@ class _Writer:
             scale = _scales(array, inputs)
             values = _rounded(array, np.expand_dims(scale, inputs))
             attributes = {"axis": 1 - inputs}
-        self._store(graph, tensor, values, scale)
+        scales = self._store(graph, tensor, values, scale)
         # First of its graph: it needs stored tensors only, and every reader comes later.
         node = helper.make_node(
-            "DequantizeLinear", [tensor.name, f"{name}_scale"], [name], f"{name}_dequantize", **attributes
+            "DequantizeLinear", [tensor.name, scales], [name], self._names.fresh(f"{name}_dequantize"), **attributes
         )
         graph.node.insert(0, node)
 
     def _table(self, graph: GraphProto, tensor: TensorProto, gathers: list[NodeProto]) -> None:
         array = np.asarray(numpy_helper.to_array(tensor), np.float32)
         scale = _scales(array, 0)
-        name = tensor.name
-        self._store(graph, tensor, _rounded(array, scale), scale)
+        scales = self._store(graph, tensor, _rounded(array, scale), scale)
         wanted = {node.name for node in gathers}
         for inner in _graphs(self.model):
             for place in reversed([at for at, node in enumerate(inner.node) if node.name in wanted]):
                 gather = inner.node[place]
-                rows, result = f"{gather.output[0]}_int8", gather.output[0]
+                rows, result = self._names.fresh(f"{gather.output[0]}_int8"), gather.output[0]
                 gather.input[0], gather.output[0] = tensor.name, rows
                 node = helper.make_node(
-                    "DequantizeLinear", [rows, f"{name}_scale"], [result], f"{gather.name}_dequantize", axis=-1
+                    "DequantizeLinear",
+                    [rows, scales],
+                    [result],
+                    self._names.fresh(f"{gather.name}_dequantize"),
+                    axis=-1,
                 )
                 inner.node.insert(place + 1, node)
 
     def _store(
         self, graph: GraphProto, tensor: TensorProto, values: NDArray[np.int8], scale: NDArray[np.float32]
-    ) -> None:
+    ) -> str:
+        """Put `values` in the place of `tensor`, under a new name, and `scale` beside it; returns the scale's name."""
         name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values, f"{name}_int8"))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-        kept = [value for value in graph.input if value.name != name]
-        if len(kept) < len(graph.input):  # ir_version 3 lists initializers among the inputs
-            del graph.input[:]
-            graph.input.extend(kept)
+        tensor.CopyFrom(numpy_helper.from_array(values, self._names.fresh(f"{name}_int8")))
+        scales = self._names.fresh(f"{name}_scale")
+        graph.initializer.append(numpy_helper.from_array(scale, scales))
+        return scales
 
 
 def _products(model: ModelProto) -> ModelProto:
     """`model` with MatMul + Add for each plain Gemm of the main graph: only MatMul is fused with int8 weights."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
-    with quiet():
-        wrapped = ONNXModel(model)
-        wrapped.replace_gemm_with_matmul()
-    result: ModelProto = wrapped.model
-    sort_nodes(result.graph)
-    return result
+    def replace(work: ModelProto, _: Mapping[str, str]) -> ModelProto:
+        with quiet():
+            wrapped = ONNXModel(work)
+            wrapped.replace_gemm_with_matmul()
+        result: ModelProto = wrapped.model
+        sort_nodes(result.graph)
+        return result
+
+    return with_free_names(model, replace)
 
 
 def _graphs(model: ModelProto) -> Iterator[GraphProto]:

@@ -16,8 +16,9 @@ from profiler.onnx_io import clone, count_ops, opset_of
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
 from profiler.variants.int8_static import WEIGHTED
 from profiler.variants.loading import loading_facts
+from profiler.variants.openvino_judge import judge_openvino
 from profiler.variants.preparing import judged, prepare, quiet, tally, unchanged
-from profiler.variants.running import batches, short
+from profiler.variants.running import batches, ensure_runs, short
 from profiler.variants.selection import aliases
 
 INSTALL = "pip install 'edgeprof[nncf]'"
@@ -101,7 +102,10 @@ class Nncf(Recipe):
             "nncf": version,
         }
         facts.update(loading_facts(result, self.text, notes))
+        if "ort" not in str(facts.get("refused_by") or ""):
+            notes += ensure_runs(model, result, calibration, self.text)
         judged(model, result, calibration, facts, notes)
+        judge_openvino(model, result, calibration, facts, notes)
         return VariantResult(result, facts, tuple(notes), changed=True)
 
     def _options(self, engine: Any, feeds: int, ignored: list[str]) -> dict[str, Any]:

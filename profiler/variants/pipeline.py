@@ -12,6 +12,7 @@ from backends.spec import split_steps
 from profiler.errors import StudyError
 from profiler.records import REFERENCE_VARIANT
 from profiler.variants.base import Calibration, Fact, Variant, VariantResult
+from profiler.variants.openvino_judge import OTHERWISE, judge_openvino
 from profiler.variants.preparing import judged
 
 MAX_STEPS = 4
@@ -80,6 +81,10 @@ class Pipeline:
         if not changed:
             return VariantResult(model, facts, tuple(notes), changed=False)
         judged(model, result, calibration, facts, notes)
+        # What a step before has told is no longer true of the file.
+        notes = [note for note in notes if OTHERWISE not in note]
+        if any(node.op_type == "DequantizeLinear" for node in result.graph.node):
+            judge_openvino(model, result, calibration, facts, notes)
         return VariantResult(result, facts, tuple(notes), changed=True)
 
 

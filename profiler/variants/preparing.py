@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 
 from profiler.errors import ModelError, VariantError
+from profiler.models.initializers import as_constants
+from profiler.models.naming import distinct_names
 from profiler.onnx_io import (
     PROTOBUF_LIMIT_BYTES,
     clone,
@@ -64,14 +67,17 @@ def prepare(
     constants folded, batch normalization merged into convolutions.
     """
     notes: list[str] = []
-    current = model
+    current = clone(model)
+    as_constants(current)
+    distinct_names(current)
+    forget_declared(current)
     try:
-        upgraded, changed, note = upgrade_opset(model, opset)
+        upgraded, changed, note = upgrade_opset(current, opset)
     except ModelError as error:
         changed, note = False, str(error)
         notes.append(note)
     if changed:
-        agree = cosine(model, upgraded, probe(model, calibration))
+        agree = cosine(current, upgraded, probe(model, calibration))
         if agree is None:
             notes.append(f"{note}; its outputs could not be compared with the original's")
         elif agree < EQUAL_COSINE:
@@ -80,11 +86,23 @@ def prepare(
             notes.append(f"{note}, outputs compared equal")
         if agree is None or agree >= EQUAL_COSINE:
             current = upgraded
-    prepared = _pre_process(current, notes)
+    prepared = _pre_process(current, probe(model, calibration), notes)
     name_nodes(prepared)
     _forget_quantized_types(prepared)
-    free_names(prepared)
     return prepared, notes
+
+
+def forget_declared(model: ModelProto) -> None:
+    """Take out what the file says of the types and shapes of values that standard ops make, in place.
+
+    They are inferred again; what a file declares may be wrong (a stale shape makes the inference of ONNX Runtime fail), and no
+    runtime believes it.
+    """
+    inferred = {name for node in model.graph.node if node.domain in ("", "ai.onnx") for name in node.output}
+    kept = [value for value in model.graph.value_info if value.name not in inferred]
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+    model.graph.ClearField("value_info")
+    model.graph.value_info.extend(copies)
 
 
 def _forget_quantized_types(model: ModelProto) -> None:
@@ -101,38 +119,6 @@ def _forget_quantized_types(model: ModelProto) -> None:
         model.graph.value_info.extend(copies)
 
 
-_TAKEN = (
-    "_scale", "_zero_point", "_quantized", "_QuantizeLinear_Input", "_QuantizeLinear_Output", "_DequantizeLinear_Output",
-)  # fmt: skip
-"""What ONNX Runtime's quantizer appends to the name of a value; it does not look whether such a name is there."""
-
-
-def free_names(model: ModelProto) -> None:
-    """Give values that are named like what a quantizer makes of another one a name of their own, in place.
-
-    Raises VariantError where such a value is an input or output, whose name belongs to the user.
-    """
-    main, *bodies = (graph for graph in walk_graphs(model) if isinstance(graph, GraphProto))
-    tensors = [tensor for graph in (main, *bodies) for tensor in graph.initializer]
-    infos = [*main.value_info, *(v for body in bodies for v in (*body.value_info, *body.input, *body.output))]
-    known = {name for node in walk_nodes(model) for name in (*node.input, *node.output)} | {t.name for t in tensors}
-    clashing = {name for name in known for end in _TAKEN if name.endswith(end) and name.removesuffix(end) in known}
-    public = {value.name for value in (*model.graph.input, *model.graph.output)}
-    if clashing & public:
-        name = min(clashing & public)
-        raise VariantError(f"'{name}' is named as a quantizer would name its own values: rename that input or output.")
-    names: dict[str, str] = {}
-    for name in sorted(clashing):
-        new = f"{name}_"
-        while new in known:
-            new += "_"
-        known.add(new)
-        names[name] = new
-    for item in (*tensors, *infos):
-        item.name = names.get(item.name, item.name)
-    rename(model, names, outputs=True)
-
-
 def rename(model: ModelProto, names: Mapping[str, str], *, outputs: bool) -> None:
     """Let every node read the new names, and write them too if `outputs`; also inside bodies."""
     if not names:
@@ -143,7 +129,8 @@ def rename(model: ModelProto, names: Mapping[str, str], *, outputs: bool) -> Non
                 field[index] = names.get(name, name)
 
 
-def _pre_process(model: ModelProto, notes: list[str]) -> ModelProto:
+def _pre_process(model: ModelProto, feeds: list[dict[str, Any]], notes: list[str]) -> ModelProto:
+    """Shapes inferred, constants folded; a step that fails, or after which the model answers otherwise, is left out."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     # Symbolic shape inference stops at ops it does not know, on many real models; the rest is still worth having.
@@ -156,6 +143,7 @@ def _pre_process(model: ModelProto, notes: list[str]) -> ModelProto:
         ),
     )
     reason = ""
+    before = answers(model, feeds)
     for options, note in attempts:
         with scratch() as folder:
             source, target = write_model(model, folder / "in"), folder / "out.onnx"
@@ -168,11 +156,22 @@ def _pre_process(model: ModelProto, notes: list[str]) -> ModelProto:
             except Exception as error:  # noqa: BLE001 (sympy, onnx and ONNX Runtime each raise their own)
                 reason = reason or short(error, 120)
                 continue
+        if not _answers_alike(before, prepared, feeds):
+            reason = reason or "the model answers otherwise after it"
+            continue
         if note:
             notes.append(note.format(reason))
         return prepared
     notes.append(f"preparation for quantization failed ({reason}) and was left out")
     return clone(model)
+
+
+def _answers_alike(before: list[list[Any]] | None, model: ModelProto, feeds: list[dict[str, Any]]) -> bool:
+    if before is None:
+        return True
+    after = answers(model, feeds)
+    agree = direction(before, after)
+    return after is not None and (agree is None or agree >= EQUAL_COSINE)
 
 
 def name_nodes(model: ModelProto) -> None:
@@ -197,21 +196,34 @@ def lift_constants(model: ModelProto) -> None:
         kept: list[NodeProto] = []
         lifted = []
         for node in graph.node:
-            value = (
-                next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
-            )
-            if value is None:
+            tensor = _constant(node) if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None
+            if tensor is None:
                 kept.append(node)
                 continue
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(value)
-            tensor.name = node.output[0]
             lifted.append(tensor)
         if lifted:
             copies = [_copy(node) for node in kept]
             graph.ClearField("node")
             graph.node.extend(copies)
             graph.initializer.extend(lifted)
+
+
+def _constant(node: NodeProto) -> onnx.TensorProto | None:
+    """What a Constant holds, as a stored tensor; None for texts and sparse tensors."""
+    name = node.output[0]
+    for item in node.attribute:
+        if item.name == "value":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(item.t)
+            tensor.name = name
+            return tensor
+        if item.name in ("value_float", "value_floats"):
+            floats = np.asarray(item.f if item.name == "value_float" else [*item.floats], np.float32)
+            return numpy_helper.from_array(floats, name)
+        if item.name in ("value_int", "value_ints"):
+            whole = np.asarray(item.i if item.name == "value_int" else [*item.ints], np.int64)
+            return numpy_helper.from_array(whole, name)
+    return None
 
 
 def _copy(node: NodeProto) -> NodeProto:
@@ -252,35 +264,6 @@ def constant_names(model: ModelProto) -> set[str]:
         if isinstance(graph, GraphProto):
             names |= {tensor.name for tensor in graph.initializer}
     return names
-
-
-def fold_betas(model: ModelProto) -> None:
-    """Multiply stored biases of Gemm by its `beta`, in place: ONNX Runtime's quantizer sets beta to 1 and forgets to."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        beta = next((item for item in node.attribute if item.name == "beta"), None)
-        if node.op_type != "Gemm" or beta is None or beta.f == 1 or len(node.input) < 3 or node.input[2] not in stored:
-            continue
-        array = numpy_helper.to_array(stored[node.input[2]])
-        scaled = numpy_helper.from_array((array * beta.f).astype(array.dtype), f"{node.output[0]}.beta")
-        model.graph.initializer.append(scaled)
-        node.input[2], beta.f = scaled.name, 1.0
-
-
-def flatten_biases(model: ModelProto) -> None:
-    """Make stored Gemm biases of shape [1, N] plain [N], in place.
-
-    Fusing MatMul + Add leaves such biases. ONNX Runtime's per-channel quantizer then raises ValueError
-    (microsoft/onnxruntime#24815), and with its adjustment of weights switched off writes scales along an axis of length 1,
-    which OpenVINO refuses.
-    """
-    readers: dict[str, list[bool]] = {}
-    for node in walk_nodes(model):
-        for index, name in enumerate(node.input):
-            readers.setdefault(name, []).append(node.op_type == "Gemm" and index == 2)
-    for tensor in model.graph.initializer:
-        if len(tensor.dims) == 2 and tensor.dims[0] == 1 and all(readers.get(tensor.name, [False])):
-            del tensor.dims[0]
 
 
 def dequantized_nodes(model: ModelProto, op_types: Iterable[str]) -> list[NodeProto]:

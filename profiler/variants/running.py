@@ -61,38 +61,74 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-INEXACT = ("WeightBiasQuantization", "BiasQuantization")
-"""Optimisations of ONNX Runtime that change answers: they round a float bias to whole multiples of two scales, which overflows
-where the scales are float8's and small, or in half precision (1.32)."""
-
-
-def session(path: Path, *, optimized_path: Path | None = None, as_users_do: bool = False) -> Any:
-    """An ONNX Runtime CPU session that computes what the file says; with `optimized_path` the basic-level optimized model is
-    written there. `as_users_do` leaves onnxruntime all its optimisations.
+def session(path: Path, *, as_users_do: bool = False) -> Any:
+    """An ONNX Runtime CPU session that computes what the file says, without optimisations: some change answers (float biases are
+    rounded to whole multiples of two scales in 1.32), some break valid models. `as_users_do` leaves onnxruntime all of them.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    if optimized_path is not None:
-        options.optimized_model_filepath = str(optimized_path)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    left_out = [] if as_users_do else list(INEXACT)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
+    if not as_users_do:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def ensure_loads(model: onnx.ModelProto, what: str) -> None:
+@contextmanager
+def runtime_errors(what: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises inside into a VariantError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime"):
+            raise VariantError(f"{what}: {short(error)}.") from error
+        raise
+
+
+ONLY_UNOPTIMISED = "ONNX Runtime loads this file only with its optimiser off, ort{opt=off}, or run it on ov"
+
+
+def ensure_loads(model: onnx.ModelProto, what: str) -> str | None:
     """Write `model`, load it in ONNX Runtime, and raise VariantError with the runtime's words when it refuses.
 
-    Converters write files that no runtime loads (opset below 13 with per-channel scales, for one); better seen here.
+    Converters write files that no runtime loads (opset below 13 with per-channel scales, for one); better seen here. Returns a
+    sentence to tell when only the optimiser fails at it, which is no reason to refuse the file; else None.
     """
     with scratch() as folder:
         path = write_model(model, folder)
         try:
-            session(path)
+            session(path, as_users_do=True)
+        except Exception as first:  # noqa: BLE001 (ONNX Runtime raises many unrelated types)
+            try:
+                session(path)
+            except Exception as error:
+                raise VariantError(f"{what} was written, but ONNX Runtime cannot load it: {short(error)}.") from error
+            return f"{ONLY_UNOPTIMISED} ({short(first, 120)})."
+    return None
+
+
+def ensure_runs(
+    original: onnx.ModelProto, result: onnx.ModelProto, calibration: Calibration | None, what: str
+) -> list[str]:
+    """Raise VariantError when ONNX Runtime loads `result` and cannot run it on rows that `original` takes.
+
+    Kernels refuse while they run what no loading sees. Returns sentences to tell: that only the optimised form fails.
+    """
+    feeds = probe(original, calibration, 1)
+    if not feeds or answers(original, feeds) is None:
+        return []
+    with scratch() as folder:
+        path = write_model(result, folder)
+        try:
+            session(path).run(None, feeds[0])
         except Exception as error:
-            raise VariantError(f"{what} was written, but ONNX Runtime cannot load it: {short(error)}.") from error
+            raise VariantError(f"{what} was written, but ONNX Runtime cannot run it: {short(error)}.") from error
+        try:
+            session(path, as_users_do=True).run(None, feeds[0])
+        except Exception as error:  # noqa: BLE001 (ONNX Runtime raises many unrelated types)
+            return [f"{ONLY_UNOPTIMISED} ({short(error, 120)})."]
+    return []
 
 
 def outputs(model: onnx.ModelProto, feeds: Arrays) -> list[NDArray[Any]]:

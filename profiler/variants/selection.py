@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -55,3 +56,19 @@ def _weighs(model: ModelProto, name: str) -> bool:
     """Whether naming the node makes sense: constants and shape arithmetic would bury the rest."""
     node = next(node for node in model.graph.node if node.name == name)
     return node.op_type not in ("Cast", "Concat", "Constant", "Gather", "Reshape", "Shape", "Slice", "Unsqueeze")
+
+
+def named_by(message: str, model: ModelProto, nodes: Iterable[str]) -> str | None:
+    """The node of `nodes` that a message most likely speaks of: by its own name, or that of a value it makes or reads."""
+    words = set(re.findall(r"[^\s'\"()\[\],]+", message))
+    derived = {re.sub(r"_(Quantize|Dequantize)Linear.*$|_quantized.*$", "", word) for word in words}
+    wanted = set(nodes)
+    places = [node for node in model.graph.node if node.name in wanted]
+    for names in (words, derived):
+        for node in places:
+            if node.name in names or {*node.output} & names:
+                return str(node.name)
+        for node in places:
+            if {*node.input} & names:
+                return str(node.name)
+    return None

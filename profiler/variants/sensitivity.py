@@ -14,7 +14,8 @@ from onnx import ModelProto
 from profiler.errors import DataError
 from profiler.onnx_io import model_outputs, write_model
 from profiler.variants.base import Calibration
-from profiler.variants.int8_static import Int8Static, drawn
+from profiler.variants.calibration import drawn
+from profiler.variants.int8_static import Int8Static
 from profiler.variants.running import batches, scratch, session
 from profiler.variants.selection import node_texts
 

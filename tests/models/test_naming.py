@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from profiler.models.initializers import as_constants
-from profiler.models.naming import Names, rename_values, value_names
+from profiler.models.naming import Names, distinct_names, rename_values, value_names
 
 
 def model_with_body(ir_version=8):
@@ -67,3 +67,26 @@ def test_constants_stay_as_they_are():
 
     assert not as_constants(model)
     assert model.SerializeToString() == before
+
+
+def test_names_that_two_bodies_share_are_told_apart_and_nothing_else():
+    model = model_with_body()
+    flow = model.graph.node[1]
+    inner = numpy_helper.from_array(np.full((4, 4), 2, np.float32), "own")
+    for attribute in flow.attribute:
+        body = attribute.g
+        body.initializer.append(inner)
+        body.node[0].input[:] = ["h", "own"]
+        body.node[0].op_type = "MatMul" if attribute.name == "then_branch" else "Add"
+        body.node[0].output[0] = body.output[0].name = "same"
+
+    assert distinct_names(model) == 2
+
+    onnx.checker.check_model(model)
+    first, second = (attribute.g for attribute in flow.attribute)
+    assert {*first.node[0].input} & {*second.node[0].input} == {"h"}
+    assert first.output[0].name == first.node[0].output[0] != second.node[0].output[0] == second.output[0].name
+    assert [first.initializer[-1].name, second.initializer[-1].name] == [
+        n.input[1] for n in (first.node[0], second.node[0])
+    ]
+    assert distinct_names(model) == 0

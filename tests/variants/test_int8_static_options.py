@@ -9,8 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from profiler import onnx_io
 from profiler.errors import StudyError
 from profiler.variants import registry
+from profiler.variants.calibration import drawn
 from profiler.variants.equalise import equalise
-from profiler.variants.int8_static import Int8Static, drawn
+from profiler.variants.int8_static import Int8Static
 from profiler.variants.preparing import dequantized_nodes
 from profiler.variants.running import outputs
 from profiler.variants.selection import aliases, node_texts, resolve

@@ -1,0 +1,1 @@
+"""All recipes on some thousand one-op models: what breaks, by kind."""
