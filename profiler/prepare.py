@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +15,23 @@ from numpy.typing import NDArray
 from backends import registry as backend_registry
 from backends import spec
 from backends.base import TensorInfo, format_shape
-from profiler import artifacts, onnx_io
+from profiler import artifacts
 from profiler.artifacts import ArtifactStore
 from profiler.cost.model import parse_deployment
 from profiler.cost.prices import load_prices
 from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
-from profiler.errors import DataError, EdgeprofError, StoreError, StudyError, unknown
+from profiler.errors import DataError, EdgeprofError, ModelError, StudyError, VariantError, unknown
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
-from profiler.study import Case, Study, expand
+from profiler.scratch import held_folder
+from profiler.study import MAX_ROW_ELEMENTS, Case, Study, expand
 from profiler.targets.base import get as get_target
 from profiler.targets.conditions import too_many_threads
+from profiler.targets.maker import PREFIX, Maker, ModelFacts, as_failure, describe, is_of_the_machine, limits_of
+from profiler.targets.process import WorkerFailure
 from profiler.variants import registry as variant_registry
 from profiler.variants.base import Variant
 
@@ -34,6 +39,8 @@ TIMING_TURNS = 4
 """Different batches that timing takes in turn."""
 _EXPORT_ROWS = 64
 _RANDOM_ROWS = 16
+_RANDOM_BYTES = 2 << 30
+"""Most that random rows take, as they are drawn: float64."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Prepared:
     rows: Mapping[str, NDArray[np.generic]]
     """Inputs that timing draws its batches from: the evaluation rows, or random ones."""
     notes: tuple[str, ...]
+    source_sha256: str = ""
+    """As `profiler.artifacts.source_sha256`."""
 
 
 def check_names(study: Study) -> tuple[Variant, ...]:
@@ -71,16 +80,25 @@ def check_names(study: Study) -> tuple[Variant, ...]:
     return tuple(variant_registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *texts)))
 
 
-def prepare(study: Study, variants: tuple[Variant, ...], folder: Path, *, shapes_needed: bool = True) -> Prepared:
+def prepare(
+    study: Study,
+    variants: tuple[Variant, ...],
+    folder: Path,
+    *,
+    shapes_needed: bool = True,
+    maker: Maker | None = None,
+) -> Prepared:
     """Read or export the model, and read the data. Raises ModelError, DataError, StudyError.
 
-    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made.
+    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made. The model is read
+    by `maker`, or by a process of its own.
     """
     source, notes = _model(study, folder)
-    model = onnx_io.read_model(source)
-    inputs = onnx_io.model_inputs(model)
+    facts = described(study, source, maker)
+    inputs = facts.inputs
     if not inputs:
         raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
+    _check_sizes(inputs)
     _check_batches(study, inputs)
     data = _load(study, study.data, inputs) if study.data else None
     calibration = _load(study, study.calibration, inputs) if study.calibration else None
@@ -98,7 +116,14 @@ def prepare(study: Study, variants: tuple[Variant, ...], folder: Path, *, shapes
     elif shapes_needed:
         rows = _random_rows(study, inputs)
         notes = (*notes, "no data was given: timing runs on random inputs, accuracy is not measured")
-    return Prepared(source, inputs, evaluation, calibration, rows, notes)
+    return Prepared(source, inputs, evaluation, calibration, rows, notes, facts.sha256)
+
+
+def described(study: Study, source: Path, maker: Maker | None = None) -> ModelFacts:
+    """What is to be known of the model's file, within the study's limits. Raises ModelError."""
+    with ExitStack() as stack:
+        own = Maker(lambda: limits_of(study.time_limit_s, study.memory_limit_bytes))
+        return describe(source, maker or stack.enter_context(own))
 
 
 def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -126,7 +151,9 @@ def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
 def export_sample(study: Study) -> Mapping[str, NDArray[np.generic]]:
     """A few rows to trace the model with, before its inputs are known by name; random ones for an `.onnx` without data."""
     if study.data is None and Path(study.model).is_file():
-        return _random_rows(study, onnx_io.model_inputs(onnx_io.read_model(Path(study.model))))
+        inputs = described(study, Path(study.model)).inputs
+        _check_sizes(inputs)
+        return _random_rows(study, inputs)
     if study.data is None:
         raise StudyError(f"exporting {study.model} needs rows to trace it with: give them with --data.")
     path = Path(study.data).expanduser()
@@ -153,6 +180,23 @@ def _load(study: Study, source: str, inputs: tuple[TensorInfo, ...]) -> Dataset:
     return load_dataset(source, inputs=inputs, preprocessing=_preprocessing(study), limit=study.limit, seed=study.seed)
 
 
+def _check_sizes(inputs: tuple[TensorInfo, ...]) -> None:
+    """Refuse rows that nobody has, before anything allocates one."""
+    for info in inputs:
+        row = math.prod(size for size in info.shape[1:] if isinstance(size, int))
+        if row > MAX_ROW_ELEMENTS:
+            raise StudyError(
+                f"input '{info.name}' is {format_shape(info.shape)}: {row:,} numbers a row, at most {MAX_ROW_ELEMENTS:,} are "
+                "accepted. Export the model with the sizes that it is used with."
+            )
+
+
+def _rows_that_fit(shapes: Iterable[Sequence[int]]) -> int:
+    """Random rows to make: fewer where rows are large, one at least."""
+    row_bytes = sum(8 * math.prod(shape) for shape in shapes)
+    return max(1, min(_RANDOM_ROWS, _RANDOM_BYTES // max(1, row_bytes)))
+
+
 def _check_batches(study: Study, inputs: tuple[TensorInfo, ...]) -> None:
     for info in inputs:
         first = info.shape[0] if info.shape else None
@@ -169,6 +213,8 @@ def _random_rows(study: Study, inputs: tuple[TensorInfo, ...]) -> Mapping[str, N
     if strangers:
         raise unknown("input in --shape", min(strangers), [info.name for info in inputs])
     random = np.random.default_rng(study.seed)
+    sizes = [study.input_shapes.get(info.name, info.shape[1:]) for info in inputs]
+    count = _rows_that_fit([[size for size in shape if isinstance(size, int)] for shape in sizes])
     rows: dict[str, NDArray[np.generic]] = {}
     for info in inputs:
         given = study.input_shapes.get(info.name)
@@ -188,7 +234,7 @@ def _random_rows(study: Study, inputs: tuple[TensorInfo, ...]) -> Mapping[str, N
                 f"give real rows with --data, or a shape with --shape {info.name}=… "
                 "(in a study file: a table [input_shapes]), without the batch axis."
             )
-        full = (_RANDOM_ROWS, *(int(size) for size in shape if isinstance(size, int)))
+        full = (count, *(int(size) for size in shape if isinstance(size, int)))
         dtype = np.dtype(info.dtype)
         if dtype.kind == "f":
             rows[info.name] = random.standard_normal(full).astype(dtype)
@@ -199,32 +245,63 @@ def _random_rows(study: Study, inputs: tuple[TensorInfo, ...]) -> Mapping[str, N
 
 
 def make_artifacts(
-    prepared: Prepared, variants: tuple[Variant, ...], store: ArtifactStore, progress: Progress
+    prepared: Prepared,
+    variants: tuple[Variant, ...],
+    store: ArtifactStore,
+    progress: Progress,
+    require_time: Callable[[], None] = lambda: None,
 ) -> tuple[list[ArtifactRecord], list[FailureRecord]]:
-    """One artifact per variant, equal ones merged; a variant that cannot be made is a failure and the others go on."""
+    """One artifact per variant, equal ones merged; a variant that cannot be made is a failure and the others go on.
+
+    `require_time` raises BudgetError where there is no time for another one. Raises ModelError for a reference that ends its
+    process: there is nothing to compare with.
+    """
     made: list[ArtifactRecord] = []
     failures: list[FailureRecord] = []
     calibration = prepared.calibration
     progress.stage("making variants", len(variants))
     for variant in variants:
+        require_time()
         try:
-            record = store.make(
-                prepared.source,
-                variant,
-                None if calibration is None else calibration.inputs,
-                None if calibration is None else calibration.sha256,
-            )
-        except StoreError:
-            raise
-        except EdgeprofError as error:
-            if variant.text == REFERENCE_VARIANT:
-                raise
-            failures.append(FailureRecord(case=variant.text, stage="variant", kind="unsupported", message=str(error)))
-            progress.note(f"{variant.text}: {error}")
+            record = make_artifact(store, prepared, variant)
+        except VariantFailed as failed:
+            failures.append(failed.record)
+            progress.note(f"{variant.text}: {failed}")
         else:
             made.append(artifacts.merged(record, made))
         progress.step(variant.text)
     return made, failures
+
+
+class VariantFailed(VariantError):  # noqa: N818 (becomes a FailureRecord, it is not a mistake of ours)
+    """A variant, and not the reference, could not be made."""
+
+    def __init__(self, record: FailureRecord) -> None:
+        """`record` says why."""
+        super().__init__(record.message)
+        self.record = record
+
+
+def make_artifact(store: ArtifactStore, prepared: Prepared, variant: Variant) -> ArtifactRecord:
+    """The artifact of a variant. Raises VariantFailed; what it raises else ends the run: of the machine, or of the reference."""
+    rows = prepared.calibration
+    try:
+        return store.make(
+            prepared.source, variant, None if rows is None else rows.inputs, None if rows is None else rows.sha256
+        )
+    except EdgeprofError as error:
+        if is_of_the_machine(error):
+            raise
+        if variant.text == REFERENCE_VARIANT:
+            if isinstance(error, WorkerFailure):
+                raise ModelError(str(error)) from error
+            raise
+        kind, log_tail, needs = as_failure(error)
+        record = FailureRecord(
+            case=variant.text, stage="variant", kind=kind, message=str(error), log_tail=log_tail,
+            needs_more_than_bytes=needs,
+        )  # fmt: skip
+        raise VariantFailed(record) from error
 
 
 def plan_cases(study: Study, made: list[ArtifactRecord]) -> tuple[tuple[Case, ...], list[FailureRecord]]:
@@ -264,6 +341,6 @@ def timing_feeds(prepared: Prepared, case: Case, seed: int) -> dict[str, NDArray
     return feeds
 
 
-def working_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where an export lies until it is in the artifact store."""
-    return tempfile.TemporaryDirectory(prefix="edgeprof-")
+def working_folder() -> AbstractContextManager[Path]:
+    """Where an export lies until it is in the artifact store; those of processes that were killed are removed first."""
+    return held_folder(Path(tempfile.gettempdir()), PREFIX)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
@@ -29,8 +28,8 @@ def command(
 
     from backends.spec import split_list
     from profiler import prepare, units
-    from profiler.artifacts import ArtifactStore
     from profiler.cli import console
+    from profiler.making import MakerStore
     from profiler.run import CACHE_NAME
     from profiler.study import make_study
 
@@ -39,9 +38,8 @@ def command(
         calibration_samples=calibration_samples,
     )  # fmt: skip
     recipes = prepare.check_names(study)
-    store = ArtifactStore(out / CACHE_NAME)
-    with console.bars() as progress, prepare.working_folder() as scratch:
-        prepared = prepare.prepare(study, recipes, Path(scratch), shapes_needed=False)
+    with MakerStore(out / CACHE_NAME) as store, console.bars() as progress, prepare.working_folder() as scratch:
+        prepared = prepare.prepare(study, recipes, scratch, shapes_needed=False, maker=store.maker)
         made, failures = prepare.make_artifacts(prepared, recipes, store, progress)
     if json:
         rows = [asdict(record) | {"path": str(store.path(record.sha256))} for record in made]
