@@ -1,12 +1,13 @@
-"""The maker: a worker that also makes variants of models, reads them, counts in them. `profiler.targets.maker` starts and asks it.
+"""The maker: a worker that also makes variants of models, reads them, counts in them. See `profiler.targets.maker`, its parent.
 
-One more command, `do`, with the name of a task and its fields; the answer is JSON in an array, because names in a model are passed
-on as they are. An error for people travels with its classes; whatever else happens is the worker's to tell.
+One more command, `do`, with the name of a task and its fields; the answer is JSON in an array, because names in a model are
+passed on as they are. An error for people travels with its classes; whatever else happens is the worker's to tell.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +58,13 @@ def memory_was_short(error: BaseException | None) -> bool:
 def _describe(fields: Fields) -> Any:
     """See `profiler.targets.maker.describe`."""
     from profiler.artifacts import source_sha256
-    from profiler.onnx_io import model_inputs, model_outputs, read_model
+    from profiler.onnx_io import MAX_MODEL_BYTES, model_inputs, model_outputs, read_model
 
     path = Path(fields["path"])
-    model = read_model(path)
+    # Refused by what the file announces, before it is allocated: a sparse file announces more than any machine has.
+    allowed = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    known = allowed != resource.RLIM_INFINITY
+    model = read_model(path, max_bytes=min(MAX_MODEL_BYTES, allowed) if known else MAX_MODEL_BYTES)
     infos = {"inputs": model_inputs(model), "outputs": model_outputs(model)}
     del model
     return {name: [asdict(info) for info in found] for name, found in infos.items()} | {"sha256": source_sha256(path)}

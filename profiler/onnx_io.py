@@ -38,7 +38,9 @@ _FLOATS = frozenset(
 def read_model(path: Path, *, max_bytes: int = MAX_MODEL_BYTES) -> ModelProto:
     """The model at `path` with its external data loaded, checked by `onnx.checker`.
 
-    A model may end the process that reads it: ask `profiler.targets.maker` where that process has other things to do. Raises ModelError that says what is wrong: no file, a folder, empty, truncated, not ONNX, larger than `max_bytes`,
+    A model may end the process that reads it: `profiler.targets.maker` has it read in another one.
+
+    Raises ModelError that says what is wrong: no file, a folder, empty, truncated, not ONNX, larger than `max_bytes`,
     external data missing, too short or outside the model's folder.
     """
     _check_file(path, max_bytes)

@@ -258,7 +258,6 @@ def make_artifacts(
     """
     made: list[ArtifactRecord] = []
     failures: list[FailureRecord] = []
-    calibration = prepared.calibration
     progress.stage("making variants", len(variants))
     for variant in variants:
         require_time()

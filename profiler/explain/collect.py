@@ -127,7 +127,7 @@ class _Files:
         self._files, self._records, self._maker = job.artifact_store, job.artifacts, maker
         with model_errors():
             facts, nodes = read_layers(maker, self._files.path(self._records[REFERENCE_VARIANT].sha256), 1)
-        self.names = Names.of(nodes, facts.layers)
+        self.names = Names(nodes, facts.layers)
 
     def facts(self, case: Case) -> FileFacts:
         """Of a case's file. Raises ModelError."""

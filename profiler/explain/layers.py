@@ -82,18 +82,9 @@ def read_layers(maker: Maker, path: Path, batch: int) -> tuple[FileFacts, list[B
 class Names:
     """Finds the layer of a model that an executed op came from, by what runtimes keep of names."""
 
-    def __init__(self, model: ModelProto, layers: Iterable[Layer]) -> None:
-        """`model` is the unmodified one, whose layers give the rows of a comparison."""
-        self._keep(bare_nodes(model), layers)
-
-    @classmethod
-    def of(cls, nodes: Iterable[BareNode], layers: Iterable[Layer]) -> Names:
-        """The same where the model is not in this process."""
-        names = cls.__new__(cls)
-        names._keep(list(nodes), layers)
-        return names
-
-    def _keep(self, nodes: list[BareNode], layers: Iterable[Layer]) -> None:
+    def __init__(self, model: ModelProto | list[BareNode], layers: Iterable[Layer]) -> None:
+        """`model` is the unmodified one, or its nodes, whose layers give the rows of a comparison."""
+        nodes = model if isinstance(model, list) else bare_nodes(model)
         self._layers = {layer.name for layer in layers}
         self._producers = {name: node for node in nodes for name in node.output}
         self._of_node = {node.name: node for node in nodes if node.name}

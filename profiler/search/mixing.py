@@ -57,7 +57,7 @@ def _sensitive(job: Job, calibration: Dataset, batch: int) -> tuple[list[Sensiti
         rows = maker.lay_out(calibration.inputs, "rows")
         found = maker.do("sensitivities", what, path=job.prepared.source, rows=rows, variant=BASE, limit=ROWS)
         facts, nodes = read_layers(maker, job.prepared.source, batch)
-    names = Names.of(nodes, facts.layers)
+    names = Names(nodes, facts.layers)
     return [sensitivity_of(one) for one in found], names
 
 

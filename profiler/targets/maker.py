@@ -1,9 +1,9 @@
 """A process of this machine that works on models for us: it reads them, makes variants of them, counts in them, runs them.
 
-A model is untrusted, and what works on it is native code: a division by zero while constants are folded, a loop without an end, a
-constant of gigabytes end a process. So it is never this one. The maker (`profiler.maker`) speaks the worker's protocol, has a time
-and a memory limit and a working folder of its own, and its death is a WorkerFailure with a reason. It is kept for the next piece of
-work, because its libraries take a second to import, and replaced after a death.
+A model is untrusted, and what works on it is native code: a division by zero while constants are folded, a loop without an
+end, a constant of gigabytes end a process. So it is never this one. The maker (`profiler.maker`) speaks the worker's protocol,
+has a time and a memory limit and a working folder of its own, and its death is a WorkerFailure with a reason. It is kept for
+the next piece of work, because its libraries take a second to import, and replaced after a death.
 """
 
 from __future__ import annotations
