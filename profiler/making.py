@@ -11,7 +11,7 @@ from profiler.artifacts import TEMPORARY, ArtifactStore, full_disk, record_of
 from profiler.errors import VariantError
 from profiler.records import ArtifactRecord
 from profiler.targets.log import clean
-from profiler.targets.maker import Limits, Maker, limits_of
+from profiler.targets.maker import Limits, Maker, usual_limits
 
 if TYPE_CHECKING:
     from profiler.variants.base import Calibration, Variant
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class MakerStore(ArtifactStore):
     """As ArtifactStore, but for `make`. `maker` is kept from variant to variant; leaving the `with` block ends it."""
 
-    def __init__(self, folder: Path, limits: Callable[[], Limits] = limits_of) -> None:
+    def __init__(self, folder: Path, limits: Callable[[], Limits] = usual_limits) -> None:
         """`limits` is asked before each variant. Raises StoreError when the folder cannot be prepared."""
         super().__init__(folder)
         self.maker = Maker(limits, (folder / TEMPORARY).absolute())

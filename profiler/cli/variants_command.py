@@ -17,6 +17,8 @@ def command(
     variants: o.Variants = None,
     calibration_samples: o.CalibrationSamples = 256,
     seed: o.Seed = 0,
+    time_limit: o.TimeLimit = "300s",
+    memory_limit: o.MemoryLimit = None,
     out: o.Out = o.OUT_DEFAULT,
     json: o.Json = False,
 ) -> None:
@@ -32,13 +34,20 @@ def command(
     from profiler.making import MakerStore
     from profiler.run import CACHE_NAME
     from profiler.study import make_study
+    from profiler.targets.maker import limits_of
 
     study = make_study(
         model=model, data=data, calibration=calibration, variants=tuple(split_list(variants or "")), seed=seed,
-        calibration_samples=calibration_samples,
+        calibration_samples=calibration_samples, time_limit_s=units.parse_seconds(time_limit),
+        memory_limit_bytes=None if memory_limit is None else units.parse_bytes(memory_limit),
     )  # fmt: skip
     recipes = prepare.check_names(study)
-    with MakerStore(out / CACHE_NAME) as store, console.bars() as progress, prepare.working_folder() as scratch:
+    limits = limits_of(study.time_limit_s, study.memory_limit_bytes)
+    with (
+        MakerStore(out / CACHE_NAME, lambda: limits) as store,
+        console.bars() as progress,
+        prepare.working_folder() as scratch,
+    ):
         prepared = prepare.prepare(study, recipes, scratch, shapes_needed=False, maker=store.maker)
         made, failures = prepare.make_artifacts(prepared, recipes, store, progress)
     if json:

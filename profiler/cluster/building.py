@@ -33,7 +33,7 @@ from profiler.onnx_io import external_files, read_model
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord
 from profiler.scratch import held_folder
 from profiler.targets.log import clean
-from profiler.targets.maker import PREFIX, Limits, limits_of
+from profiler.targets.maker import PREFIX, Limits, usual_limits
 from profiler.variants.base import VariantResult
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ClusterArtifacts(MakerStore):
 
     def __init__(
         self, folder: Path, cluster: Cluster, note: Callable[[str], None], *, limit_s: float = BUILD_LIMIT_S,
-        limits: Callable[[], Limits] = limits_of,
+        limits: Callable[[], Limits] = usual_limits,
     ) -> None:  # fmt: skip
         """As MakerStore. The cluster is not closed here."""
         super().__init__(folder, limits)

@@ -79,10 +79,18 @@ def limits_of(
     return Limits(max(time_s, SHORTEST_S), time_told, usual, share)
 
 
+def usual_limits() -> Limits:
+    """Those of commands that have no options for them."""
+    usual = limits_of()
+    return Limits(
+        usual.time_s, "the most that is waited for", usual.memory_bytes, f"{MEMORY_SHARE:.0%} of this machine's"
+    )
+
+
 class Maker:
     """A maker process that is started when there is work, and again after a death. Use it in a `with` block, from any thread."""
 
-    def __init__(self, limits: Callable[[], Limits] = limits_of, folder: Path | None = None) -> None:
+    def __init__(self, limits: Callable[[], Limits] = usual_limits, folder: Path | None = None) -> None:
         """`limits` is asked before each piece of work. Below `folder` (None: the system's temporary folder) it works."""
         self._limits, self._parent = limits, folder
         self._worker: WorkerProcess | None = None

@@ -198,7 +198,7 @@ def test_a_reference_that_ends_its_process_ends_the_run(store, plain, fake_study
 
 def test_without_time_left_no_variant_is_begun(plain, fake_study, tmp_path, listener):
     """The budget's own error, which marks the run as interrupted."""
-    study = fake_study(model=str(plain), data=None)
+    study = fake_study(model=str(plain), data=None, variants=("bf16",))
     prepared = prepare.Prepared(plain, (), None, None, {}, ())
 
     def over():
