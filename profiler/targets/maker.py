@@ -72,11 +72,13 @@ def limits_of(
     time_s, time_told = STEPS * time_limit_s, f"{STEPS} times --time-limit"
     if left_s * BUDGET_SHARE < time_s:
         time_s, time_told = left_s * BUDGET_SHARE, f"{BUDGET_SHARE:.0%} of what --time-budget leaves"
+    if time_s < SHORTEST_S:
+        time_s, time_told = SHORTEST_S, f"the least that is given, more than {time_told}"
     usual = int(MEMORY_SHARE * min(psutil.virtual_memory().total, own_limit() or sys.maxsize))
     if memory_limit_bytes is not None and memory_limit_bytes > usual:
-        return Limits(max(time_s, SHORTEST_S), time_told, memory_limit_bytes, "--memory-limit")
+        return Limits(time_s, time_told, memory_limit_bytes, "--memory-limit")
     share = f"{MEMORY_SHARE:.0%} of this machine's, more with --memory-limit"
-    return Limits(max(time_s, SHORTEST_S), time_told, usual, share)
+    return Limits(time_s, time_told, usual, share)
 
 
 def usual_limits() -> Limits:
@@ -290,7 +292,7 @@ def _told(failure: WorkerFailure, what: str, limits: Limits, home: str) -> Worke
         allowed = f"{units.size(limits.memory_bytes)} that it may allocate ({limits.memory_told})"
         text = f"{what} needs more memory than there is, or than the {allowed}: {cause}."
     elif failure.kind == "crash":
-        text = f"{what} ended the process that did it: {cause}. Nothing else is lost by that."
+        text = f"{what} ended the process that did it: {cause}."
     else:
         text = f"{what} failed: {cause}."
     return WorkerFailure(failure.kind, text, failure.log_tail, needs_more_than_bytes=failure.needs_more_than_bytes)

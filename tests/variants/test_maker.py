@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -19,6 +21,8 @@ from profiler.artifacts import ArtifactStore
 from profiler.errors import BudgetError, ModelError, StudyError, VariantError
 from profiler.making import MakerStore
 from profiler.records import REFERENCE_VARIANT
+from profiler.run import execute
+from profiler.store import open_store
 from profiler.targets import maker as makers
 from profiler.targets.maker import Limits, Maker, describe, limits_of, read_rows, write_rows
 from profiler.targets.process import WorkerFailure
@@ -141,7 +145,7 @@ def test_a_crash_while_a_variant_is_made_is_its_failure_and_the_next_one_is_made
 def test_what_does_not_end_is_ended_and_told_with_the_option(store, endless, limits):
     """A loop without an end, in the runtime that compares outputs."""
     made(store, endless, REFERENCE_VARIANT)
-    limits.now = replace(limits_of(1.0), time_s=4.0)
+    limits.now = replace(limits_of(10.0), time_s=4.0)
     with pytest.raises(WorkerFailure, match=r"graph did not end within 4 s \(3 times --time-limit\)") as caught:
         made(store, endless, "graph")
 
@@ -319,6 +323,50 @@ def test_many_tensors_over_one_sparse_file_are_refused_by_what_they_announce(sto
         describe(path, store.maker)
 
 
+RUN = """
+import json, sys
+from pathlib import Path
+from profiler.run import execute
+from profiler.study import make_study
+execute(make_study(**json.loads(sys.argv[1])), out=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.runtime
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_ends_while_a_variant_is_made_goes_on_later(endless, fake_study, tmp_path, monkeypatch, ending):
+    """Its maker ends with it, its status can be resumed, and the next run removes what a killed one left."""
+    study = fake_study(model=str(endless), data=None, variants=("graph",), time_limit_s=60.0)
+    out = tmp_path / "out"
+    run = subprocess.Popen([sys.executable, "-c", RUN, study.to_json(), str(out)], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 200
+    while not (working := list(out.glob("cache/tmp/*/process-*/edgeprof.variant.*"))) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert working
+    children = psutil.Process(run.pid).children()
+    run.send_signal(ending)
+    run.wait()
+    psutil.wait_procs(children, timeout=60)
+
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    store = open_store(out)
+    run_id = store.resolve("latest")
+    assert store.run(run_id).status == ("interrupted" if ending == signal.SIGINT else "running")
+    store.close()
+
+    monkeypatch.setattr(makers, "STEPS", 0.1)
+    execute(None, out=out, resume="latest")
+    store = open_store(out)
+    data = store.run(run_id)
+    store.close()
+
+    assert data.status == "finished"
+    assert [(one.case, one.kind) for one in data.failures if one.stage == "variant"] == [("graph", "timeout")]
+    assert {block.case for block in data.blocks} == {"fp32@fake{read=false}/b1/t1"}
+    assert list((out / "cache" / "tmp").iterdir()) == []
+
+
 def test_rows_travel_as_files_whatever_they_hold(tmp_path):
     """Numbers, flags, text, nothing; and what reads them may write into them."""
     rows = {
@@ -345,6 +393,7 @@ def test_limits_follow_the_options_and_say_so():
     assert limits_of(10.0, left_s=40.0).time_s == 20
     assert "--time-budget" in limits_of(10.0, left_s=40.0).time_told
     assert limits_of(10.0, left_s=-5.0).time_s == makers.SHORTEST_S
+    assert "the least" in limits_of(1.0).time_told
     assert limits_of(10.0, 1 << 20).memory_bytes == usual.memory_bytes < psutil.virtual_memory().total
     assert limits_of(10.0, 1 << 45).memory_bytes == 1 << 45
 
