@@ -23,10 +23,10 @@ from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, sp
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
 from profiler.errors import DataError, EdgeprofError, ModelError, StudyError, VariantError, unknown
+from profiler.held import held_folder
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
-from profiler.scratch import held_folder
 from profiler.study import MAX_ROW_ELEMENTS, Case, Study, expand
 from profiler.targets.base import get as get_target
 from profiler.targets.conditions import too_many_threads

@@ -28,10 +28,10 @@ from profiler.cluster.client import (
     file_of_arrays,
 )
 from profiler.errors import EdgeprofError, VariantError
+from profiler.held import held_folder
 from profiler.making import MakerStore
 from profiler.onnx_io import external_files, read_model
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord
-from profiler.scratch import held_folder
 from profiler.targets.log import clean
 from profiler.targets.maker import PREFIX, Limits, usual_limits
 from profiler.variants.base import VariantResult

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from backends.base import TensorInfo
 from profiler import units
 from profiler.errors import DataError, EdgeprofError, ModelError, StoreError, StudyError, TargetError, VariantError
+from profiler.held import held_folder
 from profiler.measure.memory import own_limit
-from profiler.scratch import held_folder
 from profiler.targets.base import START, Target
 from profiler.targets.process import WorkerFailure, WorkerProcess
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from profiler.scratch import HELD, held_folder, sweep
+from profiler.held import HELD, held_folder, sweep
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from profiler.scratch import held_folder
+from profiler.held import held_folder
 with held_folder(Path(sys.argv[1]), "made-") as folder:
     (folder / "inner").mkdir()
     (folder / "inner" / "file").write_text("x")
