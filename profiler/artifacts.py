@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profiler import __version__, units
 from profiler.errors import EdgeprofError, StoreError, VariantError
@@ -42,6 +42,8 @@ COMPRESS_UP_TO_BYTES = 1_000_000_000
 MAKERS = ("onnx", "onnxruntime", "onnxslim")
 """Packages whose version decides what a variant looks like."""
 CHUNK = 1 << 20
+TEMPORARY = "tmp"
+"""Folder of a store in which files are written before they appear."""
 STALE_AFTER_S = 24 * 3600.0
 OPTION_PREFIX = "backend_options."
 
@@ -49,11 +51,14 @@ OPTION_PREFIX = "backend_options."
 class ArtifactStore:
     """Artifacts below `folder`, which is made when it is missing. Safe to use from several processes."""
 
-    def __init__(self, folder: Path) -> None:
-        """Prepare the folder; raises StoreError when that is not possible."""
-        self.folder = folder
-        with _full_disk(folder):
-            for name in ("objects", "entries", "tmp"):
+    def __init__(self, folder: Path, *, scratch: Path | None = None) -> None:
+        """Prepare the folder; raises StoreError when that is not possible.
+
+        `scratch` is a folder on the same file system in which files are written before they appear; None: one of its own.
+        """
+        self.folder, self._scratch_folder = folder, scratch or folder / TEMPORARY
+        with full_disk(folder):
+            for name in ("objects", "entries", TEMPORARY):
                 (folder / name).mkdir(parents=True, exist_ok=True)
         self._sweep()
 
@@ -63,7 +68,7 @@ class ArtifactStore:
 
     def _store(self, model: ModelProto | Path) -> tuple[str, int, int | None]:
         """Sha256, size and compressed size, all taken before anybody else can touch the files."""
-        with _full_disk(self.folder), self._scratch() as made:
+        with full_disk(self.folder), self._scratch() as made:
             if isinstance(model, Path):
                 for file in (model, *external_files(model)):
                     target = made / (MODEL_NAME if file == model else file.relative_to(model.parent))
@@ -112,7 +117,7 @@ class ArtifactStore:
         if cached is not None:
             return cached
         record = self._make(source, variant, calibration)
-        with _full_disk(self.folder):
+        with full_disk(self.folder):
             self._write_entry(entry, record)
         if damage:
             note = f"the cached artifact was damaged ({damage}) and was made again."
@@ -126,7 +131,7 @@ class ArtifactStore:
 
         Raises as `make`, and StoreError where the folder cannot be made.
         """
-        with _full_disk(self.folder):
+        with full_disk(self.folder):
             for name in ("objects", "entries", "tmp"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         if self.verify(sha256):
@@ -171,7 +176,7 @@ class ArtifactStore:
             body = data["record"]
             if data["format"] != FORMAT or data["check"] != _check(body):
                 return None, "its entry does not match its checksum"
-            record = ArtifactRecord(**{**body, "notes": tuple(body["notes"])})
+            record = record_of(body)
         except FileNotFoundError:
             return None, None
         except (OSError, ValueError, KeyError, TypeError):
@@ -182,7 +187,7 @@ class ArtifactStore:
         return record, None
 
     def _write_entry(self, entry: Path, record: ArtifactRecord) -> None:
-        body = {**dataclasses.asdict(record), "facts": dict(record.facts), "notes": list(record.notes)}
+        body = record_fields(record)
         text = json.dumps({"format": FORMAT, "check": _check(body), "record": body}, indent=1, sort_keys=True)
         with self._scratch() as folder:
             temporary = folder / entry.name
@@ -227,7 +232,7 @@ class ArtifactStore:
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
-        folder = Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
+        folder = Path(tempfile.mkdtemp(dir=self._scratch_folder))
         try:
             yield folder
         finally:
@@ -235,7 +240,7 @@ class ArtifactStore:
 
     def _sweep(self) -> None:
         """Remove what processes left that were killed long ago."""
-        for folder in (self.folder / "tmp").iterdir():
+        for folder in (self.folder / TEMPORARY).iterdir():
             try:
                 # Wall clock on purpose: it is compared with file times.
                 old = time.time() - folder.stat().st_mtime > STALE_AFTER_S
@@ -243,6 +248,16 @@ class ArtifactStore:
                 continue
             if old:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def record_fields(record: ArtifactRecord) -> dict[str, Any]:
+    """The record as JSON has it; `record_of` takes it back."""
+    return {**dataclasses.asdict(record), "facts": dict(record.facts), "notes": list(record.notes)}
+
+
+def record_of(body: Mapping[str, Any]) -> ArtifactRecord:
+    """The record that `record_fields` gave. Raises KeyError, TypeError or ValueError for what is none."""
+    return ArtifactRecord(**{**body, "notes": tuple(body["notes"])})
 
 
 def cache_key(source: str, variant: Variant, calibration_sha: str | None) -> str:
@@ -369,7 +384,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
+def full_disk(folder: Path) -> Iterator[None]:
     """Turn the system's errors about writing into a message that says what to do; half-written files are gone by then."""
     try:
         yield

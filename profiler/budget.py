@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from profiler.errors import BudgetError
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -30,6 +32,18 @@ class Budget:
     def left_s(self) -> float:
         """Time left, infinite without a budget; negative when it is overdrawn."""
         return math.inf if self.seconds is None else self.seconds - self.spent_s
+
+    def require(self, seconds: float, asked_s: float | None, resume: str) -> None:
+        """Raise BudgetError when what takes so many seconds cannot end in time.
+
+        `asked_s` is the budget as it was given, of which this one may be a part; `resume` the command that goes on.
+        """
+        if self.left_s <= 0 or self.left_s < seconds:
+            raise BudgetError(
+                f"the time budget of {asked_s or self.seconds or 0.0:.3g} s was used up after {self.spent_s:.0f} s. "
+                "Give more time with --time-budget, or fewer variants, rows (--limit) or runs; "
+                f"`{resume}` goes on from what is stored."
+            )
 
     def share_s(self, units: int) -> float:
         """An equal part of what is left for each of `units` pieces of work."""

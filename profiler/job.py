@@ -14,7 +14,7 @@ from backends import spec
 from profiler import artifacts
 from profiler.artifacts import ArtifactStore
 from profiler.budget import Budget
-from profiler.errors import BudgetError, StoreError
+from profiler.errors import StoreError
 from profiler.machines import device_of
 from profiler.prepare import Prepared, timing_feeds
 from profiler.progress import Progress
@@ -28,6 +28,7 @@ from profiler.targets.process import WorkerFailure, WorkerProcess
 from profiler.variants import registry as variant_registry
 from profiler.wire import file_sha256
 
+RESUME = "edgeprof run --resume latest"
 _SHORTEST_S = 0.5
 T = TypeVar("T")
 _Stage = Literal["load", "warmup", "measure", "quality"]
@@ -47,7 +48,7 @@ class Job:
     """Files of this run besides the database: reference outputs, the report."""
     progress: Progress
     budget: Budget = field(default_factory=Budget)
-    resume: str = "edgeprof run --resume latest"
+    resume: str = RESUME
     """The command that goes on where this run stops."""
     modes: Modes = field(default_factory=Modes)
     """Power modes that are set now. Whoever makes the job closes them."""
@@ -60,13 +61,7 @@ class Job:
 
     def needs(self, seconds: float) -> None:
         """Raise BudgetError when a step of that length cannot end within the time budget."""
-        if self.budget.left_s <= 0 or self.budget.left_s < seconds:
-            budget_s = self.study.time_budget_s or self.budget.seconds or 0.0
-            raise BudgetError(
-                f"the time budget of {budget_s:.3g} s was used up after {self.budget.spent_s:.0f} s. "
-                "Give more time with --time-budget, or fewer variants, rows (--limit) or runs; "
-                f"`{self.resume}` goes on from what is stored."
-            )
+        self.budget.require(seconds, self.study.time_budget_s, self.resume)
 
     def open(self, case: Case, environment: Mapping[str, str] | None = None) -> WorkerProcess:
         """A fresh worker on the case's target and under its conditions, not loaded yet.

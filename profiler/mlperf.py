@@ -17,15 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler import prepare
-from profiler.artifacts import ArtifactStore
 from profiler.errors import DataError, StudyError, TargetError, unknown
 from profiler.job import Job
 from profiler.load import schedule
+from profiler.making import MakerStore
 from profiler.measure import loadgen
 from profiler.progress import Progress
 from profiler.stats.quantiles import quantile_interval, throughput_interval
 from profiler.store import open_store
 from profiler.study import Case, Study, expand
+from profiler.targets.maker import limits_of
 from profiler.targets.process import WorkerProcess
 
 PERCENTILES = (0.5, 0.9, 0.99)
@@ -194,11 +195,12 @@ def compare(study: Study, asked: Asked, progress: Progress) -> Comparison:
     """
     require_loadgen()
     recipes = prepare.check_names(study)
-    with prepare.working_folder() as scratch:
-        folder = Path(scratch)
-        prepared = prepare.prepare(study, recipes, folder)
-        store = ArtifactStore(folder / "cache")
-        made, failures = prepare.make_artifacts(prepared, recipes, store, progress)
+    limits = limits_of(study.time_limit_s, study.memory_limit_bytes)
+    with prepare.working_folder() as folder:
+        store = MakerStore(folder / "cache", lambda: limits)
+        with store:
+            prepared = prepare.prepare(study, recipes, folder, maker=store.maker)
+            made, failures = prepare.make_artifacts(prepared, recipes, store, progress)
         wanted = recipes[-1].text
         if wanted not in {record.variant for record in made}:
             raise StudyError(

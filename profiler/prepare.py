@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from backends import registry as backend_registry
 from backends import spec
 from backends.base import TensorInfo, format_shape
-from profiler import artifacts, onnx_io
+from profiler import artifacts
 from profiler.artifacts import ArtifactStore
 from profiler.cost.model import parse_deployment
 from profiler.cost.prices import load_prices
@@ -24,14 +25,16 @@ from profiler.data.fit import UndeclaredStateError
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
 from profiler.data.rules import command, complete, decide, random_values
-from profiler.errors import DataError, EdgeprofError, StoreError, StudyError, unknown
+from profiler.errors import DataError, EdgeprofError, ModelError, StudyError, VariantError, unknown
+from profiler.held import held_folder, sweep_old
 from profiler.progress import Progress
 from profiler.quality.metrics import get_metric
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
-from profiler.scratch import scratch_folder
 from profiler.study import Case, Study, expand
 from profiler.targets.base import get as get_target
 from profiler.targets.conditions import too_many_threads
+from profiler.targets.maker import PREFIX, Maker, ModelFacts, as_failure, describe, is_of_the_machine, limits_of
+from profiler.targets.process import WorkerFailure
 from profiler.variants import registry as variant_registry
 from profiler.variants.base import Variant
 from profiler.variants.recorded import recorded
@@ -57,6 +60,8 @@ class Prepared:
     rows: Mapping[str, NDArray[np.generic]]
     """Inputs that timing draws its batches from: the evaluation rows, or random ones."""
     notes: tuple[str, ...]
+    source_sha256: str = ""
+    """As `profiler.artifacts.source_sha256`."""
     feeding: Feeding = field(default_factory=lambda: Feeding(()))
     """How rows become feeds; left out: row by row, on the first axis of every input."""
 
@@ -89,17 +94,25 @@ def check_names(study: Study) -> tuple[Variant, ...]:
     return tuple(variant_registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *texts)))
 
 
-def prepare(study: Study, variants: tuple[Variant, ...], folder: Path, *, shapes_needed: bool = True) -> Prepared:
+def prepare(
+    study: Study,
+    variants: tuple[Variant, ...],
+    folder: Path,
+    *,
+    shapes_needed: bool = True,
+    maker: Maker | None = None,
+) -> Prepared:
     """Read or export the model, and read the data. Raises ModelError, DataError, StudyError.
 
-    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made.
+    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made. The model is read
+    by `maker`, or by a process of its own.
     """
     source, notes = _model(study, folder)
-    model = onnx_io.read_model(source)
-    inputs = onnx_io.model_inputs(model)
+    facts = described(study, source, maker)
+    inputs = facts.inputs
     if not inputs:
         raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
-    feeding = decide(study, inputs, onnx_io.model_outputs(model))
+    feeding = decide(study, inputs, facts.outputs)
     feeding.check_batches(study.batches)
     data = _load(study, study.data, feeding) if study.data else None
     calibration = _load(study, study.calibration, feeding) if study.calibration else None
@@ -127,7 +140,14 @@ def prepare(study: Study, variants: tuple[Variant, ...], folder: Path, *, shapes
         notes = (*notes, "no data was given: timing runs on random inputs, accuracy is not measured")
     if rows:
         _check_feeds_size(study, feeding, rows)
-    return Prepared(source, inputs, evaluation, calibration, rows, notes, feeding)
+    return Prepared(source, inputs, evaluation, calibration, rows, notes, facts.sha256, feeding)
+
+
+def described(study: Study, source: Path, maker: Maker | None = None) -> ModelFacts:
+    """What is to be known of the model's file, within the study's limits. Raises ModelError."""
+    with ExitStack() as stack:
+        own = Maker(lambda: limits_of(study.time_limit_s, study.memory_limit_bytes))
+        return describe(source, maker or stack.enter_context(own))
 
 
 def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
@@ -155,8 +175,8 @@ def _model(study: Study, folder: Path) -> tuple[Path, tuple[str, ...]]:
 def export_sample(study: Study) -> Mapping[str, NDArray[np.generic]]:
     """A few rows to trace the model with, before its inputs are known by name; random ones for an `.onnx` without data."""
     if study.data is None and Path(study.model).is_file():
-        model = onnx_io.read_model(Path(study.model))
-        feeding = decide(study, onnx_io.model_inputs(model), onnx_io.model_outputs(model))
+        facts = described(study, Path(study.model))
+        feeding = decide(study, facts.inputs, facts.outputs)
         feeding = complete(study, feeding, data_given=False)
         rows = random_rows(study, feeding)
         return feeding.feeds(rows, np.arange(feeding.fixed_batch or len(next(iter(rows.values())))))
@@ -243,32 +263,63 @@ def _check_feeds_size(study: Study, feeding: Feeding, rows: Mapping[str, NDArray
 
 
 def make_artifacts(
-    prepared: Prepared, variants: tuple[Variant, ...], store: ArtifactStore, progress: Progress
+    prepared: Prepared,
+    variants: tuple[Variant, ...],
+    store: ArtifactStore,
+    progress: Progress,
+    require_time: Callable[[], None] = lambda: None,
 ) -> tuple[list[ArtifactRecord], list[FailureRecord]]:
-    """One artifact per variant, equal ones merged; a variant that cannot be made is a failure and the others go on."""
+    """One artifact per variant, equal ones merged; a variant that cannot be made is a failure and the others go on.
+
+    `require_time` raises BudgetError where there is no time for another one than the reference. Raises ModelError for a reference
+    that ends its process: there is nothing to compare with.
+    """
     made: list[ArtifactRecord] = []
     failures: list[FailureRecord] = []
-    calibration = prepared.calibration
     progress.stage("making variants", len(variants))
     for variant in variants:
+        if variant.text != REFERENCE_VARIANT:
+            require_time()
         try:
-            record = store.make(
-                prepared.source,
-                variant,
-                None if calibration is None else calibration.inputs,
-                None if calibration is None else calibration.sha256,
-            )
-        except StoreError:
-            raise
-        except EdgeprofError as error:
-            if variant.text == REFERENCE_VARIANT:
-                raise
-            failures.append(FailureRecord(case=variant.text, stage="variant", kind="unsupported", message=str(error)))
-            progress.note(f"{variant.text}: {error}")
+            record = make_artifact(store, prepared, variant)
+        except VariantFailed as failed:
+            failures.append(failed.record)
+            progress.note(f"{variant.text}: {failed}")
         else:
             made.append(artifacts.merged(record, made))
         progress.step(variant.text)
     return made, failures
+
+
+class VariantFailed(VariantError):  # noqa: N818 (becomes a FailureRecord, it is not a mistake of ours)
+    """A variant, and not the reference, could not be made."""
+
+    def __init__(self, record: FailureRecord) -> None:
+        """`record` says why."""
+        super().__init__(record.message)
+        self.record = record
+
+
+def make_artifact(store: ArtifactStore, prepared: Prepared, variant: Variant) -> ArtifactRecord:
+    """The artifact of a variant. Raises VariantFailed; what it raises else ends the run: of the machine, or of the reference."""
+    rows = prepared.calibration
+    try:
+        return store.make(
+            prepared.source, variant, None if rows is None else rows.inputs, None if rows is None else rows.sha256
+        )
+    except EdgeprofError as error:
+        if is_of_the_machine(error):
+            raise
+        if variant.text == REFERENCE_VARIANT:
+            if isinstance(error, WorkerFailure):
+                raise ModelError(str(error)) from error
+            raise
+        kind, log_tail, needs = as_failure(error)
+        record = FailureRecord(
+            case=variant.text, stage="variant", kind=kind, message=str(error), log_tail=log_tail,
+            needs_more_than_bytes=needs,
+        )  # fmt: skip
+        raise VariantFailed(record) from error
 
 
 def plan_cases(study: Study, made: list[ArtifactRecord]) -> tuple[tuple[Case, ...], list[FailureRecord]]:
@@ -312,6 +363,8 @@ def timing_feeds(prepared: Prepared, case: Case, seed: int) -> dict[str, NDArray
     }
 
 
-def working_folder() -> AbstractContextManager[str]:
-    """Where an export lies until it is in the artifact store."""
-    return scratch_folder()
+def working_folder() -> AbstractContextManager[Path]:
+    """Where an export lies until it is in the artifact store; those of processes that were killed are removed first."""
+    place = Path(tempfile.gettempdir())
+    sweep_old(place)
+    return held_folder(place, PREFIX)

@@ -21,7 +21,7 @@ import psutil
 from backends import spec
 from backends.base import SessionFacts
 from profiler import __version__, advice, campaign, energy, output_rows, prepare, soak
-from profiler.artifacts import ArtifactStore, source_sha256
+from profiler.artifacts import ArtifactStore
 from profiler.budget import Budget
 from profiler.cluster.building import ClusterArtifacts
 from profiler.cluster.client import Cluster
@@ -36,10 +36,11 @@ from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate, first_look
 from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
-from profiler.job import Job
+from profiler.job import RESUME, Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
 from profiler.machines import device_of, devices_of
+from profiler.making import MakerStore
 from profiler.named_code import named_code
 from profiler.pricing import undecided
 from profiler.progress import Progress, Silent
@@ -48,6 +49,7 @@ from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study, own_reference, reference_case
 from profiler.targets import launch, setup
 from profiler.targets.config import LOCAL
+from profiler.targets.maker import Limits, limits_of
 from profiler.targets.remote import LinkLost
 
 CACHE_NAME = "cache"
@@ -139,21 +141,29 @@ def _execute(
     machines: Callable[[str], str | None], cluster: Cluster | None,
 ) -> None:  # fmt: skip
     store.set_status(run_id, "running")
-    artifact_store = store_of_artifacts(out, cluster, progress)
+    artifact_store = store_of_artifacts(out, cluster, progress, study, budget)
     folder = out / run_id
     folder.mkdir(parents=True, exist_ok=True)
     before = store.run(run_id)
     with prepare.working_folder() as scratch:
-        progress.stage("reading model and data", 1)
-        prepared = prepare.prepare(_with_stored_model(study, before, artifact_store), tuple(variants), Path(scratch))
-        progress.step()
-        # Before variants are made, which may take minutes: what a target cannot do is told now.
-        there = {} if before.plan else of_targets(study, before.environment, progress)
-        if not before.plan and not (study.load is not None and study.load.only):
-            look(Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget), variants[0])
-        make_ahead(artifact_store, prepared, variants, progress)
-        made, failures = prepare.make_artifacts(prepared, tuple(variants), artifact_store, progress)
+        # The maker ends before anything is timed.
+        with artifact_store:
+            progress.stage("reading model and data", 1)
+            asked = _with_stored_model(study, before, artifact_store)
+            prepared = prepare.prepare(asked, tuple(variants), scratch, maker=artifact_store.maker)
+            progress.step()
+            # Before variants are made, which may take minutes: what a target cannot do is told now.
+            there = {} if before.plan else of_targets(study, before.environment, progress)
+            if not before.plan and not (study.load is not None and study.load.only):
+                look(Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget), variants[0])
+            make_ahead(artifact_store, prepared, variants, progress)
+            made, failures = prepare.make_artifacts(
+                prepared, tuple(variants), artifact_store, progress,
+                lambda: budget.require(0.0, study.time_budget_s, RESUME),
+            )  # fmt: skip
         _check_unchanged(before, prepared, made)
+        # They are made anew each time, and some that did not end in time may do so now.
+        store.take_back(run_id, (failure for failure in before.failures if failure.stage == "variant"))
         for artifact in made:
             store.add(run_id, artifact)
         for failure in failures:
@@ -165,7 +175,7 @@ def _execute(
         if not before.plan:
             plan = {
                 "cases": [asdict(case) for case in cases],
-                "source_sha256": source_sha256(prepared.source),
+                "source_sha256": prepared.source_sha256,
                 "reference_artifact": made[0].sha256,
                 "data_sha256": None if prepared.evaluation is None else prepared.evaluation.sha256,
                 "data_name": None if prepared.evaluation is None else prepared.evaluation.name,
@@ -199,21 +209,25 @@ def look(job: Job, reference: Any) -> None:
     """Whether metric, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
     if job.prepared.evaluation is None:
         return
-    record = job.artifact_store.make(job.prepared.source, reference, None, None)
+    record = prepare.make_artifact(job.artifact_store, job.prepared, reference)
     first_look(replace(job, artifacts={record.variant: record}))
 
 
-def store_of_artifacts(out: Path, cluster: Cluster | None, progress: Progress) -> ArtifactStore:
-    """The artifact cache of the folder `out`; with a cluster, what is missing in it is made there."""
-    return (
-        ArtifactStore(out / CACHE_NAME)
-        if cluster is None
-        else ClusterArtifacts(out / CACHE_NAME, cluster, progress.note)
-    )
+def store_of_artifacts(
+    out: Path, cluster: Cluster | None, progress: Progress, study: Study, budget: Budget
+) -> MakerStore:
+    """The artifact cache of the folder `out`, with the limits of a study; with a cluster, what is missing in it is made there."""
+
+    def limits() -> Limits:
+        return limits_of(study.time_limit_s, study.memory_limit_bytes, budget.left_s)
+
+    if cluster is None:
+        return MakerStore(out / CACHE_NAME, limits)
+    return ClusterArtifacts(out / CACHE_NAME, cluster, progress.note, limits=limits)
 
 
 def make_ahead(
-    store: ArtifactStore,
+    store: MakerStore,
     prepared: prepare.Prepared,
     variants: Sequence[Any],
     progress: Progress,

@@ -74,14 +74,23 @@ class State:
     """Whether firmware or a driver tells something here; None before it was asked."""
     lanes: lanes.Lanes = field(default_factory=lanes.Lanes)
     power: power_mode.PowerModes = field(default_factory=power_mode.PowerModes)
+    commands: Mapping[str, Command] = field(default_factory=lambda: _COMMANDS)
+    """What this process knows to do, by name."""
 
 
-def main(*, remote: bool = False) -> None:
-    """Serve commands until stdin ends. `EDGEPROF_WORKER_CACHE` names the folder that received artifacts go to."""
+Command = Callable[[State, Mapping[str, Any], wire.Arrays], Reply]
+
+
+def main(*, remote: bool = False, more: Mapping[str, Command] | None = None) -> None:
+    """Serve commands until stdin ends. `EDGEPROF_WORKER_CACHE` names the folder that received artifacts go to.
+
+    `more` are commands beside a worker's own, of processes that do other work on models in the same way.
+    """
     _end_with_parent()
     commands, replies = _take_over_pipes()
     _apply_memory_limit(os.environ.get("EDGEPROF_WORKER_MEMORY_BYTES"))
-    state = State(Path(os.environ.get("EDGEPROF_WORKER_CACHE") or "edgeprof-worker-cache"), remote)
+    cache = Path(os.environ.get("EDGEPROF_WORKER_CACHE") or "edgeprof-worker-cache")
+    state = State(cache, remote, commands={**_COMMANDS, **(more or {})})
     if remote:
         _end_when_forgotten(_FORGOTTEN_S)
     while (frame := wire.read_frame(commands)) is not None:
@@ -154,9 +163,10 @@ def _apply_memory_limit(limit: object) -> None:
 def _answer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     """Run one command; every failure becomes an answer, so that only a death of the process ends the conversation."""
     name = str(header.get("command"))
-    command = _COMMANDS.get(name)
+    command = state.commands.get(name)
     if command is None:
-        return _failure("error", f"unknown command '{name}'; this worker knows {', '.join(sorted(_COMMANDS))}."), {}
+        known = ", ".join(sorted(state.commands))
+        return _failure("error", f"unknown command '{name}'; this worker knows {known}."), {}
     deadline_s = _seconds(header, "deadline_s") or (_LONGEST_COMMAND_S if state.remote else 0.0)
     if deadline_s > 0:
         # Works in a C thread: it ends the process even when native code hangs and holds the interpreter's lock.
@@ -170,9 +180,9 @@ def _answer(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Rep
     except MemoryError:
         return _failure("out_of_memory", "the process ran out of memory (MemoryError)."), {}
     except base.EdgeprofError as error:
-        return _failure(_kind_of(str(error)), str(error)), {}
+        return _failure(kind_of(str(error)), str(error)), {}
     except Exception as error:  # noqa: BLE001 (the border: a foreign runtime may raise anything)
-        return _failure(_kind_of(str(error)), f"{type(error).__name__}: {error}"), {}
+        return _failure(kind_of(str(error)), f"{type(error).__name__}: {error}"), {}
     finally:
         if deadline_s > 0:
             faulthandler.cancel_dump_traceback_later()
@@ -195,7 +205,7 @@ _UNSUPPORTED_WORDS = (
 )  # fmt: skip
 
 
-def _kind_of(text: str) -> str:
+def kind_of(text: str) -> str:
     """The runtimes raise one exception class for everything: the kind can only be read from their words."""
     lower = text.lower()
     if any(words in lower for words in _MEMORY_WORDS):
@@ -426,7 +436,7 @@ def _time(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
             **({} if slow is None else host.slow_difference(slow, _slow_read(state))),
         }
     cost = _harness_cost(state.watch) if header.get("weigh") else None
-    parked_cpu_s = _become_quiet()
+    parked_cpu_s = become_quiet()
     reply = {
         "started_s": float(timing.starts_ns[0]) / 1e9,
         "cpu_s": after.cpu_s - before.cpu_s,
@@ -465,7 +475,7 @@ def _harness_cost(watch: threads.Watch) -> loop.HarnessCost:
         return loop.harness_cost(clock=time.perf_counter_ns, counters=counters)
 
 
-def _become_quiet() -> float:
+def become_quiet() -> float:
     """Wait until the runtime's own threads sleep, so that a parked worker takes nothing from the one measured next.
 
     Thread pools spin for a while after their last task. Turning that off would change what is measured; waiting does not.
@@ -487,7 +497,7 @@ def _ops(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply:
     found = realised.op_report(_session(state), state.feeds, header)
     if header.get("machine"):
         found["machine"] = asdict(realised.machine())
-    _become_quiet()
+    become_quiet()
     return found, {}
 
 
@@ -561,7 +571,7 @@ def _stop(state: State, header: Mapping[str, Any], arrays: wire.Arrays) -> Reply
     return {}, {}
 
 
-_COMMANDS: dict[str, Callable[[State, Mapping[str, Any], wire.Arrays], Reply]] = {
+_COMMANDS: dict[str, Command] = {
     "hello": _hello,
     "availability": _availability,
     "environment": _environment,

@@ -128,17 +128,16 @@ def _show(
 
     from profiler.cli import console
     from profiler.cost.devices import find_profile
-    from profiler.onnx_io import read_model
     from profiler.report.layout import Page
     from profiler.report.words import one_line
     from profiler.roofline import words
-    from profiler.roofline.counting import count_model
+    from profiler.roofline.artifact import count_file
     from profiler.roofline.limits import dominating
 
     if threads is not None and threads < 1:
         raise StudyError(f"--threads {threads} is not possible, the smallest is 1.")
     profile = find_profile(name.removeprefix("device:"))
-    counts = None if model is None else count_model(read_model(model), batch, shapes)
+    counts = None if model is None else count_file(model, batch, shapes, checked=True)
     if json:
         data = words.as_data(profile, counts, threads=threads, sparse=sparse)
         console.print_json(json_module.dumps(data, indent=2, allow_nan=False))

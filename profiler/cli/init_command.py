@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Write a commented study file for a model."""
     from backends.base import format_shape
-    from profiler import onnx_io
     from profiler.cli import console
+    from profiler.targets.maker import describe
     from profiler.variants.registry import default_variants
 
     if output.exists() and not force:
@@ -33,9 +33,7 @@ def command(
     path = Path(model)
     inputs = []
     if path.suffix == ".onnx" or path.exists():
-        inputs = [
-            f"{i.name}: {i.dtype} {format_shape(i.shape)}" for i in onnx_io.model_inputs(onnx_io.read_model(path))
-        ]
+        inputs = [f"{i.name}: {i.dtype} {format_shape(i.shape)}" for i in describe(path).inputs]
         model = _from(output.parent, path)
     if data is not None and Path(data).exists():
         data = _from(output.parent, Path(data))

@@ -116,7 +116,13 @@ EnergyCommand = Annotated[
     str | None, typer.Option("--energy-command", help="An outside meter: a command that prints watts (docs/energy.md).")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-TimeLimit = Annotated[str, typer.Option("--time-limit", help="Longest that one step of a case may take, e.g. 300s.")]
+TimeLimit = Annotated[
+    str,
+    typer.Option(
+        "--time-limit",
+        help="Longest that one step of a case may take, e.g. 300s; making a variant may take 3 times that.",
+    ),
+]
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="Memory a case may use before it counts as failed, e.g. 4GB.")
 ]

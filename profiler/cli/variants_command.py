@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
@@ -19,6 +18,8 @@ def command(
     calibration_samples: o.CalibrationSamples = 256,
     inputs: o.Inputs = None,
     seed: o.Seed = 0,
+    time_limit: o.TimeLimit = "300s",
+    memory_limit: o.MemoryLimit = None,
     out: o.Out = o.OUT_DEFAULT,
     json: o.Json = False,
 ) -> None:
@@ -30,19 +31,25 @@ def command(
 
     from backends.spec import split_list
     from profiler import prepare, units
-    from profiler.artifacts import ArtifactStore
     from profiler.cli import console
+    from profiler.making import MakerStore
     from profiler.run import CACHE_NAME
     from profiler.study import make_study
+    from profiler.targets.maker import limits_of
 
     study = make_study(
         model=model, data=data, calibration=calibration, variants=tuple(split_list(variants or "")), seed=seed,
-        calibration_samples=calibration_samples, inputs=o.inputs(inputs),
+        calibration_samples=calibration_samples, time_limit_s=units.parse_seconds(time_limit),
+        memory_limit_bytes=None if memory_limit is None else units.parse_bytes(memory_limit), inputs=o.inputs(inputs),
     )  # fmt: skip
     recipes = prepare.check_names(study)
-    store = ArtifactStore(out / CACHE_NAME)
-    with console.bars() as progress, prepare.working_folder() as scratch:
-        prepared = prepare.prepare(study, recipes, Path(scratch), shapes_needed=False)
+    limits = limits_of(study.time_limit_s, study.memory_limit_bytes)
+    with (
+        MakerStore(out / CACHE_NAME, lambda: limits) as store,
+        console.bars() as progress,
+        prepare.working_folder() as scratch,
+    ):
+        prepared = prepare.prepare(study, recipes, scratch, shapes_needed=False, maker=store.maker)
         made, failures = prepare.make_artifacts(prepared, recipes, store, progress)
     if json:
         rows = [asdict(record) | {"path": str(store.path(record.sha256))} for record in made]

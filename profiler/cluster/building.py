@@ -28,9 +28,12 @@ from profiler.cluster.client import (
     file_of_arrays,
 )
 from profiler.errors import EdgeprofError, VariantError
+from profiler.held import held_folder
+from profiler.making import MakerStore
 from profiler.onnx_io import external_files, read_model
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord
 from profiler.targets.log import clean
+from profiler.targets.maker import PREFIX, Limits, usual_limits
 from profiler.variants.base import VariantResult
 
 if TYPE_CHECKING:
@@ -43,17 +46,18 @@ BUILD_LIMIT_S = 3600.0
 _MAX_NOTES, _MAX_TEXT = 1000, 2000
 
 
-class ClusterArtifacts(ArtifactStore):
+class ClusterArtifacts(MakerStore):
     """An artifact store whose `make` asks the cluster. Whatever a cluster cannot do is made here, and told by `note`.
 
     A variant whose worker died, or that took too long, is not tried again by this store: it may be what killed the worker.
     """
 
     def __init__(
-        self, folder: Path, cluster: Cluster, note: Callable[[str], None], *, limit_s: float = BUILD_LIMIT_S
-    ) -> None:
-        """As ArtifactStore. The cluster is not closed here."""
-        super().__init__(folder)
+        self, folder: Path, cluster: Cluster, note: Callable[[str], None], *, limit_s: float = BUILD_LIMIT_S,
+        limits: Callable[[], Limits] = usual_limits,
+    ) -> None:  # fmt: skip
+        """As MakerStore. The cluster is not closed here."""
+        super().__init__(folder, limits)
         self._cluster, self._note, self._limit_s = cluster, note, limit_s
         self._failed: dict[tuple[str, str | None], EdgeprofError] = {}
         self._lost: str | None = None
@@ -126,7 +130,8 @@ class ClusterArtifacts(ArtifactStore):
         unwanted: Callable[[], bool] = lambda: False,
     ) -> ArtifactRecord:  # fmt: skip
         there = _Elsewhere(variant, lambda: self._result(variant, source, calibration, calibration_sha, unwanted))
-        record = super().make(source, cast("Variant", there), calibration, calibration_sha)
+        # What came from there is only put into the store, by this process.
+        record = ArtifactStore.make(self, source, cast("Variant", there), calibration, calibration_sha)
         if there.sha256 is not None and record.sha256 != there.sha256:
             raise VariantError(
                 f"{variant.text} came from the cluster as {there.sha256[:12]} and was stored as {record.sha256[:12]}: leave it "
@@ -243,8 +248,8 @@ def _received(answer: Answer, variant: Variant) -> Iterator[tuple[dict[str, Any]
     record = (answer.done or {}).get("record")
     if not isinstance(record, dict) or record.get("variant") != variant.text or MODEL_NAME not in answer.arrays:
         raise _Here(f"{answer.machine.named} answered with something else than {variant.text}")
-    with tempfile.TemporaryDirectory(prefix="edgeprof-cluster-") as scratch:
-        folder = Path(scratch)
+    with held_folder(Path(tempfile.gettempdir()), PREFIX) as held:
+        folder = held / "artifact"
         try:
             for name, array in answer.arrays.items():
                 path = folder / tasks.plain_name(name)

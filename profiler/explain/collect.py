@@ -25,14 +25,14 @@ from profiler.explain.evidence import (
     merged_goes,
     without_overhead,
 )
-from profiler.explain.layers import Names, file_facts
+from profiler.explain.layers import Names, read_layers
 from profiler.job import Job
 from profiler.named_code import named_code
-from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate
 from profiler.store import Store
 from profiler.study import Case
+from profiler.targets.maker import Maker, limits_of, model_errors
 from profiler.targets.process import WorkerFailure, WorkerProcess
 
 GOES = 5
@@ -144,17 +144,20 @@ def _prepared(
 class _Files:
     """Facts of model files, with layers under the names that they have in the unmodified model."""
 
-    def __init__(self, job: Job) -> None:
-        self._files, self._records = job.artifact_store, job.artifacts
-        self._model = read_model(self._files.path(self._records[REFERENCE_VARIANT].sha256))
-        self.names = Names(self._model, file_facts(self._model, 1).layers)
+    def __init__(self, job: Job, maker: Maker) -> None:
+        """Raises ModelError for an unmodified model that cannot be read any more."""
+        self._files, self._records, self._maker = job.artifact_store, job.artifacts, maker
+        with model_errors():
+            facts, nodes = read_layers(maker, self._files.path(self._records[REFERENCE_VARIANT].sha256), 1)
+        self.names = Names(nodes, facts.layers)
 
     def facts(self, case: Case) -> FileFacts:
+        """Of a case's file. Raises ModelError."""
         record = self._records.get(case.variant)
         if record is None or not self._files.verify(record.sha256):
             return FileFacts({}, (), {})
-        model = self._model if case.variant == REFERENCE_VARIANT else read_model(self._files.path(record.sha256))
-        found = file_facts(model, case.batch)
+        with model_errors():
+            found, _ = read_layers(self._maker, self._files.path(record.sha256), case.batch)
         layers = tuple(replace(layer, name=self.names.layer([layer.name]) or layer.name) for layer in found.layers)
         return replace(found, layers=layers)
 
@@ -178,8 +181,11 @@ def compare(
     `failure` is the kind and the words of why the variant's file could not be made. Raises StudyError when `against` does
     not run.
     """
-    files = _Files(job)
-    mine, other = _side(case, files), _side(against, files)
+    limits = limits_of(job.study.time_limit_s, job.study.memory_limit_bytes)
+    # Ends before anything is timed.
+    with Maker(lambda: limits) as maker:
+        files = _Files(job, maker)
+        mine, other = _side(case, files), _side(against, files)
     base = Evidence(
         job.study.model, job.study.data, mine, other, None, accuracy_change, failure, (), notes, job.study, job.run_id,
         dict(failed or {}),

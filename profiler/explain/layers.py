@@ -6,15 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from pydantic import TypeAdapter
 
 from profiler.errors import ModelError
 from profiler.explain.evidence import FileFacts, Layer, Stored
 from profiler.onnx_io import count_ops, walk_nodes
 from profiler.roofline.graph import packed_bytes, read_graph
+from profiler.targets.maker import Maker
 
 _PLAIN = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _DYNAMIC = {"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
@@ -54,14 +57,38 @@ def file_facts(model: ModelProto, batch: int) -> FileFacts:
     return FileFacts(dict(sorted(count_ops(model).items())), tuple(layers), dict(sorted(light.items())), nodes)
 
 
+@dataclass(frozen=True)
+class BareNode:
+    """A node without what it holds: enough to find ops again."""
+
+    name: str
+    op_type: str
+    input: tuple[str, ...]
+    output: tuple[str, ...]
+
+
+def bare_nodes(model: ModelProto) -> list[BareNode]:
+    """The nodes of the main graph."""
+    return [BareNode(node.name, node.op_type, tuple(node.input), tuple(node.output)) for node in model.graph.node]
+
+
+def read_layers(maker: Maker, path: Path, batch: int) -> tuple[FileFacts, list[BareNode]]:
+    """`file_facts` and `bare_nodes` of a model file, in a maker process. Raises WorkerFailure, ModelError."""
+    found = maker.do("layers", f"reading the layers of '{path}'", path=path, batch=batch)
+    return TypeAdapter(FileFacts).validate_python(found["facts"]), TypeAdapter(list[BareNode]).validate_python(
+        found["nodes"]
+    )
+
+
 class Names:
     """Finds the layer of a model that an executed op came from, by what runtimes keep of names."""
 
-    def __init__(self, model: ModelProto, layers: Iterable[Layer]) -> None:
-        """`model` is the unmodified one, whose layers give the rows of a comparison."""
+    def __init__(self, model: ModelProto | list[BareNode], layers: Iterable[Layer]) -> None:
+        """`model` is the unmodified one, or its nodes, whose layers give the rows of a comparison."""
+        nodes = model if isinstance(model, list) else bare_nodes(model)
         self._layers = {layer.name for layer in layers}
-        self._producers = {name: node for node in model.graph.node for name in node.output}
-        self._of_node = {node.name: node for node in model.graph.node if node.name}
+        self._producers = {name: node for node in nodes for name in node.output}
+        self._of_node = {node.name: node for node in nodes if node.name}
 
     def layer(self, candidates: Iterable[str]) -> str | None:
         """The layer named by one of `candidates`: itself, or the one whose result the named value is after fused ops."""
@@ -75,7 +102,7 @@ class Names:
                     return found
         return None
 
-    def _above(self, node: NodeProto, hops: int = _HOPS) -> str | None:
+    def _above(self, node: BareNode, hops: int = _HOPS) -> str | None:
         """The layer that `node` is, or is fused into: activations and additions after it."""
         if layer_name(node) in self._layers:
             return layer_name(node)
@@ -92,7 +119,7 @@ class Names:
 _FUSED = {"Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Relu", "Sigmoid"}
 
 
-def layer_name(node: NodeProto) -> str:
+def layer_name(node: NodeProto | BareNode) -> str:
     """The node's name; nameless nodes are known by their first result."""
     return node.name or (node.output[0] if node.output else "")
 

@@ -12,12 +12,16 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from profiler.errors import ModelError
-from profiler.export.base import Arrays, Exported, Parity, brief
+from profiler.export.base import Arrays, Exported, Parity, brief, check_sample
+from profiler.targets.maker import Maker, model_errors
 
 __all__ = ["Exported", "Parity", "export_model", "framework_of", "resolve"]
 
@@ -42,9 +46,7 @@ def export_model(
     """
     model = resolve(source)
     if isinstance(model, Path):
-        from profiler.export import onnx as from_onnx
-
-        return from_onnx.export(model, sample, out, opset=opset)
+        return _exported_elsewhere(model, sample, out, opset)
     framework = framework_of(model)
     if framework is None:
         raise ModelError(
@@ -59,6 +61,17 @@ def export_model(
     from profiler.export import sklearn as from_sklearn
 
     return from_sklearn.export(model, sample, out, opset=opset)
+
+
+def _exported_elsewhere(source: Path, sample: Arrays, out: Path, opset: int | None) -> Exported:
+    """An `.onnx` file is untrusted: it is converted and compared in a maker process. Raises ModelError."""
+    check_sample(sample)
+    with model_errors(), Maker() as maker:
+        rows, what = maker.lay_out(sample, "sample"), f"exporting '{source}'"
+        found = maker.do("export", what, source=source, rows=rows, out=out, opset=opset)
+    files = tuple(out.parent / Path(file).name for file in found["files"])
+    exported = TypeAdapter(Exported).validate_python(found)
+    return replace(exported, path=out, files=files)
 
 
 def framework_of(model: object) -> str | None:

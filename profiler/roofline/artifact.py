@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
-import onnx
+from pydantic import TypeAdapter
 
 from profiler.analysis import Analysis, CaseResult
 from profiler.artifacts import ArtifactStore
 from profiler.cost.devices import DeviceProfile
 from profiler.errors import EdgeprofError
 from profiler.records import Figure, NotMeasured
-from profiler.roofline.counting import ModelCounts, count_model
+from profiler.roofline.counting import ModelCounts
 from profiler.roofline.graph import Shape
 from profiler.roofline.share import declared_profile, limit_share
+from profiler.targets import maker as makers
+from profiler.targets.maker import Maker, model_errors
+
+_COUNTING_S = 120.0
+"""Longest that a report waits for the operations of one file."""
 
 
 class Limits:
@@ -25,6 +31,8 @@ class Limits:
         self._store = store
         self._shapes: Mapping[str, Shape] = analysis.run.study.input_shapes
         self._artifacts = {record.variant: record.sha256 for record in analysis.run.artifacts}
+        # Ends with this object: a report asks for one case after the other.
+        self._maker = Maker(_limits)
         self._counts: dict[tuple[str, int], ModelCounts | NotMeasured] = {}
 
     @classmethod
@@ -46,7 +54,7 @@ class Limits:
             return NotMeasured("its model file is not here any more, to count operations in")
         key = sha256, case.case.batch
         if key not in self._counts:
-            self._counts[key] = _counted(self._store, *key, self._shapes)
+            self._counts[key] = _counted(self._store, *key, self._shapes, self._maker)
         return self._counts[key]
 
 
@@ -55,13 +63,26 @@ def case_profile(case: CaseResult) -> DeviceProfile | None:
     return declared_profile(case.machine.profile) or declared_profile(case.machine.priced_as)
 
 
-def _counted(store: ArtifactStore, sha256: str, batch: int, shapes: Mapping[str, Shape]) -> ModelCounts | NotMeasured:
+def _counted(
+    store: ArtifactStore, sha256: str, batch: int, shapes: Mapping[str, Shape], maker: Maker
+) -> ModelCounts | NotMeasured:
     try:
-        path: Path = store.path(sha256)
-        # Shapes are enough; what lies beside the file is not read.
-        model = onnx.load(str(path), load_external_data=False)
-        return count_model(model, batch, shapes)
+        return count_file(store.path(sha256), batch, shapes, maker=maker)
     except EdgeprofError as error:
         return NotMeasured(str(error))
-    except Exception as error:  # noqa: BLE001 (protobuf ships no types; a damaged file must not end a report)
-        return NotMeasured(f"its model file cannot be read to count operations in: {type(error).__name__}")
+
+
+def count_file(
+    path: Path, batch: int, shapes: Mapping[str, Shape], *, checked: bool = False, maker: Maker | None = None
+) -> ModelCounts:
+    """`count_model` of a file in a maker process; `checked` reads it as a model of a user. Raises ModelError."""
+    with model_errors(), ExitStack() as stack:
+        maker = maker or stack.enter_context(Maker(_limits))
+        sizes = {name: list(shape) for name, shape in shapes.items()}
+        what = f"counting the operations of '{path}'"
+        found = maker.do("count", what, path=path, batch=batch, shapes=sizes, checked=checked)
+    return TypeAdapter(ModelCounts).validate_python(found)
+
+
+def _limits() -> makers.Limits:
+    return makers.limits_of(_COUNTING_S / makers.STEPS)

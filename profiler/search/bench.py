@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from profiler import artifacts, campaign, prepare
 from profiler.disturbance import judge_run
-from profiler.errors import BudgetError, EdgeprofError, StoreError, StudyError
+from profiler.errors import BudgetError, StudyError
 from profiler.evaluate import Elsewhere, evaluate
 from profiler.job import Job
 from profiler.records import (
@@ -86,21 +86,13 @@ class LiveBench:
 
     def make(self, variant: str) -> str | None:
         """Make and store the artifact; says why it cannot be used."""
-        job, calibration = self.job, self.job.prepared.calibration
-        recipe = registry.make(variant)
+        job = self.job
         job.progress.step(variant)
         try:
-            record = job.artifact_store.make(
-                job.prepared.source, recipe,
-                None if calibration is None else calibration.inputs, None if calibration is None else calibration.sha256,
-            )  # fmt: skip
-        except StoreError:
-            raise
-        except EdgeprofError as error:
-            if variant == REFERENCE_VARIANT:
-                raise
-            self._failed(variant, "variant", "unsupported", str(error))
-            return str(error)
+            record = prepare.make_artifact(job.artifact_store, job.prepared, registry.make(variant))
+        except prepare.VariantFailed as failed:
+            job.store.add(job.run_id, failed.record)
+            return str(failed)
         if self.before.get(variant, record.sha256) != record.sha256:
             raise StudyError(
                 f"what makes {variant} changed since run {job.run_id} began: start a new search instead of resuming."

@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from backends.base import OpTime, read_op_time
-from profiler import onnx_io
+from profiler.data import Dataset
 from profiler.errors import BudgetError, EdgeprofError, StoreError, TargetError
 from profiler.explain.evidence import without_overhead
-from profiler.explain.layers import Names, file_facts
+from profiler.explain.layers import Names, read_layers
 from profiler.job import Job
 from profiler.records import REFERENCE_VARIANT
 from profiler.search.mixed import gains, mixes, text
 from profiler.study import Case
+from profiler.targets.maker import Maker, limits_of
 from profiler.targets.process import WorkerFailure
-from profiler.variants import registry
-from profiler.variants.int8_static import Int8Static
-from profiler.variants.sensitivity import sensitivities
+from profiler.variants.sensitivity import Sensitivity, sensitivity_of
 
 BASE = "int8-static{per_channel=true}"
 RUNS, GOES = 30, 3
@@ -32,22 +31,34 @@ def mixed_variants(job: Job, reference: Case) -> list[str]:
     Empty, with a note, where nothing can be quantized or the sensitivities cannot be had. Where the runtime tells no
     times per op the errors alone decide. The artifact of `BASE` has to be made already.
     """
-    recipe, calibration = registry.make(BASE), job.prepared.calibration
-    assert isinstance(recipe, Int8Static)
+    calibration = job.prepared.calibration
     if calibration is None or BASE not in job.artifacts:
         return []
     try:
-        model = onnx_io.read_model(job.prepared.source)
-        errors = sensitivities(model, calibration.inputs, recipe, limit=ROWS)
-        names = Names(model, file_facts(model, reference.batch).layers)
+        errors, names = _sensitive(job, calibration, reference.batch)
         before, after = (op_times(job, replace(reference, variant=name), names) for name in (REFERENCE_VARIANT, BASE))
         found = mixes(gains(errors, before, after))
+    except WorkerFailure as failure:
+        job.progress.note(f"no mixed precision: {failure}")
+        return []
     except (BudgetError, TargetError, StoreError):
         raise
     except (EdgeprofError, ValueError) as error:
         job.progress.note(f"no mixed precision: {error}")
         return []
     return [text(BASE, mix) for mix in found]
+
+
+def _sensitive(job: Job, calibration: Dataset, batch: int) -> tuple[list[Sensitivity], Names]:
+    """What the output loses by each op of the model, and the names of its layers. Raises EdgeprofError."""
+    limits = limits_of(job.study.time_limit_s, job.study.memory_limit_bytes, job.budget.left_s)
+    with Maker(lambda: limits) as maker:
+        what = "looking for ops that lose accuracy"
+        rows = maker.lay_out(calibration.inputs, "rows")
+        found = maker.do("sensitivities", what, path=job.prepared.source, rows=rows, variant=BASE, limit=ROWS)
+        facts, nodes = read_layers(maker, job.prepared.source, batch)
+    names = Names(nodes, facts.layers)
+    return [sensitivity_of(one) for one in found], names
 
 
 def op_times(job: Job, case: Case, names: Names) -> Mapping[str, float]:

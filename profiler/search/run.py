@@ -11,7 +11,6 @@ from typing import Any, get_args
 import numpy as np
 
 from profiler import __version__, advice, prepare
-from profiler.artifacts import source_sha256
 from profiler.budget import Budget
 from profiler.cluster.client import Cluster
 from profiler.cluster.evaluating import ClusterEvaluation
@@ -26,7 +25,6 @@ from profiler.fleet.queues import DeviceJob, Queues
 from profiler.job import Job
 from profiler.machines import device_of
 from profiler.named_code import named_code
-from profiler.onnx_io import read_model
 from profiler.progress import Progress, Silent
 from profiler.records import RACE, REFERENCE_VARIANT, ArtifactRecord, QualityRecord
 from profiler.run import (
@@ -44,11 +42,12 @@ from profiler.run import (
 from profiler.search import screening as screens
 from profiler.search.bench import LiveBench, Objective
 from profiler.search.engine import Found, Rules, Search
-from profiler.search.space import ladder, rung, seeds_of, suggestions
+from profiler.search.space import ladder, rung, seeds_of
 from profiler.store import RunData, Store, open_store
 from profiler.study import Case, Study
 from profiler.targets import setup
 from profiler.targets.config import LOCAL
+from profiler.targets.maker import Maker, limits_of, model_errors
 from profiler.targets.remote import LinkLost
 from profiler.variants import registry
 
@@ -145,7 +144,13 @@ def suggested(study: Study, progress: Progress) -> tuple[str, ...]:
     except LinkLost as error:
         progress.note(f"{error} The recipes that are tried are therefore not chosen for its processor.")
         return ()
-    return suggestions(read_model(path), study.backends, machine.cpu_isa, machine.machine)
+    limits = limits_of(study.time_limit_s, study.memory_limit_bytes)
+    with model_errors(), Maker(lambda: limits) as maker:
+        found = maker.do(
+            "suggestions", f"looking for recipes for '{path}'", path=path, backends=study.backends,
+            isa=machine.cpu_isa, machine=machine.machine,
+        )  # fmt: skip
+    return tuple(map(str, found))
 
 
 def _checked(study: Study) -> tuple[Any, ...]:
@@ -163,12 +168,13 @@ def _execute(
     budget: Budget, cluster: Cluster | None,
 ) -> None:  # fmt: skip
     store.set_status(run_id, "running")
-    artifact_store, folder = store_of_artifacts(out, cluster, progress), out / run_id
+    artifact_store, folder = store_of_artifacts(out, cluster, progress, study, budget), out / run_id
     elsewhere = None if cluster is None else ClusterEvaluation(cluster)
     folder.mkdir(parents=True, exist_ok=True)
-    with prepare.working_folder() as scratch:
+    # The maker stays until the end, for there is always a next candidate; it sleeps while others are measured.
+    with artifact_store, prepare.working_folder() as scratch:
         progress.stage("reading model and data", 1)
-        prepared = prepare.prepare(study, variants, Path(scratch))
+        prepared = prepare.prepare(study, variants, scratch, maker=artifact_store.maker)
         parts = None if prepared.evaluation is None else screens.split(prepared.evaluation, study.seed)
         margin = study.constraints.max_drop if study.constraints.max_drop is not None else DEFAULT_MARGIN
         if parts is not None:
@@ -238,7 +244,7 @@ def _planned(before: RunData, prepared: prepare.Prepared, store: Store, progress
     """The plan: as it is stored, or new. Raises StudyError when a resumed run finds another model or other data."""
     data = prepared.evaluation
     facts = {
-        "source_sha256": source_sha256(prepared.source),
+        "source_sha256": prepared.source_sha256,
         "data_sha256": None if data is None else data.sha256,
     }
     stored = dict(before.plan)

@@ -30,6 +30,7 @@ _LONGEST_NS = LONGEST_S * 1e9
 _MIB = 1 << 20
 _HEADER_BYTES: Mapping[str, int] = {"ops": 16 * _MIB, "load": 4 * _MIB}
 _PAYLOAD_BYTES: Mapping[str, int] = {
+    "do": 512 * _MIB,
     "infer": 2048 * _MIB,
     "time": 256 * _MIB,
     "serve": 256 * _MIB,

@@ -14,7 +14,7 @@ from profiler.targets.conditions import Conditions, canonical, parse
 
 # Not `-m profiler.worker`: that puts the working directory first on the path, where a user's own `backends/` would
 # shadow ours. `python -P` does the same from 3.11 on; this also holds on 3.10 (JetPack 6).
-_START = "import sys; sys.path[:] = [p for p in sys.path if p]; from profiler.worker import main; main()"
+START = "import sys; sys.path[:] = [p for p in sys.path if p]; from {module} import main; main()"
 # On a device: its bundles stand before what is installed there, and what runtimes and drivers keep lies where `target remove`
 # takes it away. No quote in it but ".
 _START_THERE = (
@@ -60,8 +60,9 @@ def local(python: str = sys.executable) -> Target:
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return Target(
-        "local", (python, "-c", _START), shares_files=True, environment={"PYTHONPATH": os.pathsep.join(paths)}
-    )
+        "local", (python, "-c", START.format(module="profiler.worker")), shares_files=True,
+        environment={"PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
 
 
 def get(text: str) -> Target:

@@ -34,11 +34,6 @@ class ConditionedWorker(WorkerProcess):
         """The worker itself."""
         return self
 
-    @property
-    def alive(self) -> bool:
-        """Whether its process, or the client that leads to it, still runs."""
-        return self._process.poll() is None
-
     def becomes(self, target: Target) -> None:
         """From now on `apply` takes the conditions of this target, which is the same machine."""
         self._conditions, self._text = target.conditions, target.text

@@ -73,9 +73,11 @@ class WorkerProcess:
         cache: Path | None = None,
         memory_limit_bytes: int | None = None,
         root: Path = Path("/"),
+        folder: Path | None = None,
     ) -> None:
         """Start the worker; returns before it is ready. Raises TargetError when the command cannot be started.
 
+        `folder` is its working directory; None: this process's own.
         Below `root` lie the `/proc` and `/sys` that tell, should it die, whether that was for its memory.
         """
         self._target = target
@@ -96,7 +98,7 @@ class WorkerProcess:
             # A process group of its own: Ctrl-C in the terminal reaches us, and we end the workers in order.
             self._process = subprocess.Popen(
                 target.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.handle,
-                bufsize=0, env=environment, start_new_session=True,
+                bufsize=0, env=environment, cwd=folder, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             self._log.close()
@@ -135,6 +137,11 @@ class WorkerProcess:
         self._idle_limit_s = idle_s
         self._worker_pid = reply["pid"]
         return reply
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process, or the client that leads to it, still runs."""
+        return self._process.poll() is None
 
     @property
     def pid(self) -> int:

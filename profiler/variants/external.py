@@ -29,6 +29,13 @@ from profiler.variants.preparing import judged
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _CHUNK = 1 << 20
+_counted_from = Path()
+
+
+def count_from(folder: Path) -> None:
+    """Let relative paths count from `folder` from now on: for a process that works in another one than the user."""
+    global _counted_from  # noqa: PLW0603 (a property of the process, as its working directory is)
+    _counted_from = folder
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class External(Recipe):
 
     def _files(self) -> tuple[Path, ...]:
         """The model file first, then its external data."""
-        path = Path(unquote(self.path)).expanduser()
+        path = _counted_from / Path(unquote(self.path)).expanduser()
         try:
             return ir_files(path) if self._is_ir else (path, *external_files(path))
         except (ModelError, VariantError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -68,6 +68,11 @@ def sensitivities(
             )
         )
     return sorted(found, key=lambda one: (-one.error, one.nodes))
+
+
+def sensitivity_of(fields: Mapping[str, Any]) -> Sensitivity:
+    """The record that `dataclasses.asdict` gave, after it travelled as JSON."""
+    return Sensitivity(**{**fields, "nodes": tuple(fields["nodes"]), "op_types": tuple(fields["op_types"])})
 
 
 def grouped(names: Sequence[str], most: int) -> list[tuple[str, ...]]:
