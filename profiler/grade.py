@@ -1,7 +1,7 @@
 """How far the numbers of a run can be trusted, as one letter with its reasons. Pure.
 
 A: a dedicated machine with fixed clocks, self-tested, under 1 % of blocks disturbed. B: a shared one, self-tested, under 10 %.
-C: self-tested, but more was disturbed; limits on absolute figures are not decided then. D: not self-tested, the self-test failed,
+C: self-tested, but more was disturbed, or over 30 % of a case's samples were left out; limits on absolute figures are not decided then. D: not self-tested, the self-test failed,
 or too few processes: what is shown was measured, but nothing shows that the measuring works here.
 """
 
@@ -43,9 +43,9 @@ def dedicated(made: bool | None, labels: Sequence[Mapping[str, float]]) -> bool 
 
 def grade(
     *, dirty: float | None, processes: int, selftest: Mapping[str, Any] | None, dedicated: bool | None,
-    fixed_clocks: bool | None,
+    fixed_clocks: bool | None, excluded: float | None = None,
 ) -> Grade:  # fmt: skip
-    """The grade of a run. `dirty` is the share of disturbed blocks, None where nothing on this system tells.
+    """The grade of a run. `excluded` is the largest share of a case's samples that was left out of its figures. `dirty` is the share of disturbed blocks, None where nothing on this system tells.
 
     `selftest` is the stored self-test that the run began with (a SelftestRecord as a mapping), None without one. `dedicated` and
     `fixed_clocks` are None where the system does not tell.
@@ -65,6 +65,8 @@ def grade(
         return Grade("D", (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else [])), absolute)
     if dirty is None or dirty >= SHARED:
         return Grade("C", (disturbed,), absolute)
+    if excluded is not None and excluded > WITHHELD:
+        return Grade("C", (f"{excluded:.0%} of the samples of a case were left out as disturbed",), absolute)
     short_of_a = []
     if not dedicated:
         short_of_a.append("shared machine" if dedicated is False else "nothing tells whether this machine is shared")

@@ -65,15 +65,24 @@ def look(run: RunData, judged: Mapping[str, list[Judged]] | None = None) -> RunL
     return RunLook(bool(found) and all(item.converged for item in found.values()), found)
 
 
-def paired_logs(judged: Sequence[Judged], reference: Sequence[Judged]) -> dict[int, list[float]]:
-    """Log ratios of the clean medians of blocks of the same replicate, attempt, group and round, by replicate."""
-    medians = {_place(item.block): np.log(np.median(item.clean)) for item in reference if item.usable}
+def paired_logs(
+    judged: Sequence[Judged], reference: Sequence[Judged], *, observed: bool = False
+) -> dict[int, list[float]]:
+    """Log ratios of the medians of blocks of the same replicate, attempt, group and round, by replicate.
+
+    Of the clean samples, or with `observed` of all.
+    """
+    medians = {_place(item.block): _log_median(item, observed) for item in reference if observed or item.usable}
     found: dict[int, list[float]] = {}
     for item in judged:
         other = medians.get(_place(item.block))
-        if other is not None and item.usable:
-            found.setdefault(item.block.replicate, []).append(float(np.log(np.median(item.clean)) - other))
+        if other is not None and (observed or item.usable):
+            found.setdefault(item.block.replicate, []).append(_log_median(item, observed) - other)
     return found
+
+
+def _log_median(item: Judged, observed: bool) -> float:
+    return float(np.log(np.median(item.observed if observed else item.clean)))
 
 
 def _place(block: BlockRecord) -> tuple[int, int, int, int]:

@@ -92,7 +92,7 @@ def case_json(analysis: Analysis, case: CaseResult, *, limit: Figure | None = No
 def frontier_json(analysis: Analysis, view: FrontierView) -> str:
     """A frontier as JSON, with the figures of its two axes."""
     story = _story(analysis, view)
-    placed = [*view.members, *view.tied, *(case for case, _ in view.dominated)]
+    placed = [*view.members, *view.tied, *(case for case, _ in (*view.behind, *view.dominated))]
     return _dump(
         {
             "format": FORMAT,
@@ -118,7 +118,8 @@ def frontier_csv(analysis: Analysis, view: FrontierView) -> str:
     story = _story(analysis, view)
     fields = {AXES[view.x].field, AXES[view.y].field}
     figures = [item for item in FIGURES if item[1] in fields]
-    placed = [*view.members, *view.tied, *(case for case, _ in view.dominated), *(case for case, _ in view.unplaced)]
+    beaten = (*view.behind, *view.dominated, *view.unplaced)
+    placed = [*view.members, *view.tied, *(case for case, _ in beaten)]
     return _csv([_row(story, case, figures) for case in placed], _header(figures))
 
 
@@ -136,7 +137,9 @@ def _frontier(story: Story) -> dict[str, Any]:
         "pooled": view.pooled,
         "members": [case.key for case in view.members],
         "tied": [case.key for case in view.tied],
-        "dominated": [{"case": case.key, "by": by} for case, by in view.dominated],
+        "dominated": [{"case": case.key, "by": by, "shown": view.why[case.key]} for case, by in view.dominated],
+        "behind": [{"case": case.key, "by": by, "shown": view.why[case.key]} for case, by in view.behind],
+        "equal": [list(group) for group in view.equal],
         "unplaced": [{"case": case.key, "reason": why} for case, why in view.unplaced],
     }
 
@@ -193,6 +196,8 @@ def _case(story: Story, case: CaseResult) -> dict[str, Any]:
         "comparison": words.comparison(case),
         "figures": {name: _figure(getattr(case, field)) for name, field, _ in FIGURES},
         "as_observed": {name: _figure(case.observed[field]) for name, field, _ in FIGURES if field in case.observed},
+        "view": case.view,
+        "of_a_typical_process": sorted(case.typical),
         "excluded_share": case.excluded_share,
         "disturbed_share": case.dirty_share,
         "stopping": asdict(case.stopping),

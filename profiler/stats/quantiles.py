@@ -42,6 +42,9 @@ class QuantileEstimate:
     """Why it is not resolved, for people; None when it is."""
     typical: bool = False
     """Whether it speaks of a typical process, lasting offsets apart, because processes differ too much to bound all of them."""
+    fresh_low: float | None = None
+    fresh_high: float | None = None
+    """Where it does: the bounds for the next process, whose own offset is not known. As `low` and `high` otherwise."""
 
 
 def minimum_effective_samples(p: float) -> float:
@@ -70,7 +73,8 @@ def quantile_interval(
     fresh process, not only about those seen. Where processes differ by lasting offsets so large that a side has no bound (the
     tail of all is then the tail of the slowest one), the estimate is that of a *typical* process instead, and says so: the
     offsets of their medians are taken out on the log scale, and what the mean offset is uncertain by, Student's t over processes,
-    is added to the interval in quadrature. Slow disturbances that last as long as a process are taken out with the offsets.
+    is added to the interval in quadrature. `fresh_low` and `fresh_high` hold the offset of one more process as well (t s √(1 + 1/P)
+    instead of t s √(1/P)): they are what a limit has to be held against. Slow disturbances that last as long as a process are taken out with the offsets.
     Costs O(n log n).
 
     Raises ValueError without samples, for NaN, and for `p` or `level` outside (0, 1).
@@ -78,13 +82,17 @@ def quantile_interval(
     _check_share("p", p)
     kept, owners = _clean(rounds, processes)
     pooled = _of_rounds(kept, owners, p, level, 0.0)
+    pooled = replace(pooled, fresh_low=pooled.low, fresh_high=pooled.high)
     if pooled.low is not None and pooled.high is not None:
         return pooled
     aligned, spread = _aligned(kept, owners, level)
-    if spread == 0:
+    if spread == 0 or owners is None:
         return pooled
     typical = _of_rounds(aligned, owners, p, level, spread)
-    return pooled if typical.low is None or typical.high is None else replace(typical, typical=True)
+    if typical.low is None or typical.high is None:
+        return pooled
+    fresh = _of_rounds(aligned, owners, p, level, spread * float(np.sqrt(len(np.unique(owners)) + 1)))
+    return replace(typical, typical=True, fresh_low=fresh.low, fresh_high=fresh.high)
 
 
 def _of_rounds(
