@@ -334,7 +334,7 @@ def _views(
 ) -> dict[str, View]:  # fmt: skip
     """The view of each machine, by group."""
     found: dict[str, View] = {}
-    for group in dict.fromkeys(machine.group for machine in machines.values()):
+    for group in dict.fromkeys(item.group for item in machines.values()):
         own = [case for case in cases if machines[case.target].group == group]
         pairs = []
         for case in own:
@@ -610,7 +610,9 @@ def _next_process(values: Sequence[float | int | None], unit: str, why: str) -> 
         return NotMeasured(why if not values else "this system does not tell")
     middle = statistics.median(known)
     if len(known) < 2:
-        return Estimate(middle, None, None, unit, LEVEL, note="one process does not tell how far the next one is from it")
+        return Estimate(
+            middle, None, None, unit, LEVEL, note="one process does not tell how far the next one is from it"
+        )
     reach = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2)) * statistics.stdev(known) * (1 + 1 / len(known)) ** 0.5
     mean = statistics.fmean(known)
     note = f"for one more process than the {len(known)} that were seen"
@@ -687,9 +689,9 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if record.case == result.reference_quality:
         return Check(name, "PASS", "the reference itself")
     if isinstance(result.accuracy_change, NotMeasured):
-        if evidence.metric_missing is not None or evidence.run.study.constraints.max_drop is not None:
-            if not set(np.unique(record.agreement)) <= {0.0, 1.0}:
-                return Check(name, "NOT_MEASURED", result.accuracy_change.reason)
+        asked = evidence.metric_missing is not None or evidence.run.study.constraints.max_drop is not None
+        if asked and not set(np.unique(record.agreement)) <= {0.0, 1.0}:
+            return Check(name, "NOT_MEASURED", result.accuracy_change.reason)
         bound = verdict.label_free_verdict(record.agreement, max_drop, ids=evidence.ids)
         return Check(name, bound.verdict, bound.reason)
     decided = verdict.change_verdict(evidence.changes[record.case], max_drop)
@@ -734,7 +736,9 @@ def _check_p99(result: CaseResult, limit: float, graded: Grade) -> Check:
         "the two views of the same samples disagree, so what disturbed this machine decides it: measure when it is quiet "
         "(edgeprof doctor)"
     )
-    return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded; as observed {observed.text}: {why}")
+    return Check(
+        check.name, "INCONCLUSIVE", f"{check.text} with interference excluded; as observed {observed.text}: {why}"
+    )
 
 
 def _check_money(figure: Figure, price: PriceTerms, limit: float) -> Check:

@@ -29,7 +29,7 @@ from profiler.targets.config import LOCAL
 __all__ = ["FrontierView", "Outcome", "Recommendation", "recommend", "view"]
 
 Outcome = Literal["ship", "unchecked", "nothing"]
-"""`ship`: a case is recommended; `unchecked`: something is faster, and nobody looked at its answers; `nothing` fits, or is shown to."""
+"""`ship`: a case is recommended; `unchecked`: something is faster, whose answers nobody looked at; `nothing` is shown to fit."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,11 @@ def recommend(analysis: Analysis, frontier_view: FrontierView) -> Recommendation
     left = tuple((case, f"{case.machine.why_not_real}") for case in others)
     if not groups:
         return Recommendation(
-            None, f"Nothing to ship from here: {EMULATED}. Accuracy, size and failures count.", (), left, outcome="nothing"
+            None,
+            f"Nothing to ship from here: {EMULATED}. Accuracy, size and failures count.",
+            (),
+            left,
+            outcome="nothing",
         )
     asked = frontier_view.x
     if len(groups) == 1:
@@ -119,9 +123,7 @@ def _of_one(analysis: Analysis, frontier_view: FrontierView, asked: str, chosen_
     return Recommendation(chosen, f"{_ship(chosen)}.", told, ruled_out)
 
 
-def _unchecked_fastest(
-    fitting: Sequence[CaseResult], blind: Sequence[CaseResult], asked: str
-) -> CaseResult | None:
+def _unchecked_fastest(fitting: Sequence[CaseResult], blind: Sequence[CaseResult], asked: str) -> CaseResult | None:
     """Of the cases whose answers nobody looked at the best, where it is better than what may be shipped; None otherwise."""
     if not blind:
         return None
@@ -130,7 +132,10 @@ def _unchecked_fastest(
 
 
 def _unchecked(
-    analysis: Analysis, fastest: CaseResult, fitting: Sequence[CaseResult], ruled_out: tuple[tuple[CaseResult, str], ...]
+    analysis: Analysis,
+    fastest: CaseResult,
+    fitting: Sequence[CaseResult],
+    ruled_out: tuple[tuple[CaseResult, str], ...],
 ) -> Recommendation:
     """What is fastest, and that this is all that is known of it."""
     what = _named(fastest)
@@ -221,7 +226,8 @@ def _nothing_fits(analysis: Analysis, chosen_from: Choice) -> str:
         )
     if any(case.verdict == "PASS" for case in analysis.measured):
         alone = "Some keep every limit alone, none when all that were compared are allowed for"
-        return f"No case is shown to meet the constraints: {alone} ({chosen_from.count}). More rows, or fewer variants, may decide."
+        open_ = f"No case is shown to meet the constraints: {alone} ({chosen_from.count})."
+        return f"{open_} More rows, or fewer variants, may decide."
     more = "More samples, --thorough or a longer --time-budget may decide."
     return f"No case is shown to meet the constraints: some are undecided. {more}"
 
@@ -252,7 +258,11 @@ def _over(chosen: CaseResult) -> str:
 
 
 def _sentences(
-    analysis: Analysis, chosen: CaseResult, frontier_view: FrontierView, chosen_from: Choice, fitting: Sequence[CaseResult]
+    analysis: Analysis,
+    chosen: CaseResult,
+    frontier_view: FrontierView,
+    chosen_from: Choice,
+    fitting: Sequence[CaseResult],
 ) -> list[str]:
     return list(
         filter(

@@ -2,8 +2,8 @@
 
 Two views of the same samples follow from it and are always shown together: *as observed*, all of them, and *interference
 excluded*, without the samples during which the processor was taken away and without disturbed rounds that were measured again.
-Nothing is ever left out for its latency. The other way round, a sensor is not believed (`Ignored`) where what it flags is no slower
-than the rest, where it flags so much that the flagged is the usual, or where the model waited by itself.
+Nothing is ever left out for its latency. The other way round, a sensor is not believed (`Ignored`) where what it flags is no
+slower than the rest, where it flags so much that the flagged is the usual, or where the model waited by itself.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
         item
         for item in (
             _doubt(
-                "counters", [None if found is None else found.wall_s for found in windows], taken,
+                "counters",
+                [None if found is None else found.wall_s for found in windows],
+                taken,
                 own=rule == "cpu" and _waits_by_itself(blocks, windows, taken),
             ),
             _doubt("canary", [block.samples_s for block in blocks], outside, own=False),
@@ -108,20 +110,15 @@ def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
     unbelieved = {item.sensor for item in ignored}
     judged = []
     for block, flags, slow in zip(blocks, taken, outside, strict=True):
-        if "canary" in unbelieved and slow is not None:
-            slow = np.zeros_like(slow)
-        if "counters" in unbelieved and flags is not None:
-            flags = np.zeros_like(flags)
-        told = _either(_per_sample(block, flags), slow)
+        heard = np.zeros_like(slow) if "canary" in unbelieved and slow is not None else slow
+        counted = np.zeros_like(flags) if "counters" in unbelieved and flags is not None else flags
+        told = _either(_per_sample(block, counted), heard)
         reasons = dirt(None if told is None else told[block.discarded :], block.labels, block.wall_s, clock)
-        if flags is not None:
+        if counted is not None:
             # Whoever had the processor left other things in its caches: the window after it pays for that.
-            flags = flags | np.concatenate(([False], flags[:-1]))
-        judged.append(
-            Judged(
-                block, _either(_per_sample(block, flags), slow), reasons, outside=slow, ignored=tuple(ignored)
-            )
-        )
+            counted = counted | np.concatenate(([False], counted[:-1]))
+        every = _either(_per_sample(block, counted), heard)
+        judged.append(Judged(block, every, reasons, outside=heard, ignored=tuple(ignored)))
     return judged
 
 

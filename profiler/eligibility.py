@@ -1,8 +1,8 @@
 """What may be recommended: which cases keep every limit, alone and among all that were chosen from. Pure.
 
-A verdict is of one case. The recommendation is of the best of many, so its loss is held against the limit at one error rate for all that
-could have been chosen (`quality/family.py`). Which these are is settled by figures that know nothing of the evaluation rows: times,
-memory, money, and in a search the rows that its contenders were screened on.
+A verdict is of one case. The recommendation is of the best of many, so its loss is held against the limit at one error rate for
+all that could have been chosen (`quality/family.py`). Which these are is settled by figures that know nothing of the evaluation
+rows: times, memory, money, and in a search the rows that its contenders were screened on.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def unchecked(case: CaseResult) -> bool:
 def _finalists(
     analysis: Analysis, cases: Sequence[CaseResult], members: Mapping[str, Member], limit: float, asked: str
 ) -> list[str]:
-    """Of a search's contenders at most four, by what their screening rows promise and then by the axis; all where nothing tells."""
+    """Of a search's contenders at most four, by what screening rows promise, then by the axis; all where nothing tells."""
     promise = {case.key: _promise(analysis, case) for case in cases}
     if "search" not in analysis.run.plan or len(cases) <= MOST_FINALISTS or None in promise.values():
         return [case.key for case in cases]

@@ -1,8 +1,8 @@
 """Which cases are on the frontier over two axes, which another one is shown to beat, and which cannot be told. Pure.
 
-Three things are said of a pair, each only where it is shown: *better* (ahead on both axes, or equal on one and ahead on the other),
-*ahead on one axis* (faster, and accuracy not told apart), and *equal as far as measured* (told apart on neither). Point estimates
-put cases in order and decide nothing.
+Three things are said of a pair, each only where it is shown: *better* (ahead on both axes, or equal on one and ahead on the
+other), *ahead on one axis* (faster, and accuracy not told apart), and *equal as far as measured* (told apart on neither). Point
+estimates put cases in order and decide nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from profiler.frontier import Frontier, frontier
 from profiler.latency import LEVEL, judged_ratio
 from profiler.quality.compare import Flips, clustered, count_flips
 from profiler.records import Estimate, NotMeasured, QualityRecord
-from profiler.stats.paired import mcnemar, tango_interval
+from profiler.stats.paired import tango_interval
 from profiler.stats.ratios import RatioEstimate, compare_verdict
 
 
@@ -35,7 +35,7 @@ class FrontierView:
     members: tuple[CaseResult, ...]
     """On the frontier, by machine, best x first."""
     tied: tuple[CaseResult, ...]
-    """Undecided: another one is shown to be ahead on one axis, and estimates put this one ahead on the other, which is not shown."""
+    """Undecided: another one is shown to be ahead on one axis, and only estimates put this one ahead on the other."""
     dominated: tuple[tuple[CaseResult, str], ...]
     """The case and the key of a case that is shown to be better: ahead on both axes, or on one and equal on the other."""
     unplaced: tuple[tuple[CaseResult, str], ...]
@@ -45,7 +45,7 @@ class FrontierView:
     behind: tuple[tuple[CaseResult, str], ...] = ()
     """The case and the key of one that is shown to be ahead on one axis, and is not told apart from it on the other."""
     equal: tuple[tuple[str, ...], ...] = ()
-    """Groups of members that are told apart on neither axis, best x first: whichever is taken, nothing measured speaks against it."""
+    """Groups of members that are told apart on neither axis, best x first: nothing measured speaks for one of them."""
     why: Mapping[str, str] = field(default_factory=dict)
     """Of each case that is tied, dominated or behind: by whom, and what is shown of the two."""
 
@@ -120,11 +120,13 @@ def _view(analysis: Analysis, cases: Sequence[CaseResult], x: str, y: str) -> Fr
         return FrontierView(x, y, (), (), (), tuple(unplaced))
     found = _frontier(analysis, placed, x, y)
     pairs = _Pairs(analysis, x, y)
+    sign = -1 if AXES[x].maximise else 1
+    by_x = sorted(placed, key=lambda case: sign * axis_value(case, x))
     members: list[CaseResult] = []
     tied, dominated, behind = [], [], []
     why: dict[str, str] = {}
     for index, case in enumerate(placed):
-        better = next((other for other in placed if pairs.better(other, case)), None)
+        better = next((other for other in by_x if pairs.better(other, case)), None)
         estimated = [placed[other] for other in found.dominated_by[index]]
         ahead = next((other for other in estimated if pairs.ahead(other, case) or pairs.above(other, case)), None)
         held = next((other for other in placed if not pairs.holds(case, other)), None)
@@ -139,7 +141,6 @@ def _view(analysis: Analysis, cases: Sequence[CaseResult], x: str, y: str) -> Fr
         else:
             tied.append(case)
             why[case.key] = pairs.words(held or estimated[0], case)
-    sign = -1 if AXES[x].maximise else 1
     members.sort(key=lambda case: sign * axis_value(case, x))
     tied.sort(key=lambda case: sign * axis_value(case, x))
     groups = []
@@ -177,7 +178,7 @@ def _maximise(analysis: Analysis, axis: str) -> bool:
 
 
 SAME_ANSWERS = 300
-"""Rows on which two cases have to answer alike before their accuracy counts as equal: a change in 1 % of them would have shown."""
+"""Rows on which two cases have to answer alike before their accuracy counts as equal: a change in 1 % would have shown."""
 
 
 class _Pairs:
@@ -203,9 +204,7 @@ class _Pairs:
 
     def equal(self, one: CaseResult, other: CaseResult) -> bool:
         """Whether the two are told apart on neither axis."""
-        return not any(
-            shown(*pair) for shown in (self.ahead, self.above) for pair in ((one, other), (other, one))
-        )
+        return not any(shown(*pair) for shown in (self.ahead, self.above) for pair in ((one, other), (other, one)))
 
     def ahead(self, one: CaseResult, other: CaseResult) -> bool:
         """Shown on the first axis. Times are compared pair by pair, not by overlap."""
@@ -224,7 +223,8 @@ class _Pairs:
     def _above(self, one: CaseResult, other: CaseResult) -> bool:
         flips = self._flips(one, other)
         if flips is not None:
-            return flips.bad > flips.good and mcnemar(flips.bad, flips.good)[1] < 1 - LEVEL
+            # The interval that the words show: bad with this one means good with the other.
+            return tango_interval(flips.good, flips.bad, flips.n, LEVEL)[0] > 0
         if self.y == "accuracy":
             # Changes are paired with the same reference, so their intervals are far narrower than those of accuracy.
             return _apart(one.accuracy_change, other.accuracy_change, maximise=True)
@@ -253,7 +253,7 @@ class _Pairs:
         )
 
     def words(self, one: CaseResult, case: CaseResult) -> str:
-        """What is shown of one case against another, `X is 1.90× faster, accuracy not told apart (+0.70 points [-3.10, +4.70])`."""
+        """What is shown of one against another, `X is 1.90× faster, accuracy not told apart (+0.70 points [-3.10, +4.70])`."""
         return f"{one.key} {self._on_x(one, case)}, {self._on_y(one, case)}"
 
     def _on_x(self, one: CaseResult, case: CaseResult) -> str:

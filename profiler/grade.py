@@ -1,8 +1,9 @@
 """How far the numbers of a run can be trusted, as one letter with its reasons. Pure.
 
 A: a dedicated machine with fixed clocks, self-tested, under 1 % of blocks disturbed. B: a shared one, self-tested, under 10 %.
-C: self-tested, but more was disturbed, or over 30 % of a case's samples were left out; limits on absolute figures are not decided then. D: not self-tested, the self-test failed,
-or too few processes: what is shown was measured, but nothing shows that the measuring works here.
+C: self-tested, but more was disturbed, or over 30 % of a case's samples were left out; limits on absolute figures are not decided
+where over 30 % of the blocks were disturbed. D: not self-tested, the self-test failed, or too few processes: what is shown was
+measured, but nothing shows that the measuring works here.
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ def grade(
     *, dirty: float | None, processes: int, selftest: Mapping[str, Any] | None, dedicated: bool | None,
     fixed_clocks: bool | None, excluded: float | None = None,
 ) -> Grade:  # fmt: skip
-    """The grade of a run. `excluded` is the largest share of a case's samples that was left out of its figures. `dirty` is the share of disturbed blocks, None where nothing on this system tells.
+    """The grade of a run.
 
-    `selftest` is the stored self-test that the run began with (a SelftestRecord as a mapping), None without one. `dedicated` and
-    `fixed_clocks` are None where the system does not tell.
+    `dirty` is the share of disturbed blocks, None where nothing on this system tells; `excluded` is the largest share of a case's
+    samples that was left out of its figures. `selftest` is the stored self-test that the run began with (a SelftestRecord as a
+    mapping), None without one. `dedicated` and `fixed_clocks` are None where the system does not tell.
     """
     absolute = dirty is None or dirty <= WITHHELD
     lacking = []

@@ -35,17 +35,15 @@ class Latency:
     """Share of the samples that the first leaves out; None where nothing on this system tells interference apart."""
     dirty_share: float | None
     """Share of this case's blocks that were disturbed."""
-    typical: frozenset[str] = frozenset()
+    typical: frozenset[str]
     """Which of the percentiles shown speak of a typical process, not of all."""
-    limit_p99: Figure = NotMeasured("nothing was measured")
-    limit_p99_observed: Figure = NotMeasured("nothing was measured")
+    limit_p99: Figure
+    limit_p99_observed: Figure
     """What a limit on p99 is held against in both views: the bounds for a fresh process where p99 is a typical one's."""
     notes: tuple[str, ...] = ()
 
 
-def view_of(
-    cases: Mapping[str, Sequence[Judged]], pairs: Sequence[tuple[str, str]]
-) -> View:
+def view_of(cases: Mapping[str, Sequence[Judged]], pairs: Sequence[tuple[str, str]]) -> View:
     """The view in which these cases, and these pairs of them, can all be told: undisturbed if that leaves each enough.
 
     Figures of one case without interference beside those of another with it would compare the weather, not the cases.
@@ -64,14 +62,16 @@ def latency(judged: Sequence[Judged], batch: int, why: str, view: View = "undist
     """Everything from the judged blocks of one case. `why` says what is missing when there are none."""
     if not judged:
         absent: dict[str, Figure] = {name: NotMeasured(why) for name in (*PERCENTILES, "throughput_per_s")}
-        return Latency(absent, absent, None, None)
+        return Latency(absent, absent, None, None, frozenset(), NotMeasured(why), NotMeasured(why))
     notes = [_ignored(item) for item in judged[0].ignored]
     some_clean = [item for item in judged if item.usable]
     all_owners = [item.block.replicate for item in judged]
     kept, owners = [item.clean for item in some_clean], [item.block.replicate for item in some_clean]
     if view == "observed":
         kept, owners = [item.observed for item in judged], all_owners
-        notes.append("all figures of this machine are as observed: too little was undisturbed to leave interference out of all cases")
+        notes.append(
+            "as observed, like all of this machine: too little was undisturbed to leave interference out of each case"
+        )
     found = _modes(kept, owners)
     if found is not None:
         notes.append(f"bimodal: {found.reason}")

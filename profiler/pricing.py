@@ -152,7 +152,9 @@ class Pricing:
                 f"{machine.name}` looks for one, and --as {machine.name}=TYPE says what it is sold as"
             )
         if machine.priced_as is None and self.several:
-            return "what this machine is sold as was not recognised, so there is no price for it; --as local=TYPE says it"
+            return (
+                "what this machine is sold as was not recognised, so there is no price for it; --as local=TYPE says it"
+            )
         return None
 
 

@@ -674,13 +674,11 @@ def flagged(run, key, *, share, slow=1.0):
     """The run's blocks of a case, of which counters say that the processor was away in the last `share` of the samples."""
     found = []
     for block in run.blocks:
-        if block.case == key:
-            count = len(block.samples_s)
-            hit = np.arange(count) >= count * (1 - share)
-            times = block.samples_s * np.where(hit, slow, 1.0)
-            away = np.where(hit, 0.5 * times, times)
-            block = replace(block, samples_s=times, window_s=times, window_cpu_s=away, wall_s=float(times.sum()))
-        found.append(block)
+        hit = np.arange(len(block.samples_s)) >= len(block.samples_s) * (1 - share)
+        times = block.samples_s * np.where(hit, slow, 1.0)
+        away = np.where(hit, 0.5 * times, times)
+        told = replace(block, samples_s=times, window_s=times, window_cpu_s=away, wall_s=float(times.sum()))
+        found.append(told if block.case == key else block)
     return found
 
 

@@ -190,7 +190,8 @@ def test_what_a_search_had_no_time_for_stands_beside_its_decision(made_run):
     analysis = analyse(replace(data, plan={**data.plan, "search": {"decisions": decisions}}), today=TODAY)
     told = recommend(analysis, view(analysis)).sentences
     assert any(
-        "3 candidates were not tried and 2 candidates were raced but not measured to the end for lack of time" in sentence
+        "3 candidates were not tried and 2 candidates were raced but not measured to the end for lack of time"
+        in sentence
         for sentence in told[:2]
     )
 

@@ -115,7 +115,12 @@ def sung(index, songs, *, slower=1.3, **settings):
     slow = np.repeat(np.maximum(songs[:-1], songs[1:]) > 11e-6, 20)
     durations = made.samples_s * np.where(slow, slower, 1.0)
     return replace(
-        made, samples_s=durations, window_s=durations, window_cpu_s=durations, canary_s=songs, canary_at=np.array([0, 20, 40])
+        made,
+        samples_s=durations,
+        window_s=durations,
+        window_cpu_s=durations,
+        canary_s=songs,
+        canary_at=np.array([0, 20, 40]),
     )
 
 

@@ -263,7 +263,7 @@ def _priced_device(
         notes.append(f"{joules:.3g} J per inference as measured" + ("" if idle_w else ", idle power left out"))
         cost = replace(cost, value=cost.value + spent, low=low, high=high, note=None if idle_w is None else cost.note)
     elif power_note is not None:
-        notes.append(power_note)
+        notes.append(f"{power_note} ({profile.source.spec})")
     terms = (
         f"{options.lifetime_years:g} years at {_percent(options.discount_rate)} interest, "
         f"{_percent(options.spares)} spares, {_percent(options.utilisation)} use"
@@ -277,7 +277,7 @@ def _power(profile: DeviceProfile, options: CostOptions) -> tuple[float | None, 
     if load_w is None and profile.power.tdp_w is not None and not profile.needs_host:
         # A design limit, no measurement: closer to a year's energy than nothing at all.
         tdp = max(profile.power.tdp_w, idle_w or 0.0)
-        return idle_w, tdp, f"load power declared: TDP {profile.power.tdp_w:g} W ({profile.source.spec})"
+        return idle_w, tdp, f"load power declared: TDP {profile.power.tdp_w:g} W"
     return idle_w, load_w, None
 
 

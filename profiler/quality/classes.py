@@ -286,9 +286,7 @@ def _placements(positive: NDArray[np.bool_], column: NDArray[np.float64]) -> NDA
     return placed
 
 
-def _codes(
-    reference: NDArray[np.float64], variant: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _codes(reference: NDArray[np.float64], variant: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Labels, shape (n,), and answers of both, shape (2, n), as small numbers."""
     table = np.stack([reference[:, 0], reference[:, 1], variant[:, 1]]).astype(np.int64)
     codes = np.unique(table, return_inverse=True)[1].reshape(table.shape)

@@ -1,7 +1,7 @@
 """What holds of the one that is chosen among many: every limit is decided at an error rate over all of them together. Pure.
 
-Each variant alone passes a limit that it breaks once in twenty times; the best of twenty such does so nearly every second time. What is
-recommended is therefore held against a bound for all that it was chosen among. Members with the same answers are one.
+Each variant alone passes a limit that it breaks once in twenty times; the best of twenty such does so nearly every second time.
+What is recommended is therefore held against a bound for all that it was chosen among. Members with the same answers are one.
 """
 
 from __future__ import annotations
@@ -67,5 +67,7 @@ def _keeps(low: float | None, max_drop: float) -> bool:
 def _digest(rows: Sequence[NDArray[np.generic] | None]) -> str:
     found = hashlib.sha256()
     for part in rows:
-        found.update(b"none" if part is None else f"{part.shape}{part.dtype}".encode() + np.ascontiguousarray(part).tobytes())
+        found.update(
+            b"none" if part is None else f"{part.shape}{part.dtype}".encode() + np.ascontiguousarray(part).tobytes()
+        )
     return found.hexdigest()

@@ -80,7 +80,7 @@ class LosesByRow(Protocol):
     """A metric that is no plain mean, and tells what each row does to it. What is no such metric has unknown losses."""
 
     def row_losses(self, reference: NDArray[np.float64], variant: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each row adds to the drop, times n, shape (n,): positive where the variant is worse. The mean is about the drop."""
+        """What each row adds to the drop, times n, shape (n,): positive is worse. The mean is about the drop."""
         ...
 
     def largest_row_loss(self, reference: NDArray[np.float64]) -> float | None:

@@ -1,7 +1,7 @@
 """What rows that nobody saw could still do to a drop: the bounds below which no interval of a change is believed. Pure.
 
-A bootstrap draws from what was seen. Where nothing changed it says that nothing can change, and where three rows of a thousand got
-worse it knows three rows. So its interval is held against what a share of unseen rows could add: counted, not resampled.
+A bootstrap draws from what was seen. Where nothing changed it says that nothing can change, and where three rows of a thousand
+got worse it knows three rows. So its interval is held against what a share of unseen rows could add: counted, not resampled.
 Right/wrong answers over independent rows need none of it: Tango's interval knows the rows that did not change.
 """
 
@@ -42,7 +42,10 @@ def too_little(metric: Metric, reference: Rows, n: int) -> str | None:
         return f"{n} independent rows, and an interval of this metric needs {FEWEST_ROWS}"
     rarest = metric.rarest(reference) if isinstance(metric, LosesByRow) else None
     if rarest is not None and rarest < FEWEST_OF_A_CLASS:
-        return f"the rarest class has {rarest} row{'s' * (rarest != 1)}, and this metric, which weighs it as much as any other, needs {FEWEST_OF_A_CLASS}"
+        rows = f"{rarest} row{'s' * (rarest != 1)}"
+        return (
+            f"the rarest class has {rows}, and this metric, which weighs it like any other, needs {FEWEST_OF_A_CLASS}"
+        )
     return None
 
 
@@ -79,20 +82,24 @@ def widened(
     """
     if low is None or high is None or not np.isfinite(found).all():
         return low, high, None
-    note = None
-    ends = []
-    for side, end in ((found, -low), (-found, high)):
-        worst = float(max(side.max(), 0.0))
-        bad = int((side > MATERIAL * worst).sum()) if worst > 0 else 0
-        if worst > 0:
-            end += worst / len(side)
-            if bad < FEW_CHANGED:
-                share = clopper_pearson(bad, len(side), (1 + level) / 2, "upper")[1]
-                if share * worst > end:
-                    end = share * worst
-                    note = f"few rows changed ({bad} of {len(side)} in one direction): bounded by counting them"
-        ends.append(end)
-    return -ends[0], ends[1], note
+    loss, note = _reach(found, -low, level)
+    gain, other = _reach(-found, high, level)
+    return -loss, gain, note or other
+
+
+def _reach(side: Rows, end: float, level: float) -> tuple[float, str | None]:
+    """How far one side goes: `end` of a bootstrap, or further; and why."""
+    worst = float(max(side.max(), 0.0))
+    if worst == 0:
+        return end, None
+    resampled = end + worst / len(side)
+    bad = int((side > MATERIAL * worst).sum())
+    if bad >= FEW_CHANGED:
+        return resampled, None
+    counted = worst * clopper_pearson(bad, len(side), (1 + level) / 2, "upper")[1]
+    if counted <= resampled:
+        return resampled, None
+    return counted, f"few rows changed ({bad} of {len(side)} in one direction): bounded by counting them"
 
 
 def _largest(metric: Metric, reference: Rows) -> float | None:

@@ -21,7 +21,7 @@ DEFAULT_WIDTH = 120
 MAX_DOMINATED = 8
 
 _VERDICT_STYLE = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "NOT_MEASURED": "yellow"}
-_MARKS = {"frontier": "●", "tied": "◐", "behind": "○", "dominated": "○", "not placed": "○"}
+_MARKS = {"frontier": "●", "undecided": "◐", "behind": "○", "dominated": "○", "not placed": "○"}
 
 
 def text(analysis: Analysis, *, width: int | None = None, unicode: bool = True) -> str:
@@ -133,7 +133,9 @@ def _frontier(page: Page, story: Story) -> None:
         page.line(f"○ {_short(story, case)}; {words.one_line(view.why.get(case.key, ''))}", hanging=4, style="dim")
     if len(hidden) > MAX_DOMINATED:
         rest = len(hidden) - MAX_DOMINATED
-        page.line(f"… and {rest} more behind or dominated: edgeprof show {story.analysis.run.id}", style="dim", hanging=4)
+        page.line(
+            f"… and {rest} more behind or dominated: edgeprof show {story.analysis.run.id}", style="dim", hanging=4
+        )
     for case, why in view.unplaced:
         page.line(f"○ {_short(story, case)}; not placed: {words.one_line(why)}", hanging=4, style="dim")
 
@@ -200,7 +202,7 @@ def _columns(story: Story, cases: Sequence[CaseResult], *, under: str = "") -> l
     unit = words.time_unit(story.analysis.measured)
     marks = [
         "■"
-        if story.is_reference(case) and story.standing(case) not in ("frontier", "tied")
+        if story.is_reference(case) and story.standing(case) not in ("frontier", "undecided")
         else _MARKS.get(story.standing(case), "·")
         for case in cases
     ]
@@ -281,7 +283,7 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
     open_sides = words.unbounded(shown)
     if open_sides is not None:
         notes.append(open_sides)
-    if any(story.standing(case) == "tied" for case in shown):
+    if any(story.standing(case) == "undecided" for case in shown):
         notes.append(words.TIED_MEANING)
     if any(story.equal_to(case) for case in shown):
         notes.append(words.EQUAL_MEANING)

@@ -93,14 +93,14 @@ class Story:
         return any(isinstance(case.accuracy, Estimate) for case in self.analysis.measured)
 
     def standing(self, case: CaseResult) -> str:
-        """`frontier`, `tied`, `behind`, `dominated`, `not placed`, or what happened to a case that was not measured."""
+        """`frontier`, `undecided`, `behind`, `dominated`, `not placed`, or what happened to a case that was not measured."""
         if case.status != "measured":
             return case.status
         keys = {item.key for item in self.view.members}
         if case.key in keys:
             return "frontier"
         if case.key in {item.key for item in self.view.tied}:
-            return "tied"
+            return "undecided"
         if case.key in {item.key for item, _ in self.view.behind}:
             return "behind"
         return "dominated" if case.key in {item.key for item, _ in self.view.dominated} else "not placed"
@@ -122,7 +122,7 @@ class Story:
         words = ["reference"] if self.is_reference(case) else []
         words += [case.machine.source] if not case.machine.real else []
         words += ["raced only"] if case.raced else []
-        words += ["undecided"] if self.standing(case) == "tied" else []
+        words += ["undecided"] if self.standing(case) == "undecided" else []
         groups = [group for group in self.view.equal if case.key in group]
         words += [f"equal {_LETTERS[self.view.equal.index(groups[0]) % len(_LETTERS)]}"] if groups else []
         return ", ".join(words)
@@ -328,12 +328,13 @@ def corrected(case: CaseResult) -> bool:
 
 
 TIED_MEANING = (
-    "undecided: not known whether it belongs on the frontier, another is ahead on one axis and no advantage over it is shown"
+    "undecided: not known whether it belongs on the frontier: another is ahead on one axis, and no advantage over it "
+    "is shown"
 )
 EQUAL_MEANING = "equal: told apart from the others of its letter on neither axis, so nothing measured prefers one"
 TYPICAL_MEANING = "~ is of a typical process: processes differ by more than so few of them can bound"
 BOUNDS_MEANING = (
-    "limits on accuracy are tested one-sided at 5 %, for each case alone; [ ] are two-sided 95 % intervals, so an end may lie beyond"
+    "a limit on accuracy is tested one-sided at 5 %, for each case alone, so a two-sided interval may reach beyond it"
 )
 CORRECTED_MEANING = (
     "undecided although the interval leaves out 1: so many comparisons were made that one like it can be chance (Holm)"

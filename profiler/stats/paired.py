@@ -17,10 +17,10 @@ from scipy.special import bdtr, betaincinv, gammaln, ndtr, ndtri, stdtrit, xlog1
 
 __all__ = [
     "clopper_pearson",
+    "expanded_percentiles",
     "label_free_bound",
     "mcnemar",
     "newcombe_interval",
-    "expanded_percentiles",
     "ni_power",
     "ni_sample_size",
     "paired_bootstrap",

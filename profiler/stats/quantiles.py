@@ -73,8 +73,9 @@ def quantile_interval(
     fresh process, not only about those seen. Where processes differ by lasting offsets so large that a side has no bound (the
     tail of all is then the tail of the slowest one), the estimate is that of a *typical* process instead, and says so: the
     offsets of their medians are taken out on the log scale, and what the mean offset is uncertain by, Student's t over processes,
-    is added to the interval in quadrature. `fresh_low` and `fresh_high` hold the offset of one more process as well (t s √(1 + 1/P)
-    instead of t s √(1/P)): they are what a limit has to be held against. Slow disturbances that last as long as a process are taken out with the offsets.
+    is added to the interval in quadrature. `fresh_low` and `fresh_high` hold the offset of one more process as well, with
+    t s √(1 + 1/P) for t s √(1/P): they are what a limit is held against. Slow disturbances that last as long as a process are
+    taken out with the offsets.
     Costs O(n log n).
 
     Raises ValueError without samples, for NaN, and for `p` or `level` outside (0, 1).
