@@ -501,7 +501,9 @@ def _result(
     peaks = [process.peak_rss_bytes for process in processes]
     result = CaseResult(
         number=number, case=case, machine=where, status=status, failure=failure,
-        **timed.shown, observed=timed.observed, excluded_share=timed.excluded_share, dirty_share=timed.dirty_share,
+        latency_p50_s=timed.shown["latency_p50_s"], latency_p90_s=timed.shown["latency_p90_s"],
+        latency_p99_s=timed.shown["latency_p99_s"], throughput_per_s=timed.shown["throughput_per_s"],
+        observed=timed.observed, excluded_share=timed.excluded_share, dirty_share=timed.dirty_share,
         stopping=_stopping(case, evidence),
         time_ratio=_ratio_figure(evidence, case, reference, why, shown), time_ratio_verdict="inconclusive",
         compared_with=None if reference is None else reference.key,

@@ -119,7 +119,7 @@ def _view(analysis: Analysis, cases: Sequence[CaseResult], x: str, y: str) -> Fr
     if not placed:
         return FrontierView(x, y, (), (), (), tuple(unplaced))
     found = _frontier(analysis, placed, x, y)
-    pairs = _Pairs(analysis, x, y)
+    pairs = _Pairs(analysis, x, y, len(placed) - 1)
     sign = -1 if AXES[x].maximise else 1
     by_x = sorted(placed, key=lambda case: sign * axis_value(case, x))
     members: list[CaseResult] = []
@@ -184,9 +184,12 @@ SAME_ANSWERS = 300
 class _Pairs:
     """What is shown of two cases, over two axes. Each question is asked once."""
 
-    def __init__(self, analysis: Analysis, x: str, y: str) -> None:
-        """The axes are names of `AXES`."""
+    def __init__(self, analysis: Analysis, x: str, y: str, others: int = 1) -> None:
+        """The axes are names of `AXES`. A case is compared with so many `others`: one of them is found to be ahead by chance that
+        much more often, so what is said of one pair is shown at a level that holds for all of a case's pairs (Bonferroni).
+        """
         self.analysis, self.x, self.y = analysis, x, y
+        self.level = 1 - (1 - LEVEL) / max(1, others)
         self._known: dict[tuple[str, str, str], bool] = {}
 
     def better(self, one: CaseResult, other: CaseResult) -> bool:
@@ -209,8 +212,8 @@ class _Pairs:
     def ahead(self, one: CaseResult, other: CaseResult) -> bool:
         """Shown on the first axis. Times are compared pair by pair, not by overlap."""
         ratio = self._ratio(one, other)
-        if ratio is not None and ratio.high is not None:
-            return ratio.high < 1
+        if ratio is not None and ratio.p_value is not None:
+            return ratio.value < 1 and ratio.p_value <= 1 - self.level
         return _apart(one.figure(self.x), other.figure(self.x), maximise=AXES[self.x].maximise)
 
     def above(self, one: CaseResult, other: CaseResult) -> bool:
@@ -224,7 +227,7 @@ class _Pairs:
         flips = self._flips(one, other)
         if flips is not None:
             # The interval that the words show: bad with this one means good with the other.
-            return tango_interval(flips.good, flips.bad, flips.n, LEVEL)[0] > 0
+            return tango_interval(flips.good, flips.bad, flips.n, self.level)[0] > 0
         if self.y == "accuracy":
             # Changes are paired with the same reference, so their intervals are far narrower than those of accuracy.
             return _apart(one.accuracy_change, other.accuracy_change, maximise=True)
@@ -286,7 +289,7 @@ class _Pairs:
         if flips is None:
             return ""
         gain = (flips.bad - flips.good) / flips.n
-        low, high = tango_interval(flips.good, flips.bad, flips.n)
+        low, high = tango_interval(flips.good, flips.bad, flips.n, self.level)
         return f" ({100 * gain:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}])"
 
     def _ratio(self, one: CaseResult, other: CaseResult) -> RatioEstimate | None:

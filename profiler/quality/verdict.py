@@ -217,7 +217,7 @@ def _needed(
 
 def _rounded(count: int) -> int:
     """One digit of a guess."""
-    step = 10 ** max(0, len(str(count)) - 1)
+    step = int(10 ** max(0, len(str(count)) - 1))
     return max(step, round(count / step) * step)
 
 
