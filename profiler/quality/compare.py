@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from profiler.errors import DataError
 from profiler.quality import unseen
-from profiler.quality.metrics import Metric
+from profiler.quality.metrics import LosesByRow, Metric
 from profiler.records import Estimate
 from profiler.stats.paired import (
     clopper_pearson,
@@ -165,11 +165,12 @@ def paired_change(
     if flips is not None:
         fell, rose, count = _changed_clusters(reference, variant, ids)
         counts = (fell, rose, count) if sign > 0 else (rose, fell, count)
-    if np.array_equal(reference, variant):
+    same = np.array_equal(reference, variant)
+    short = unseen.too_little(metric, reference, n) if counts is None else None
+    if same and (short is None or not isinstance(metric, LosesByRow)):
         return PairedChange(metric, 0.0, n, None, same=True, counts=counts, reference=reference)
     gain = metric.value(variant) - metric.value(reference)
     value = gain if sign > 0 else 0.0 - gain
-    short = unseen.too_little(metric, reference, n) if counts is None else None
     if short is None and n < 2:
         short = f"{n} independent sample(s)"
     if short is not None:

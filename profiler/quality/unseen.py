@@ -102,6 +102,13 @@ def _reach(side: Rows, end: float, level: float) -> tuple[float, str | None]:
     return counted, f"few rows changed ({bad} of {len(side)} in one direction): bounded by counting them"
 
 
+def bounded(metric: Metric) -> bool:
+    """Whether something bounds what one row can do: scores and similarities have ends, errors and a user's own numbers none."""
+    if isinstance(metric, LosesByRow):
+        return metric.unit == "proportion"
+    return metric.unit == "proportion" or metric.name.startswith("cosine")
+
+
 def _largest(metric: Metric, reference: Rows) -> float | None:
     """The most that one row can lose, times the number of rows."""
     if isinstance(metric, LosesByRow):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import StudyError
+from profiler.quality import unseen
 from profiler.quality.compare import Flips, PairedChange, Rows, clustered, count_flips, paired_change, worst_drop
 from profiler.quality.metrics import Metric, get_metric
 from profiler.records import Estimate
-from profiler.stats.paired import ni_power, ni_sample_size, tango_interval, tango_noninferior_p
+from profiler.stats.paired import clopper_pearson, ni_power, ni_sample_size, tango_interval, tango_noninferior_p
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -153,7 +154,12 @@ def agreement_low(agreement: Rows, *, ids: NDArray[np.str_] | None = None, alpha
 
 def change_verdict(change: PairedChange, max_drop: float, alpha: float = ALPHA) -> DropVerdict:
     """`drop_verdict` of a change whose rows are at hand."""
-    return drop_verdict(change.at(1 - alpha), max_drop, flips=change.flips, samples=change.n, alpha=alpha)
+    found = drop_verdict(change.at(1 - alpha), max_drop, flips=change.flips, samples=change.n, alpha=alpha)
+    if found.verdict != "PASS" or change.draws is None or unseen.bounded(change.metric):
+        return found
+    # An error has no upper end: no number of rows excludes a rare failure that none of them showed.
+    share = clopper_pearson(0, change.n, 1 - alpha, "upper")[1]
+    return replace(found, reason=f"{found.reason}; failures in fewer than {share:.2%} of rows would not have shown")
 
 
 def label_free_verdict(
