@@ -426,6 +426,7 @@ def _grade(plan: Mapping[str, Any], where: Machine, judged: Mapping[str, Sequenc
         "D",
         (f"no self-test ran on {where.name}: what measuring adds there is not known", *found.reasons),
         found.absolute,
+        tested=False,
     )
 
 

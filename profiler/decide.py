@@ -449,7 +449,11 @@ def _latency(chosen: CaseResult) -> str:
     p50, p99 = chosen.latency_p50_s, chosen.latency_p99_s
     if isinstance(p50, NotMeasured):
         return ""
-    tail = f", p99 {units.seconds(p99.value)}" if isinstance(p99, Estimate) else ""
+    tail = ""
+    if isinstance(p99, Estimate):
+        least = p99.high is None and p99.low is not None
+        tail = f", p99 at least {units.seconds(p99.low or 0.0)}" if least else f", p99 {units.seconds(p99.value)}"
+        tail += " (of a typical process)" if "latency_p99_s" in chosen.typical else ""
     memory = chosen.peak_rss_bytes
     return f"p50 {units.seconds(p50.value)}{tail} per batch" + (
         f", {units.size(memory.value)} peak RSS." if isinstance(memory, Estimate) else "."

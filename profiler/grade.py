@@ -28,6 +28,13 @@ class Grade:
     reasons: tuple[str, ...]
     absolute: bool
     """Whether absolute figures may decide a limit. Ratios may at every grade: they compare neighbours in time."""
+    tested: bool = True
+    """Whether a self-test ran on this machine at all: without one the D is no judgement."""
+
+    @property
+    def told(self) -> str:
+        """`grade B: shared machine`, or `no grade: …` where no self-test was there to give one."""
+        return f"grade {self}" if self.tested else f"no grade: {'; '.join(self.reasons)}"
 
     def __str__(self) -> str:
         """`B: shared machine`."""
@@ -55,7 +62,7 @@ def grade(
     absolute = dirty is None or dirty <= WITHHELD
     lacking = []
     if selftest is None:
-        lacking.append("not self-tested on this machine: edgeprof selftest")
+        lacking.append("no self-test on this machine (edgeprof selftest, 3 minutes)")
     elif not selftest.get("passed"):
         lacking.append("the self-test found that measurements on this machine cannot be trusted: edgeprof selftest")
     if processes < FEWEST_PROCESSES:
@@ -64,7 +71,8 @@ def grade(
         "nothing on this system tells what disturbs" if dirty is None else f"{dirty:.0%} of the blocks were disturbed"
     )
     if lacking:
-        return Grade("D", (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else [])), absolute)
+        reasons = (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else []))
+        return Grade("D", reasons, absolute, tested=selftest is not None)
     if dirty is None or dirty >= SHARED:
         return Grade("C", (disturbed,), absolute)
     if excluded is not None and excluded > WITHHELD:

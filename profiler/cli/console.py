@@ -110,7 +110,11 @@ def show_result(result: Result, *, report: bool = True, json: bool = False) -> i
             out.print(f"\nburst against sustained: edgeprof soak --show {result.run.id}", markup=False, soft_wrap=True)
         if path is not None:
             out.print(f"\nreport: {path}   details: edgeprof show {result.run.id} CASE", markup=False, soft_wrap=True)
-    return EXIT_OK if result.recommendation.case is not None else EXIT_NO_CASE
+    decided = result.recommendation
+    # Who set no limit and gave no data asked for figures, and has them.
+    asked = any(limit is not None for _, limit in result.run.study.constraints)
+    measured = decided.outcome == "unchecked" and not asked
+    return EXIT_OK if decided.case is not None or measured else EXIT_NO_CASE
 
 
 def is_load(result: Result) -> bool:

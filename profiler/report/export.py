@@ -14,11 +14,12 @@ from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
 from profiler.machines import Machine
 from profiler.places import Place
+from profiler.pricing import PriceTerms
 from profiler.records import ArtifactRecord, Estimate, Figure, ProcessRecord
 from profiler.report import load, words
 from profiler.report.words import Story
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a name changes its meaning or goes away; additions leave it as it is."""
 
 FIGURES = (
@@ -65,6 +66,8 @@ def to_json(analysis: Analysis) -> str:
             "selftest": run.plan.get("selftest"),
             "recommendation": {
                 "case": None if chosen.case is None else chosen.case.key,
+                "outcome": chosen.outcome,
+                "fastest_unchecked": None if chosen.fastest_unchecked is None else chosen.fastest_unchecked.key,
                 "headline": chosen.headline,
                 "sentences": list(chosen.sentences),
                 "ruled_out": [{"case": case.key, "reason": why} for case, why in chosen.ruled_out],
@@ -193,6 +196,8 @@ def _case(story: Story, case: CaseResult) -> dict[str, Any]:
         **_identity(story, case),
         "verdict": case.verdict,
         "checks": [asdict(check) for check in case.checks],
+        "default_check": None if case.default_check is None else asdict(case.default_check),
+        "price": None if case.price is None else _price(case.price),
         "comparison": words.comparison(case),
         "figures": {name: _figure(getattr(case, field)) for name, field, _ in FIGURES},
         "as_observed": {name: _figure(case.observed[field]) for name, field, _ in FIGURES if field in case.observed},
@@ -209,6 +214,17 @@ def _case(story: Story, case: CaseResult) -> dict[str, Any]:
         "ran_with": None if case.process is None else asdict(case.process.facts),
         "failure": None if case.failure is None else asdict(case.failure),
         "notes": list(case.notes),
+    }
+
+
+def _price(terms: PriceTerms) -> dict[str, Any]:
+    return {
+        "priced_as": terms.priced_as,
+        "whole_machine": _figure(terms.whole),
+        "share": terms.share,
+        "date": terms.date,
+        "energy": terms.energy,
+        "doubts": list(terms.doubts),
     }
 
 

@@ -29,7 +29,11 @@ def lines(run: RunData) -> list[str]:
     ]
     asked = search.get("asked")
     alpha = asked.get("alpha") if isinstance(asked, Mapping) else None
-    sure = f"; a drop is wrong with at most {alpha:.0%} over all of them" if isinstance(alpha, float) else ""
+    sure = (
+        f"; a candidate was left out wrongly with at most {alpha:.0%}, over all of them"
+        if isinstance(alpha, float)
+        else ""
+    )
     head = f"search: {', '.join(parts) or 'nothing decided yet'}{sure}. Each with its reason: report.html"
     spreads, enough = search.get("seed_spreads"), search.get("enough")
     return [

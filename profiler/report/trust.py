@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from profiler import units
 from profiler.analysis import Analysis, CaseResult
 from profiler.disturbance import replaced_rounds
-from profiler.records import NotMeasured
+from profiler.records import Estimate, NotMeasured
 from profiler.report import words
 from profiler.report.words import Cell, Story, Unit
 
@@ -85,20 +85,37 @@ def case_rows(case: CaseResult) -> list[tuple[str, str]]:
 def _grades(analysis: Analysis) -> list[str]:
     """The grade; of several machines, that of each whose timings are its own."""
     if len(analysis.machines) == 1:
-        return [f"grade {analysis.grade}"]
-    return [f"grade of {words.one_line(group)} {analysis.grades[group]}" for group in analysis.groups]
+        return [analysis.grade.told]
+    return [f"{words.one_line(group)}: {analysis.grades[group].told}" for group in analysis.groups]
 
 
 def _disturbed(analysis: Analysis) -> str | None:
     shares = [case.excluded_share for case in analysis.measured if case.excluded_share is not None]
     if not shares:
         return "interference could not be told apart on this system: the figures are as observed"
+    if all(case.view == "observed" for case in analysis.measured):
+        return "as observed: this machine was disturbed too much to leave interference out of every case, so it is left out of none"
     replaced = replaced_rounds(analysis.judged)
     rounds = f", and {replaced} disturbed round{'s' * (replaced != 1)} measured again" if replaced else ""
     return (
         f"interference excluded from p50, p99 and ratios: {_span(shares)} of the samples{rounds}; "
-        f"“{OBSERVED_TITLE}” is of all of them"
+        f"“{OBSERVED_TITLE}” is of all of them{_against_observed(analysis)}"
     )
+
+
+def _against_observed(analysis: Analysis) -> str:
+    """By how much the figures with all samples differ, at most over the cases."""
+    told = []
+    for title, name in (("p50", "latency_p50_s"), ("throughput", "throughput_per_s")):
+        changes = [
+            seen.value / shown.value - 1
+            for case in analysis.measured
+            if isinstance(seen := case.observed.get(name), Estimate)
+            and isinstance(shown := getattr(case, name), Estimate)
+        ]
+        if changes:
+            told.append(f"{title} {max(changes, key=abs):+.1%}")
+    return f" (as observed at most {', '.join(told)})" if told else ""
 
 
 def _settled(analysis: Analysis) -> str | None:

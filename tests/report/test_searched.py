@@ -32,7 +32,7 @@ def test_candidates_are_counted_by_where_they_ended():
     (line,) = searched.lines(run(found))
 
     assert "1 not tried at make, 1 dropped at screen, 2 dropped at race, 1 contender;" in line
-    assert "wrong with at most 5%" in line
+    assert "left out wrongly with at most 5%" in line
     assert searched.rows(run(found))[0]["reason"] == "because of a"
 
 

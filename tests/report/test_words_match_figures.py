@@ -1,4 +1,4 @@
-"""The decision's sentences never say other than the table: every figure in them is held against its cell, on runs of all kinds."""
+"""The decision's sentences never say other than the table: each figure in them is held against its cell, on runs of all kinds."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def _subject(told: str, case: CaseResult, story: Story) -> None:
     for field, name in (("latency_p50_s", "p50"), ("latency_p99_s", "p99")):
         said = re.search(rf"{name} {NUMBER} (µs|ms|s)\b", told)
         figure = getattr(case, field)
-        assert said is not None
+        if said is None:
+            assert figure.high is None
+            assert f"{name} at least " in told
+            continue
         assert float(said[1].replace(",", "")) * {"µs": 1e-6, "ms": 1e-3, "s": 1.0}[said[2]] == pytest.approx(
             figure.value, rel=0.006
         )
