@@ -94,7 +94,7 @@ def _disturbed(analysis: Analysis) -> str | None:
     if not shares:
         return "interference could not be told apart on this system: the figures are as observed"
     if all(case.view == "observed" for case in analysis.measured):
-        return "as observed: this machine was disturbed too much to leave interference out of every case, so it is left out of none"
+        return "as observed: disturbed too much to leave interference out of every case, so it is left out of none"
     replaced = replaced_rounds(analysis.judged)
     rounds = f", and {replaced} disturbed round{'s' * (replaced != 1)} measured again" if replaced else ""
     return (
