@@ -157,8 +157,9 @@ class MacroF1(_Classes):
         return len(true) * 3.0 / (int((counts > 0).sum()) * max(1, least - 1))
 
     def rarest(self, per_sample: NDArray[np.float64]) -> int | None:
-        """Of the classes that occur as labels."""
-        return int(np.unique(per_sample[:, 0], return_counts=True)[1].min())
+        """Of the classes that occur as label or answer: one that is only answered has no rows at all, and weighs the same."""
+        classes = np.unique(per_sample)
+        return min(int((per_sample[:, 0] == name).sum()) for name in classes[classes != NO_CLASS])
 
 
 @dataclass(frozen=True)
