@@ -335,7 +335,8 @@ def _views(
     """The view of each machine, by group."""
     found: dict[str, View] = {}
     for group in dict.fromkeys(item.group for item in machines.values()):
-        own = [case for case in cases if machines[case.target].group == group]
+        # What failed half-way is compared with nothing.
+        own = [case for case in cases if machines[case.target].group == group and case.key not in evidence.failures]
         pairs = []
         for case in own:
             reference = references[case.target, case.batch, case.threads]
