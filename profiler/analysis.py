@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from profiler import advice, stopping, units
-from profiler.disturbance import Judged, dirty_share
+from profiler.disturbance import Judged, dirty_share, excluded_share
 from profiler.errors import EdgeprofError, StudyError, unknown
 from profiler.grade import Grade, dedicated, grade
-from profiler.latency import LEVEL, judged_ratio, latency, time_to_steady
+from profiler.latency import LEVEL, View, judged_ratio, latency, time_to_steady, view_of
 from profiler.machines import EMULATED, EMULATED_MEMORY, Machine, machine
-from profiler.pricing import Pricing
+from profiler.pricing import PriceTerms, Pricing
 from profiler.quality import compare, verdict
 from profiler.quality.chance import doubtful
+from profiler.quality.family import Member
 from profiler.quality.metrics import Metric, stored_metric
 from profiler.records import (
     BESIDE_TIMING,
@@ -50,7 +52,8 @@ Status = Literal["measured", "failed", "skipped", "not finished"]
 
 _R = TypeVar("_R")
 DROP_CHECK = "accuracy drop"
-"""Name of the check of `max_drop`."""
+P99_CHECK, MEMORY_CHECK, MONEY_CHECK = "p99", "peak RSS", "USD per million"
+"""Names of the checks of `max_drop`, `slo_p99_s`, `max_memory_bytes` and `max_usd_per_million`."""
 QUESTION_OPEN = "what is to be evaluated is not clear: a question stands in the notes"
 NO_BETTER_THAN_CHANCE = "the reference's answers are no better than chance, so a comparison with them shows nothing"
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
@@ -63,6 +66,19 @@ class Check:
     name: str
     verdict: Verdict
     text: str
+
+
+@dataclass(frozen=True)
+class ForLimits:
+    """What limits are held against where it is not the figure that is shown: bounds for the next process."""
+
+    p99_s: Figure
+    p99_observed_s: Figure
+    peak_rss_bytes: Figure
+
+
+DEFAULT_DROP = 0.01
+"""Loss accepted where the user names none: one percentage point, or one per cent of an error metric."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,20 @@ class CaseResult:
     notes: tuple[str, ...]
     runtime_doubt: str | None = None
     """Why its answers are not to be trusted: its runtime computes another function from the file than others do."""
+    view: View = "undisturbed"
+    """Which samples latency, throughput and ratios are of; the same for all cases of a machine."""
+    typical: frozenset[str] = frozenset()
+    """Which percentiles (by field) speak of a typical process, because processes differ too much to bound all of them."""
+    for_limits: ForLimits | None = None
+    default_check: Check | None = None
+    """What a limit of one point (one per cent of an error) says, where the study has no limit of its own."""
+    price: PriceTerms | None = None
+    """What `usd_per_million` rests on; None where there is none."""
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the unmodified model that cases of its batch and threads are compared with."""
+        return self.key == self.compared_with
 
     @property
     def key(self) -> str:
@@ -202,6 +232,10 @@ class Analysis:
 
     doubtful_reference: bool = False
     """Whether the runtimes disagree about the unmodified model and none is known to be right: nothing can be paired with it."""
+    members: Mapping[str, Member] = field(default_factory=dict)
+    """By case: its answers, held against any limit at any level. Absent where nothing can be: no data, no bound."""
+    drop_limit: float | None = None
+    """The largest accepted loss, in the metric's unit: what the study says, else `DEFAULT_DROP`. None without a metric."""
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
@@ -268,6 +302,10 @@ class _Evidence:
     look: stopping.RunLook
     metric_missing: str | None = None
     """Why the metric that the rows were kept for is not at hand."""
+    changes: MutableMapping[str, compare.PairedChange] = field(default_factory=dict)
+    """By quality key: against the reference. Resampling takes time, and several cases share their answers."""
+    views: Mapping[str, View] = field(default_factory=dict)
+    """By the machine's group."""
 
 
 def analyse(run: RunData, *, today: date) -> Analysis:
@@ -290,6 +328,7 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     pricing = Pricing.of(run, today)
     grades = _grades(evidence, pricing.machines)
     references = {(case.target, case.batch, case.threads): _reference(evidence, cases, case) for case in cases}
+    evidence = replace(evidence, views=_views(evidence, cases, references, pricing.machines))
     results = [
         _result(number, case, evidence, references[case.target, case.batch, case.threads], metric, pricing, grades)
         for number, case in enumerate(cases, start=1)
@@ -305,6 +344,7 @@ def analyse(run: RunData, *, today: date) -> Analysis:
     machines = tuple(pricing.machines.values())
     told = evidence.qualities.get(_reference_quality(evidence) or "")
     asked = next((record.question for record in run.qualities if record.question is not None), None)
+    limit = _drop_limit(evidence, metric)
     return Analysis(
         run, metric, next(iter(first.values()), None), first, (*results, *skipped), evidence.judged,
         _lowest(grades, machines), grades, machines, _priced_as(machines),
@@ -314,7 +354,68 @@ def analyse(run: RunData, *, today: date) -> Analysis:
         chance=None if told is None else told.chance, doubtful=told is not None and doubtful(told),
         doubtful_reference=(base := _reference_quality(evidence)) is not None
         and any(record.undecided and base in record.doubted for record in run.runtimes),
+        members=_members(results, evidence, limit), drop_limit=limit,
     )  # fmt: skip
+
+
+def _views(
+    evidence: _Evidence, cases: Sequence[Case], references: Mapping[tuple[str, int, int], Case | None],
+    machines: Mapping[str, Machine],
+) -> dict[str, View]:  # fmt: skip
+    """The view of each machine, by group."""
+    found: dict[str, View] = {}
+    for group in dict.fromkeys(item.group for item in machines.values()):
+        # What failed half-way is compared with nothing.
+        own = [case for case in cases if machines[case.target].group == group and case.key not in evidence.failures]
+        pairs = []
+        for case in own:
+            reference = references[case.target, case.batch, case.threads]
+            if reference is not None and reference != case:
+                pairs.append((case.key, reference.key))
+        found[group] = view_of({case.key: evidence.judged.get(case.key, ()) for case in own}, pairs)
+    return found
+
+
+def _drop_limit(evidence: _Evidence, metric: Metric | None) -> float | None:
+    """The limit on the loss that holds in this run, in the metric's unit."""
+    asked = evidence.run.study.constraints.max_drop
+    if asked is not None or metric is None:
+        return asked
+    base = _reference_quality(evidence)
+    if metric.unit == "proportion" or metric.name == "agreement" or base is None:
+        return DEFAULT_DROP
+    return DEFAULT_DROP * abs(metric.value(evidence.qualities[base].per_sample))
+
+
+def _members(results: Sequence[CaseResult], evidence: _Evidence, limit: float | None) -> dict[str, Member]:
+    """The answers of each case as something to be held against the limit, at any level."""
+    if limit is None:
+        return {}
+    found: dict[str, Member] = {}
+    by_quality: dict[str, Member] = {}
+    for result in results:
+        record = evidence.qualities.get(result.case.quality_key)
+        if record is None or record.case == result.reference_quality:
+            continue
+        if record.case not in by_quality:
+            change = evidence.changes.get(record.case)
+            lower = (
+                partial(_agreement_low, record.agreement, evidence.ids)
+                if change is None
+                else partial(_change_low, change, limit)
+            )
+            by_quality[record.case] = Member((record.per_sample, record.predictions, record.agreement), cache(lower))
+        found[result.key] = by_quality[record.case]
+    return found
+
+
+def _change_low(change: compare.PairedChange, limit: float, alpha: float) -> float | None:
+    return verdict.lower_bound(change, limit, alpha)
+
+
+def _agreement_low(agreement: NDArray[np.float64], ids: NDArray[np.str_] | None, alpha: float) -> float | None:
+    """Without labels: answers that changed may all have become worse."""
+    return verdict.agreement_low(agreement, ids=ids, alpha=alpha)
 
 
 def _priced_as(machines: Sequence[Machine]) -> str | None:
@@ -348,6 +449,7 @@ def _grade(plan: Mapping[str, Any], where: Machine, judged: Mapping[str, Sequenc
             plan.get("dedicated") if here else None, [item.block.labels for found in judged.values() for item in found]
         ),
         fixed_clocks=plan.get("fixed_clocks") if here else None,
+        excluded=max((share for found in judged.values() if (share := excluded_share(found)) is not None), default=None),
     )  # fmt: skip
     if here:
         return found
@@ -355,6 +457,7 @@ def _grade(plan: Mapping[str, Any], where: Machine, judged: Mapping[str, Sequenc
         "D",
         (f"no self-test ran on {where.name}: what measuring adds there is not known", *found.reasons),
         found.absolute,
+        tested=False,
     )
 
 
@@ -422,32 +525,41 @@ def _result(
     why = _why_not(status, failure, evidence.run)
     own = own_reference(case)
     raced = bool(judged) and all(RACE in item.block.labels for item in judged)
-    timed = latency(judged, case.batch, why)
+    shown = evidence.views.get(where.group, "undisturbed")
+    timed = latency(judged, case.batch, why, shown)
     base = _reference_quality(evidence)
     accuracy, change, agreement = _quality(case, evidence, metric, base)
+    joules = energy_figure(evidence.run.energies, case.key, failures=evidence.run.failures, level=LEVEL)
+    # A rented machine is paid as it is: with whatever disturbed it.
+    money = pricing.price(where, timed.observed["throughput_per_s"], processes, joules, case.batch)
+    peaks = [process.peak_rss_bytes for process in processes]
     result = CaseResult(
         number=number, case=case, machine=where, status=status, failure=failure,
-        **timed.clean, observed=timed.observed, excluded_share=timed.excluded_share, dirty_share=timed.dirty_share,
+        latency_p50_s=timed.shown["latency_p50_s"], latency_p90_s=timed.shown["latency_p90_s"],
+        latency_p99_s=timed.shown["latency_p99_s"], throughput_per_s=timed.shown["throughput_per_s"],
+        observed=timed.observed, excluded_share=timed.excluded_share, dirty_share=timed.dirty_share,
         stopping=_stopping(case, evidence),
-        time_ratio=_ratio_figure(evidence, case, reference, why), time_ratio_verdict="inconclusive",
+        time_ratio=_ratio_figure(evidence, case, reference, why, shown), time_ratio_verdict="inconclusive",
         compared_with=None if reference is None else reference.key,
-        time_ratio_own=_ratio_figure(evidence, case, own, why),
+        time_ratio_own=_ratio_figure(evidence, case, own, why, shown),
         import_s=_spread([process.import_s for process in processes], "s", why),
         load_s=_spread([process.load_s for process in processes], "s", why),
         first_inference_s=_spread([process.first_inference_s for process in processes], "s", why),
         time_to_steady_s=time_to_steady(processes, why),
-        peak_rss_bytes=_spread([process.peak_rss_bytes for process in processes], "B", why),
+        peak_rss_bytes=_spread(peaks, "B", why),
         size_bytes=_exact(None if artifact is None else artifact.size_bytes, "B"),
         compressed_bytes=_exact(None if artifact is None else artifact.compressed_bytes, "B"),
-        energy_j=energy_figure(evidence.run.energies, case.key, failures=evidence.run.failures, level=LEVEL),
+        energy_j=joules,
         accuracy=accuracy, accuracy_change=change, agreement=agreement,
         reference_quality=base,
-        usd_per_million=pricing.price(where, timed.clean["throughput_per_s"], processes),
+        usd_per_million=money.figure, price=money.terms,
         checks=(), verdict="NOT_MEASURED", blocks=len(judged), samples=sum(len(item.observed) for item in judged),
         raced=raced, process=processes[-1] if processes else None,
         warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
         notes=(*(artifact.notes if artifact is not None else ()), *timed.notes, *([_raced(len(judged))] if raced else [])),
         runtime_doubt=_runtime_doubt(evidence, case),
+        view=shown, typical=timed.typical,
+        for_limits=ForLimits(timed.limit_p99, timed.limit_p99_observed, _next_process(peaks, "B", why)),
     )  # fmt: skip
     return _checked(_sourced(result), evidence, metric, grades[where.group])
 
@@ -517,19 +629,20 @@ def _why_not(status: Status, failure: FailureRecord | None, run: RunData) -> str
     return f"the run was not finished: `{advice.resume(run.id, search='search' in run.plan)}`"
 
 
-def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: str) -> Figure:
+def _ratio_figure(evidence: _Evidence, case: Case, reference: Case | None, why: str, shown: View) -> Figure:
     if reference is None or not evidence.judged.get(reference.key):
         return NotMeasured("the unmodified model was not measured beside it")
     if reference == case:
         return Estimate(1.0, 1.0, 1.0, "×", LEVEL, note="the reference itself")
     own, other = evidence.judged.get(case.key, ()), evidence.judged[reference.key]
-    ratio = judged_ratio(own, other)
+    ratio = judged_ratio(own, other, shown)
     if own and {item.block.group for item in own}.isdisjoint(item.block.group for item in other):
         # A race has the run's reference in each group, but not the unmodified model of each backend.
         why = f"{reference.key} was not measured in the same rounds"
-    return (
-        NotMeasured(why) if ratio is None else Estimate(ratio.value, ratio.low, ratio.high, "×", LEVEL, note=ratio.note)
-    )
+    if ratio is None:
+        return NotMeasured(why)
+    note = "; ".join(filter(None, (ratio.note, "as observed, interference included" if shown == "observed" else None)))
+    return Estimate(ratio.value, ratio.low, ratio.high, "×", LEVEL, note=note or None)
 
 
 def _spread(values: Sequence[float | int | None], unit: str, why: str) -> Figure:
@@ -539,6 +652,22 @@ def _spread(values: Sequence[float | int | None], unit: str, why: str) -> Figure
         return NotMeasured(why if not values else "this system does not tell")
     note = f"median and range of {len(known)} processes"
     return Estimate(statistics.median(known), min(known), max(known), unit, LEVEL, note=note)
+
+
+def _next_process(values: Sequence[float | int | None], unit: str, why: str) -> Figure:
+    """Bounds for one more process: what was seen, and Student's prediction from its spread."""
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return NotMeasured(why if not values else "this system does not tell")
+    middle = statistics.median(known)
+    if len(known) < 2:
+        return Estimate(
+            middle, None, None, unit, LEVEL, note="one process does not tell how far the next one is from it"
+        )
+    reach = float(stdtrit(len(known) - 1, (1 + LEVEL) / 2)) * statistics.stdev(known) * (1 + 1 / len(known)) ** 0.5
+    mean = statistics.fmean(known)
+    note = f"for one more process than the {len(known)} that were seen"
+    return Estimate(middle, min(*known, mean - reach), max(*known, mean + reach), unit, LEVEL, note=note)
 
 
 def _exact(value: int | None, unit: str) -> Figure:
@@ -575,8 +704,10 @@ def _quality(
         return accuracy, NotMeasured("the reference was not evaluated"), agreement
     if base.case == record.case:
         return accuracy, Estimate(0.0, 0.0, 0.0, accuracy.unit, LEVEL, note="the reference itself"), agreement
-    change = compare.paired_drop(metric, base.per_sample, record.per_sample, ids=evidence.ids)
-    return accuracy, change, agreement
+    if record.case not in evidence.changes:
+        found = compare.paired_change(metric, base.per_sample, record.per_sample, ids=evidence.ids)
+        evidence.changes[record.case] = found
+    return accuracy, evidence.changes[record.case].at(LEVEL), agreement
 
 
 def _reference_quality(evidence: _Evidence) -> str | None:
@@ -592,16 +723,20 @@ def _reference_quality(evidence: _Evidence) -> str | None:
 def _checked(result: CaseResult, evidence: _Evidence, metric: Metric | None, graded: Grade) -> CaseResult:
     limits = evidence.run.study.constraints
     checks = []
+    implied = None
+    limit = _drop_limit(evidence, metric)
     if limits.max_drop is not None:
         checks.append(_check_drop(result, limits.max_drop, evidence, metric))
-    for name, figure, limit in (
-        ("p99", result.latency_p99_s, limits.slo_p99_s),
-        ("peak RSS", result.peak_rss_bytes, limits.max_memory_bytes),
-        ("USD per million", result.usd_per_million, limits.max_usd_per_million),
+    elif limit is not None:
+        implied = _check_drop(result, limit, evidence, metric)
+    for name, figure, asked in (
+        (P99_CHECK, result.latency_p99_s, limits.slo_p99_s),
+        (MEMORY_CHECK, result.peak_rss_bytes, limits.max_memory_bytes),
+        (MONEY_CHECK, result.usd_per_million, limits.max_usd_per_million),
     ):
-        if limit is not None:
-            checks.append(_check_figure(name, figure, float(limit), result, graded))
-    return replace(result, checks=tuple(checks), verdict=_overall(result, checks))
+        if asked is not None:
+            checks.append(_check_figure(name, figure, float(asked), result, graded))
+    return replace(result, checks=tuple(checks), verdict=_overall(result, checks), default_check=implied)
 
 
 def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric: Metric | None) -> Check:
@@ -618,46 +753,65 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if result.reference_quality is not None and doubtful(evidence.qualities[result.reference_quality]):
         return Check(name, "NOT_MEASURED", NO_BETTER_THAN_CHANCE)
     if isinstance(result.accuracy_change, NotMeasured):
-        if not set(np.unique(record.agreement)) <= {0.0, 1.0}:
+        asked = evidence.metric_missing is not None or evidence.run.study.constraints.max_drop is not None
+        if asked and not set(np.unique(record.agreement)) <= {0.0, 1.0}:
             return Check(name, "NOT_MEASURED", result.accuracy_change.reason)
         bound = verdict.label_free_verdict(record.agreement, max_drop, ids=evidence.ids)
         return Check(name, bound.verdict, bound.reason)
-    flips = None
-    if result.reference_quality is not None and evidence.ids is None and metric.mean_reduced:
-        flips = compare.count_flips(
-            evidence.qualities[result.reference_quality].per_sample,
-            record.per_sample,
-            higher_is_better=metric.higher_is_better,
-        )
-    decided = verdict.drop_verdict(result.accuracy_change, max_drop, flips=flips, samples=len(record.per_sample))
+    decided = verdict.change_verdict(evidence.changes[record.case], max_drop)
     return Check(name, decided.verdict, decided.reason)
 
 
 def _check_figure(name: str, figure: Figure, limit: float, result: CaseResult, graded: Grade) -> Check:
     """A limit on a figure of the machine: only decided by a machine that one can have."""
     if isinstance(figure, Estimate) and figure.source in ("emulated", "envelope"):
-        why = EMULATED_MEMORY if name == "peak RSS" else result.machine.why_not_real or figure.source
+        why = EMULATED_MEMORY if name == MEMORY_CHECK else result.machine.why_not_real or figure.source
         return Check(name, "NOT_MEASURED", f"not decided: {why}")
-    check = _check_limit(name, figure, limit)
-    return _cautious(check, result, limit, graded) if name == "p99" else check
+    if name == P99_CHECK:
+        return _check_p99(result, limit, graded)
+    if name == MONEY_CHECK and result.price is not None:
+        return _check_money(figure, result.price, limit)
+    if name == MEMORY_CHECK and result.for_limits is not None:
+        figure = result.for_limits.peak_rss_bytes
+    return _check_limit(name, figure, limit)
 
 
-def _cautious(check: Check, result: CaseResult, limit: float, graded: Grade) -> Check:
-    """A latency limit is only met or missed when the machine was quiet enough to say, and both views of the samples agree."""
-    observed = result.observed.get("latency_p99_s")
-    if check.verdict not in ("PASS", "FAIL") or observed is None:
+def _check_p99(result: CaseResult, limit: float, graded: Grade) -> Check:
+    """Disturbance only lengthens: what is met with it is met. Otherwise the machine has to be quiet enough to say, and both views
+    of the samples to agree. Held against the limit are the bounds for a fresh process.
+    """
+    held = result.for_limits
+    shown, seen = result.latency_p99_s, result.observed.get("latency_p99_s", result.latency_p99_s)
+    if held is not None and isinstance(shown, Estimate):
+        shown, seen = held.p99_s, held.p99_observed_s
+    check, observed = (_check_limit(P99_CHECK, figure, limit) for figure in (shown, seen))
+    if isinstance(shown, Estimate) and "latency_p99_s" in result.typical:
+        check = replace(check, text=f"{check.text} (bounds for a fresh process; p99 is of a typical one)")
+    if check.verdict in ("INCONCLUSIVE", "NOT_MEASURED") and observed.verdict != "PASS":
         return check
+    if observed.verdict == "PASS":
+        return check if check.verdict == "PASS" else replace(observed, text=f"as observed {observed.text}")
     if not graded.absolute:
         why = f"but too much was disturbed to decide it on this machine (grade {graded})"
         return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded, {why}")
-    seen = _check_limit(check.name, observed, limit)
-    if seen.verdict in (check.verdict, "NOT_MEASURED"):
+    if observed.verdict in (check.verdict, "NOT_MEASURED"):
         return check
     why = (
         "the two views of the same samples disagree, so what disturbed this machine decides it: measure when it is quiet "
         "(edgeprof doctor)"
     )
-    return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded; as observed {seen.text}: {why}")
+    return Check(
+        check.name, "INCONCLUSIVE", f"{check.text} with interference excluded; as observed {observed.text}: {why}"
+    )
+
+
+def _check_money(figure: Figure, price: PriceTerms, limit: float) -> Check:
+    """Where a worker is priced as its share of a machine: met by the whole price, missed by the share, or open."""
+    whole, share = _check_limit(MONEY_CHECK, price.whole, limit), _check_limit(MONEY_CHECK, figure, limit)
+    if price.share == 1 or whole.verdict == "PASS" or share.verdict != "PASS":
+        return whole if whole.verdict == "PASS" else share
+    why = f"met if all of {price.of} serve as well, which was not measured (edgeprof load --workers)"
+    return Check(MONEY_CHECK, "INCONCLUSIVE", f"{share.text}: {why}")
 
 
 def _check_limit(name: str, figure: Figure, limit: float) -> Check:
@@ -699,7 +853,7 @@ def _holm_corrected(
         reference = references[case.target, case.batch, case.threads]
         if reference is None or reference == case or result.status != "measured":
             continue
-        ratio = judged_ratio(evidence.judged[case.key], evidence.judged[reference.key])
+        ratio = judged_ratio(evidence.judged[case.key], evidence.judged[reference.key], result.view)
         if ratio is not None and ratio.p_value is not None:
             ratios[result.number] = ratio
     emulated = {result.number for result in results if result.machine.emulated}

@@ -2,7 +2,8 @@
 
 Two views of the same samples follow from it and are always shown together: *as observed*, all of them, and *interference
 excluded*, without the samples during which the processor was taken away and without disturbed rounds that were measured again.
-Nothing is ever left out for its latency.
+Nothing is ever left out for its latency. The other way round, a sensor is not believed (`Ignored`) where what it flags is no
+slower than the rest, where it flags so much that the flagged is the usual, or where the model waited by itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,26 @@ _ON_THIS_CORE = 0.5
 """CPU time per wall time below which a model computes on a device, whose speed the canary does not share."""
 _FEWEST_SHARE = 0.1
 """Of a block's samples: with less left, its median says little."""
+NOT_SLOWER = 1.02
+"""Median of the flagged samples over that of the others below which what a sensor flags did not disturb the inferences."""
+TOO_OFTEN = 0.30
+"""Share of the samples above which slow songs of the canary are the machine's usual, not somebody's interference."""
+_EXPLAINED = 0.5
+_RECURRING = 0.6
+"""A wait that no run queue, host or quota explains, in this share of the blocks, is the model's own: a lock, a page, a file."""
+
+Sensor = Literal["counters", "canary"]
+Cause = Literal["not slower", "too often", "own waiting"]
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A sensor whose flags leave nothing out of a case's figures, and why."""
+
+    sensor: Sensor
+    cause: Cause
+    share: float
+    """Of the samples: what it had flagged."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,8 @@ class Judged:
     """Whether its round counts where interference is excluded; an extra round took its place otherwise."""
     outside: NDArray[np.bool_] | None = None
     """Per sample: what the canary told, whether or not a counter told it too; None where it did not sing."""
+    ignored: tuple[Ignored, ...] = ()
+    """Sensors that are not believed for this case."""
 
     @property
     def observed(self) -> Samples:
@@ -64,6 +88,11 @@ class Judged:
         """Logarithm of the median of `clean`; None where it is not `usable`. Kept: a frontier pairs each block with dozens."""
         return float(np.log(np.median(self.clean))) if self.usable else None
 
+    @cached_property
+    def log_observed(self) -> float:
+        """The same of `observed`."""
+        return float(np.log(np.median(self.observed)))
+
 
 def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
     """Flags and reasons for the blocks of ONE case, in the order given."""
@@ -75,16 +104,80 @@ def judge(blocks: Sequence[BlockRecord]) -> list[Judged]:
     if blocks and stopped_by_quota(blocks[0].case):
         # The envelope's own doing: without it there is nothing that the figures could be of.
         return [Judged(block, None, ()) for block in blocks]
+    taken = [None if found is None else preempted(found, rule, usual) for found in windows]
+    ignored = [
+        item
+        for item in (
+            _doubt(
+                "counters",
+                [None if found is None else found.wall_s for found in windows],
+                taken,
+                own=rule == "cpu" and _waits_by_itself(blocks, windows, taken),
+            ),
+            _doubt("canary", [block.samples_s for block in blocks], outside, own=False),
+        )
+        if item is not None
+    ]
+    unbelieved = {item.sensor for item in ignored}
     judged = []
-    for block, found, slow in zip(blocks, windows, outside, strict=True):
-        away = None if found is None else preempted(found, rule, usual)
-        told = _either(_per_sample(block, away), slow)
+    for block, flags, slow in zip(blocks, taken, outside, strict=True):
+        heard = np.zeros_like(slow) if "canary" in unbelieved and slow is not None else slow
+        counted = np.zeros_like(flags) if "counters" in unbelieved and flags is not None else flags
+        told = _either(_per_sample(block, counted), heard)
         reasons = dirt(None if told is None else told[block.discarded :], block.labels, block.wall_s, clock)
-        if away is not None:
+        if counted is not None:
             # Whoever had the processor left other things in its caches: the window after it pays for that.
-            away = away | np.concatenate(([False], away[:-1]))
-        judged.append(Judged(block, _either(_per_sample(block, away), slow), reasons, outside=slow))
+            counted = counted | np.concatenate(([False], counted[:-1]))
+        every = _either(_per_sample(block, counted), heard)
+        judged.append(Judged(block, every, reasons, outside=heard, ignored=tuple(ignored)))
     return judged
+
+
+def _doubt(
+    sensor: Sensor, durations: Sequence[Samples | None], flags: Sequence[NDArray[np.bool_] | None], *, own: bool
+) -> Ignored | None:
+    """Why a sensor's flags are no interference; None where they are, or where it flagged nothing.
+
+    `durations` by block, in s, of what one flag stands for: a sample, or a window of several.
+    """
+    pairs = [
+        (times, found) for times, found in zip(durations, flags, strict=True) if found is not None and times is not None
+    ]
+    total, flagged = sum(len(times) for times, _ in pairs), sum(int(found.sum()) for _, found in pairs)
+    if not flagged:
+        return None
+    share = flagged / total
+    if own:
+        return Ignored(sensor, "own waiting", share)
+    # Inside a block, so that a slow hour with more flags is not taken for slow samples; whole blocks beside the others.
+    quiet = [times[~found] for times, found in pairs if not found.all()]
+    usual = float(np.median(np.concatenate(quiet))) if quiet else None
+    ratios = [
+        float(np.median(times[found]) / (usual if found.all() and usual is not None else np.median(times[~found])))
+        for times, found in pairs
+        if found.any() and (usual is not None)
+    ]
+    if ratios and float(np.median(ratios)) < NOT_SLOWER:
+        return Ignored(sensor, "not slower", share)
+    return Ignored(sensor, "too often", share) if sensor == "canary" and share > TOO_OFTEN else None
+
+
+def _waits_by_itself(
+    blocks: Sequence[BlockRecord], windows: Sequence[Windows | None], taken: Sequence[NDArray[np.bool_] | None]
+) -> bool:
+    """Whether the time that is missing from the processor's is spent waiting for something else than the processor."""
+    missing, explained, recurring, told = 0.0, 0.0, 0, 0
+    for block, found, flags in zip(blocks, windows, taken, strict=True):
+        if found is None or found.cpu_s is None or flags is None or "run_delay_s" not in block.labels:
+            continue
+        told += 1
+        away = float((found.wall_s - found.cpu_s)[flags].sum())
+        by_others = block.labels["run_delay_s"] + block.labels.get("throttled_s", 0.0)
+        by_others += block.labels.get("steal_share", 0.0) * block.wall_s
+        missing += away
+        explained += min(away, by_others)
+        recurring += bool(flags.any() and by_others < _EXPLAINED * away)
+    return told > 0 and explained < _EXPLAINED * missing and recurring >= _RECURRING * told
 
 
 def judge_run(blocks: Mapping[str, Sequence[BlockRecord]], rounds: int) -> dict[str, list[Judged]]:

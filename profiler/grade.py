@@ -1,8 +1,9 @@
 """How far the numbers of a run can be trusted, as one letter with its reasons. Pure.
 
 A: a dedicated machine with fixed clocks, self-tested, under 1 % of blocks disturbed. B: a shared one, self-tested, under 10 %.
-C: self-tested, but more was disturbed; limits on absolute figures are not decided then. D: not self-tested, the self-test failed,
-or too few processes: what is shown was measured, but nothing shows that the measuring works here.
+C: self-tested, but more was disturbed, or over 30 % of a case's samples were left out; limits on absolute figures are not decided
+where over 30 % of the blocks were disturbed. D: not self-tested, the self-test failed, or too few processes: what is shown was
+measured, but nothing shows that the measuring works here.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ class Grade:
     absolute: bool
     """Whether absolute figures may decide a limit. Ratios may at every grade: they compare neighbours in time."""
     tested: bool = True
-    """Whether a self-test ran at all; without one the letter is D and texts say that there is no grade."""
+    """Whether a self-test ran on this machine at all: without one the D is no judgement."""
+
+    @property
+    def told(self) -> str:
+        """`grade B: shared machine`, or `no grade: …` where no self-test was there to give one."""
+        return f"grade {self}" if self.tested else f"no grade: {'; '.join(self.reasons)}"
 
     def __str__(self) -> str:
-        """`B: shared machine`; without a self-test there is no grade, which is another thing than a failed one."""
-        if not self.tested:
-            return f"no grade: {'; '.join(self.reasons)}"
+        """`B: shared machine`."""
         return f"{self.letter}: {'; '.join(self.reasons)}" if self.reasons else self.letter
 
 
@@ -47,12 +51,13 @@ def dedicated(made: bool | None, labels: Sequence[Mapping[str, float]]) -> bool 
 
 def grade(
     *, dirty: float | None, processes: int, selftest: Mapping[str, Any] | None, dedicated: bool | None,
-    fixed_clocks: bool | None,
+    fixed_clocks: bool | None, excluded: float | None = None,
 ) -> Grade:  # fmt: skip
-    """The grade of a run. `dirty` is the share of disturbed blocks, None where nothing on this system tells.
+    """The grade of a run.
 
-    `selftest` is the stored self-test that the run began with (a SelftestRecord as a mapping), None without one. `dedicated` and
-    `fixed_clocks` are None where the system does not tell.
+    `dirty` is the share of disturbed blocks, None where nothing on this system tells; `excluded` is the largest share of a case's
+    samples that was left out of its figures. `selftest` is the stored self-test that the run began with (a SelftestRecord as a
+    mapping), None without one. `dedicated` and `fixed_clocks` are None where the system does not tell.
     """
     absolute = dirty is None or dirty <= WITHHELD
     lacking = []
@@ -66,11 +71,12 @@ def grade(
         "nothing on this system tells what disturbs" if dirty is None else f"{dirty:.0%} of the blocks were disturbed"
     )
     if lacking:
-        return Grade(
-            "D", (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else [])), absolute, selftest is not None
-        )
+        reasons = (*lacking, *([disturbed] if dirty is None or dirty >= SHARED else []))
+        return Grade("D", reasons, absolute, tested=selftest is not None)
     if dirty is None or dirty >= SHARED:
         return Grade("C", (disturbed,), absolute)
+    if excluded is not None and excluded > WITHHELD:
+        return Grade("C", (f"{excluded:.0%} of the samples of a case were left out as disturbed",), absolute)
     short_of_a = []
     if not dedicated:
         short_of_a.append("shared machine" if dedicated is False else "nothing tells whether this machine is shared")

@@ -19,8 +19,6 @@ MONEY = "usd_per_million"
 NOT_PAIRED = (
     "latencies of different machines stand side by side, unpaired, and none holds the way to its machine (network)"
 )
-_DOUBTFUL = ("left out", "unverified", "without the machine", "days ago", "default mode")
-"""What in the note of a price a person who compares two of them has to know."""
 _SHOWN = {"s": units.seconds, "B": units.size, "USD/1M": units.usd}
 
 
@@ -57,7 +55,8 @@ def place(group: str, machines: Sequence[Machine], case: CaseResult | None, head
     if case is None:
         absent = NotMeasured("no case of this machine is recommended")
         return Place(group, machines[0], None, headline, absent, absent)
-    rate: Figure = case.throughput_per_s
+    # As observed, like the price: what disturbs a machine takes from what it serves.
+    rate: Figure = case.observed.get("throughput_per_s", case.throughput_per_s)
     if isinstance(rate, Estimate):
         low, high = (None if end is None else end * utilisation for end in (rate.low, rate.high))
         rate = replace(rate, value=rate.value * utilisation, low=low, high=high, note=f"at {utilisation:.0%} use")
@@ -66,8 +65,9 @@ def place(group: str, machines: Sequence[Machine], case: CaseResult | None, head
         return Place(group, case.machine, case, headline, rate, money)
     if isinstance(rate, NotMeasured):
         return Place(group, case.machine, case, headline, rate, rate)
-    # The throughput was divided by and cancels: what is left is price, interest and energy.
-    year = money.value * rate.value * HOURS_PER_YEAR * SECONDS_PER_HOUR / 1e6
+    # The throughput was divided by and cancels: what is left is price, interest and energy, of the whole machine.
+    whole = money.value if case.price is None else case.price.whole.value
+    year = whole * rate.value * HOURS_PER_YEAR * SECONDS_PER_HOUR / 1e6
     return Place(
         group, case.machine, case, headline, rate, Estimate(year, year, year, "USD", 1.0, money.source, "one machine")
     )
@@ -158,14 +158,12 @@ def _yearly(places: Sequence[Place]) -> str | None:
 
 
 def _doubts(places: Sequence[Place]) -> list[str]:
-    """What the prices leave out or rest on, where that is not the same for all."""
+    """What the prices leave out or rest on."""
     told = []
     for item in places:
-        figure = _figure(item, MONEY)
-        notes = (figure.note or "").split("; ") if isinstance(figure, Estimate) else []
-        doubts = [note for note in notes if any(word in note for word in _DOUBTFUL)]
-        if doubts:
-            told.append(f"Price of {item.machine.target}: {'; '.join(doubts)}.")
+        terms = None if item.case is None else item.case.price
+        if terms is not None and terms.doubts:
+            told.append(f"Price of {item.machine.target}: {'; '.join(terms.doubts)}.")
     return told
 
 

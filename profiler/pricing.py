@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
+from profiler import units
 from profiler.cost import detect, fit, prices
 from profiler.cost import model as cost_model
 from profiler.errors import EdgeprofError
@@ -15,6 +17,36 @@ from profiler.machines import machines as machines_of
 from profiler.records import Estimate, Figure, NotMeasured, ProcessRecord
 from profiler.store import RunData
 from profiler.study import CostOptions
+
+Energy = Literal["in the price", "measured", "declared", "left out"]
+"""Where the cost of energy comes from: a cloud's price holds it, joules were measured here, watts are the profile's or yours."""
+
+
+@dataclass(frozen=True)
+class PriceTerms:
+    """What a cost per million rests on, for whoever compares two of them."""
+
+    priced_as: str
+    whole: Estimate
+    """With nothing but this worker on the machine."""
+    share: float
+    """Of the machine that this worker takes, in (0, 1]: the cost that is shown is that share of the whole."""
+    of: str
+    """What it is a share of, in words: `2 vCPUs`; empty where the worker takes all or the number is not known."""
+    threads: int | None
+    date: str | None
+    """Of the price."""
+    energy: Energy
+    doubts: tuple[str, ...]
+    """What the price leaves out or rests on."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A cost, or why there is none, and what it rests on."""
+
+    figure: Figure
+    terms: PriceTerms | None = None
 
 
 @dataclass(frozen=True)
@@ -64,35 +96,70 @@ class Pricing:
         )
         return cls(priced, len(devices) > 1, book, options, today, detected, tuple(dict.fromkeys(notes)))
 
-    def price(self, machine: Machine, throughput: Figure, processes: Sequence[ProcessRecord]) -> Figure:
-        """USD per million inferences on that machine, or why not."""
+    def price(
+        self, machine: Machine, throughput: Figure, processes: Sequence[ProcessRecord], energy_j: Figure, batch: int
+    ) -> Priced:
+        """USD per million inferences on that machine, or why not. `energy_j` is of one inference of the whole batch.
+
+        A worker that leaves processors free takes its share of the machine and of its price: one thread beside another would
+        otherwise cost as much as both. That the others serve as well is assumed, and `PriceTerms.whole` is the cost if none does.
+        """
+        why = self._unpriced(machine, processes)
+        if why is not None or machine.environment is None:
+            return Priced(NotMeasured(why or f"the run does not tell what machine '{machine.target}' is"))
+        joules = energy_j.value / batch if isinstance(energy_j, Estimate) else None
+        facts = processes[-1].facts
+        try:
+            found = cost_model.price_case(
+                throughput, machine.priced_as, environment=machine.environment, facts=facts, today=self.today,
+                options=replace(self.options, joules_per_inference=joules), book=self.book,
+                detected=self.detected if machine.here else None,
+            )  # fmt: skip
+            place = None if machine.priced_as is None else cost_model.parse_deployment(machine.priced_as, self.book)
+        except EdgeprofError as error:
+            return Priced(NotMeasured(str(error)))
+        if isinstance(found, NotMeasured) or place is None:
+            return Priced(found)
+        doubts = list(cost_model.doubts(place, self.options, self.today))
+        if machine.power is not None:
+            # A profile has the power of a device in its default mode only.
+            doubts.append(f"measured in power mode {machine.power}, power as in the profile's default mode")
+            found = replace(found, note=f"{found.note}; {doubts[-1]}" if found.note else doubts[-1])
+        count, of = fit.processors(place.price, place.profile, machine.environment)
+        used = facts.threads
+        share = 1.0
+        if count is not None and used is not None and used < count and not fit.runs_accelerated(facts):
+            share = used / count
+        terms = PriceTerms(
+            place.text, found, share, of if share < 1 else "", used, cost_model.price_date(place, self.options),
+            cost_model.energy_source(place, self.options, joules), tuple(doubts),
+        )  # fmt: skip
+        if share < 1:
+            low, high = (None if end is None else end * share for end in (found.low, found.high))
+            note = f"{found.note}; the share of {_threads(used)} of {of}, {units.usd(found.value)} if nothing else runs there"
+            found = replace(found, value=found.value * share, low=low, high=high, note=note)
+        return Priced(found, terms)
+
+    def _unpriced(self, machine: Machine, processes: Sequence[ProcessRecord]) -> str | None:
+        """Why there is no price, before anything is computed."""
         if machine.why_not_real is not None:
-            return NotMeasured(f"not priced: {machine.why_not_real}")
+            return f"not priced: {machine.why_not_real}"
         if not processes:
-            return NotMeasured("nothing was measured")
+            return "nothing was measured"
         if machine.priced_as is None and not machine.here:
-            return NotMeasured(
+            return (
                 f"target '{machine.name}' has no device profile, so there is no price for it: `edgeprof target probe "
                 f"{machine.name}` looks for one, and --as {machine.name}=TYPE says what it is sold as"
             )
         if machine.priced_as is None and self.several:
-            return NotMeasured(
+            return (
                 "what this machine is sold as was not recognised, so there is no price for it; --as local=TYPE says it"
             )
-        if machine.environment is None:
-            return NotMeasured(f"the run does not tell what machine '{machine.target}' is")
-        try:
-            found = cost_model.price_case(
-                throughput, machine.priced_as, environment=machine.environment, facts=processes[-1].facts, today=self.today,
-                options=self.options, book=self.book, detected=self.detected if machine.here else None,
-            )  # fmt: skip
-        except EdgeprofError as error:
-            return NotMeasured(str(error))
-        if isinstance(found, Estimate) and machine.power is not None:
-            # A profile has the power of a device in its default mode only.
-            note = f"measured in power mode {machine.power}, power as in the profile's default mode"
-            return replace(found, note=f"{found.note}; {note}" if found.note else note)
-        return found
+        return None
+
+
+def _threads(count: int | None) -> str:
+    return f"{count} worker thread{'s' if count != 1 else ''}"
 
 
 def undecided(asked: CostOptions, devices: Sequence[str]) -> str | None:

@@ -28,6 +28,8 @@ REFERENCE_VARIANT = "fp32"
 """The unmodified model that every variant is paired against."""
 LEFT_OUT_BY_SEARCH = "by the search"
 """In the message of a case that a search dropped or did not try."""
+SCREENING = "screening/"
+"""Before the key of a quality record: an evaluation on rows that a search chose its contenders by (docs/search.md)."""
 RACE = "race"
 """Label of a block that a search measured to choose, not to show (docs/search.md)."""
 

@@ -65,15 +65,24 @@ def look(run: RunData, judged: Mapping[str, list[Judged]] | None = None) -> RunL
     return RunLook(bool(found) and all(item.converged for item in found.values()), found)
 
 
-def paired_logs(judged: Sequence[Judged], reference: Sequence[Judged]) -> dict[int, list[float]]:
-    """Log ratios of the clean medians of blocks of the same replicate, attempt, group and round, by replicate."""
-    medians = {_place(item.block): item.log_median for item in reference}
+def paired_logs(
+    judged: Sequence[Judged], reference: Sequence[Judged], *, observed: bool = False
+) -> dict[int, list[float]]:
+    """Log ratios of the medians of blocks of the same replicate, attempt, group and round, by replicate.
+
+    Of the clean samples, or with `observed` of all.
+    """
+    medians = {_place(item.block): _log_median(item, observed) for item in reference}
     found: dict[int, list[float]] = {}
     for item in judged:
-        other, own = medians.get(_place(item.block)), item.log_median
+        other, own = medians.get(_place(item.block)), _log_median(item, observed)
         if other is not None and own is not None:
             found.setdefault(item.block.replicate, []).append(own - other)
     return found
+
+
+def _log_median(item: Judged, observed: bool) -> float | None:
+    return item.log_observed if observed else item.log_median
 
 
 def _place(block: BlockRecord) -> tuple[int, int, int, int]:

@@ -12,12 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler.analysis import AXES, analyse
+from profiler import stopping
+from profiler.analysis import AXES, _check_p99, analyse
+from profiler.cost.prices import load_prices
 from profiler.decide import recommend, view
 from profiler.errors import StudyError
-from profiler.latency import LEVEL, paired_ratio
+from profiler.grade import Grade
+from profiler.latency import LEVEL, paired_ratio, view_of
 from profiler.records import Estimate, NotMeasured
 from profiler.store import RunData
+from tests.conftest import MadeRun
 
 TODAY = date(2026, 1, 2)
 RIGHT = np.arange(2000) % 10 > 0  # 90 % right
@@ -616,15 +620,131 @@ def test_a_case_that_was_only_raced_says_so(made_run):
 
 def test_a_limit_that_the_two_views_disagree_on_says_why_it_is_open():
     """Interference excluded it holds, as observed it does not: what disturbed the machine decides, and that is said."""
-    from profiler.analysis import Check, _cautious
-    from profiler.grade import Grade
-    from tests.machines import TRUTH, fleet
+    run = MadeRun(processes=8, rounds=10, samples=200, weather=0.0)
+    run.timed(run.case("fp32"), 1e-3)
+    result = analyse(run.data(constraints={"slo_p99_s": 5e-3}), today=TODAY).cases[0]
+    assert result.verdict == "PASS"
 
-    result = analyse(fleet(TRUTH), today=TODAY).cases[0]
-    seen = {**result.observed, "latency_p99_s": Estimate(9e-3, 8e-3, 10e-3, "s")}
-    check = _cautious(Check("p99", "PASS", "at most 2 ms"), replace(result, observed=seen), 5e-3, Grade("B", (), True))
-
+    held = replace(result.for_limits, p99_observed_s=Estimate(9e-3, 8e-3, 10e-3, "s"))
+    check = _check_p99(replace(result, for_limits=held), 5e-3, Grade("B", (), True))
     assert check.verdict == "INCONCLUSIVE"
     assert "as observed at least 8.00 ms" in check.text
     assert "two views of the same samples disagree" in check.text
     assert "edgeprof doctor" in check.text
+
+
+@pytest.mark.parametrize(("slo_s", "verdict"), [(50e-3, "PASS"), (1e-4, "INCONCLUSIVE")])
+def test_a_limit_that_is_met_with_all_disturbance_is_met(slo_s, verdict):
+    """Disturbance only lengthens: 50 ms are kept at 1 ms however disturbed; that 0.1 ms are missed is not said there."""
+    run = MadeRun(processes=8, rounds=10, samples=200, weather=0.0)
+    run.timed(run.case("fp32"), 1e-3)
+    run.blocks = [replace(block, labels={"steal_share": 0.5}, wall_s=1.0) for block in run.blocks]
+    analysis = analyse(run.data(constraints={"slo_p99_s": slo_s}), today=TODAY)
+
+    assert not analysis.grade.absolute
+    assert analysis.cases[0].verdict == verdict
+
+
+def test_a_limit_is_held_against_a_fresh_process_where_p99_is_a_typical_ones(made_run):
+    """Processes 3 % apart with 0.5 % of jitter: the p99 shown is that of a typical one, a limit just above it is not decided."""
+    run = made_run(processes=5, rounds=6, samples=80, weather=0.0)
+    run.timed(run.case("fp32"), 1e-3, noise=0.005, offsets=0.03)
+    shown = analyse(run.data(), today=TODAY).cases[0]
+    assert "latency_p99_s" in shown.typical
+    between = (shown.latency_p99_s.high + shown.for_limits.p99_s.high) / 2
+    assert shown.latency_p99_s.high < between
+
+    (check,) = analyse(run.data(constraints={"slo_p99_s": between}), today=TODAY).cases[0].checks
+    assert check.verdict == "INCONCLUSIVE"
+    assert "bounds for a fresh process" in check.text
+
+
+def test_memory_is_held_against_one_more_process(made_run):
+    """Of five the largest held 64 MB: the next exceeds that in one of six, so 64.5 MB are not promised and 90 MB are."""
+    for limit, verdict in ((64_500_000, "INCONCLUSIVE"), (90_000_000, "PASS"), (50_000_000, "FAIL")):
+        run = made_run()
+        run.timed(run.case("fp32"), 1e-3)
+        run.process_records = [replace(p, peak_rss_bytes=60_000_000 + 10**6 * p.replicate) for p in run.process_records]
+        (check,) = analyse(run.data(constraints={"max_memory_bytes": limit}), today=TODAY).cases[0].checks
+
+        assert check.verdict == verdict
+
+
+def flagged(run, key, *, share, slow=1.0):
+    """The run's blocks of a case, of which counters say that the processor was away in the last `share` of the samples."""
+    found = []
+    for block in run.blocks:
+        hit = np.arange(len(block.samples_s)) >= len(block.samples_s) * (1 - share)
+        times = block.samples_s * np.where(hit, slow, 1.0)
+        away = np.where(hit, 0.5 * times, times)
+        told = replace(block, samples_s=times, window_s=times, window_cpu_s=away, wall_s=float(times.sum()))
+        found.append(told if block.case == key else block)
+    return found
+
+
+def test_a_case_without_an_undisturbed_block_is_compared_as_observed_like_all_others(made_run):
+    """Its figures beside cleaned ones of others would compare the weather: one view for all, and a ratio with its interval."""
+    run = made_run()
+    for variant, seconds in (("fp32", 2e-3), ("int8", 1e-3), ("fp16", 1.5e-3)):
+        run.timed(run.case(variant), seconds).answered(run.case(variant), RIGHT)
+    judged = {key: [replace(i, kept=key != "int8@ort/b1/t1") for i in found]
+              for key, found in stopping.judged_by_case(run.data()).items()}  # fmt: skip
+    pairs = [("int8@ort/b1/t1", "fp32@ort/b1/t1")]
+
+    assert view_of(judged, pairs) == "observed"
+    assert view_of(stopping.judged_by_case(run.data()), pairs) == "undisturbed"
+
+
+def test_on_a_busy_machine_the_words_follow_the_observed_ratio(made_run, monkeypatch):
+    """No clean block of one case anywhere: the ratios are as observed, marked, and the faster case is shown to be faster."""
+    run = made_run()
+    for variant, seconds in (("fp32", 2e-3), ("int8", 1e-3)):
+        run.timed(run.case(variant), seconds).answered(run.case(variant), RIGHT)
+    monkeypatch.setattr("profiler.analysis.view_of", lambda cases, pairs: "observed")
+    analysis = analyse(run.data(), today=TODAY)
+    fast = analysis.case("int8")
+    advice = recommend(analysis, view(analysis))
+
+    assert {case.view for case in analysis.cases} == {"observed"}
+    assert all(case.latency_p50_s == case.observed["latency_p50_s"] for case in analysis.cases)
+    assert "as observed" in fast.time_ratio.note
+    assert advice.case.key == fast.key
+    assert "as observed, on a machine that was disturbed" in advice.sentences[0]
+
+
+def test_the_price_is_that_of_the_observed_throughput(made_run):
+    """A rented machine is paid as it is, whatever disturbed it."""
+    run = made_run(weather=0.0)
+    run.timed(run.case("fp32"), 1e-3)
+    run.blocks = flagged(run, "fp32@ort/b1/t1", share=0.2, slow=5.0)
+    case = analyse(run.data(cost={"machine": "aws:c7i.large"}), today=TODAY).cases[0]
+    seen = case.observed["throughput_per_s"]
+
+    assert seen.value < 0.7 * case.throughput_per_s.value
+    price = load_prices().find("aws:c7i.large").price
+    assert case.price.whole.value == pytest.approx(1e6 * price / 3600 / seen.value / 0.6)
+
+
+@pytest.mark.parametrize(("limit_share", "verdict"), [(0.4, "FAIL"), (0.75, "INCONCLUSIVE"), (1.1, "PASS")])
+def test_one_thread_of_two_is_priced_as_its_share_and_decides_a_limit_by_both(made_run, limit_share, verdict):
+    """Half of the price if the other one serves as well, the whole if it does not: a limit between them is open."""
+    run = made_run(weather=0.0)
+    run.timed(run.case("fp32"), 1e-3)
+    asked = {"machine": "aws:c7i.large"}
+    case = analyse(run.data(cost=asked), today=TODAY).cases[0]
+    assert (case.price.share, case.price.of) == (0.5, "2 vCPUs")
+    assert case.usd_per_million.value == pytest.approx(case.price.whole.value / 2)
+
+    limit = limit_share * case.price.whole.value
+    found = analyse(run.data(cost=asked, constraints={"max_usd_per_million": limit}), today=TODAY).cases[0]
+    assert found.verdict == verdict
+
+
+def test_two_threads_that_serve_twice_as_much_cost_the_same(made_run):
+    """One thread beside two is no dearer for leaving half of the machine free."""
+    run = made_run(weather=0.0)
+    for threads, seconds in ((1, 2e-3), (2, 1e-3)):
+        run.timed(run.case("fp32", threads=threads), seconds, noise=0.001)
+    one, two = analyse(run.data(threads=(1, 2), cost={"machine": "aws:c7i.large"}), today=TODAY).cases
+
+    assert one.usd_per_million.value == pytest.approx(two.usd_per_million.value, rel=0.01)

@@ -108,25 +108,73 @@ def test_processes_are_judged_apart():
     assert [item.kept for item in judged["a"]] == [False, True, True]
 
 
-def sung(index, songs, **settings):
-    """A block with a canary that sang before, in the middle and after."""
+def sung(index, songs, *, slower=1.3, **settings):
+    """A block with a canary that sang before, in the middle and after; after a slow song the samples are slow too."""
     made = block(index=index, **settings)
-    return replace(made, canary_s=np.asarray(songs, np.float64), canary_at=np.array([0, 20, 40]))
+    songs = np.asarray(songs, np.float64)
+    slow = np.repeat(np.maximum(songs[:-1], songs[1:]) > 11e-6, 20)
+    durations = made.samples_s * np.where(slow, slower, 1.0)
+    return replace(
+        made,
+        samples_s=durations,
+        window_s=durations,
+        window_cpu_s=durations,
+        canary_s=songs,
+        canary_at=np.array([0, 20, 40]),
+    )
+
+
+FAST, SLOW = (10e-6, 10e-6, 10e-6), (10e-6, 10e-6, 15e-6)
 
 
 def test_samples_that_the_canary_saw_slowed_leave_the_clean_view():
-    fast, slow = (10e-6, 10e-6, 10e-6), (10e-6, 10e-6, 15e-6)
-    judged = judge([sung(0, fast), sung(1, slow)])
+    judged = judge([sung(0, FAST), sung(1, SLOW)])
 
     assert [len(item.clean) for item in judged] == [40, 20]
     assert [bool(item.reasons) for item in judged] == [False, True]
     assert "slowed" in judged[1].reasons[0]
+    assert not judged[1].ignored
+
+
+def test_a_canary_that_scatters_while_the_samples_do_not_is_not_believed():
+    """What it flags is no slower than the rest: nothing is left out, and no block is called disturbed."""
+    judged = judge([sung(0, FAST), sung(1, SLOW, slower=1.01)])
+
+    assert [len(item.clean) for item in judged] == [40, 40]
+    assert not any(item.reasons for item in judged)
+    assert [(item.sensor, item.cause) for item in judged[0].ignored] == [("canary", "not slower")]
+    assert excluded_share(judged) == 0
+
+
+def test_a_machine_that_is_slow_half_of_the_time_is_that_machine():
+    """Two clock speeds: what the canary calls slow is the usual, and a cloud that rents it out is paid for it."""
+    judged = judge([sung(0, FAST), sung(1, (15e-6,) * 3), sung(2, FAST), sung(3, (15e-6,) * 3)])
+
+    assert [len(item.clean) for item in judged] == [40] * 4
+    assert [(item.cause, item.share) for item in judged[0].ignored] == [("too often", 0.5)]
+
+
+@pytest.mark.parametrize(("delay_s", "own"), [(0.0, True), (4 * WALL, False)])
+def test_a_model_that_waits_by_itself_keeps_its_slow_samples(delay_s, own):
+    """Time off the processor that no run queue explains, in every block, belongs to the model; otherwise others had it."""
+    blocks = [block(index=index, hit=(7,), labels={"run_delay_s": delay_s}) for index in range(4)]
+    judged = judge(blocks)
+
+    assert [len(item.clean) for item in judged] == [40 if own else 38] * 4
+    assert [item.cause for item in judged[0].ignored] == (["own waiting"] if own else [])
+
+
+def test_a_stop_in_one_block_of_many_is_not_the_models():
+    """SIGSTOP, or a container that is paused, waits in no run queue either: but not again and again."""
+    blocks = [block(index=index, hit=(7,) if index == 0 else (), labels={"run_delay_s": 0.0}) for index in range(4)]
+
+    assert [len(item.clean) for item in judge(blocks)] == [38, 40, 40, 40]
 
 
 def test_a_device_that_computes_elsewhere_has_no_canary():
     """Its own speed is not that of this core."""
     idle = [
-        replace(sung(index, (10e-6, 10e-6, 15e-6)), window_cpu_s=np.full(40, 0.02 * WALL), window_waited_s=np.zeros(40))
+        replace(sung(index, SLOW), window_cpu_s=np.full(40, 0.02 * WALL), window_waited_s=np.zeros(40))
         for index in range(3)
     ]
 
@@ -134,6 +182,6 @@ def test_a_device_that_computes_elsewhere_has_no_canary():
 
 
 def test_a_block_with_hardly_a_clean_sample_is_not_used():
-    judged = judge([sung(0, (10e-6,) * 3), sung(1, (15e-6,) * 3)])
+    judged = judge([sung(0, FAST), sung(1, FAST), sung(2, FAST), sung(3, (15e-6,) * 3)])
 
-    assert [item.usable for item in judged] == [True, False]
+    assert [item.usable for item in judged] == [True, True, True, False]

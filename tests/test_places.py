@@ -8,7 +8,8 @@ import pytest
 
 from profiler import places
 from profiler.analysis import analyse
-from profiler.cost.model import capital_recovery
+from profiler.cost.model import DEFAULT_ELECTRICITY, HOURS_PER_YEAR, capital_recovery
+from profiler.cost.prices import load_prices
 from profiler.decide import recommend, view
 from profiler.records import Estimate, NotMeasured
 from tests.machines import KNOWN, fleet
@@ -45,7 +46,7 @@ def test_a_factor_between_machines_is_no_surer_than_the_ends_of_both_intervals()
 
 
 def test_a_year_of_one_machine_does_not_depend_on_how_fast_it_is():
-    """The board's is price × recovery × spares; energy has no sourced figure and is said to be left out."""
+    """The board's is price × recovery × spares, and its design limit of 12 W at 60 % use, which is said to be declared."""
     _, slow = decided()
     _, fast = decided({**BOTH, ("int8", "pi"): (2e-3, 3)})
     one, other = (next(item for item in advice.places if item.group == "pi") for advice in (slow, fast))
@@ -53,9 +54,13 @@ def test_a_year_of_one_machine_does_not_depend_on_how_fast_it_is():
     assert one.usd_per_year.value == pytest.approx(other.usd_per_year.value, rel=1e-9)
     from profiler.cost.devices import find_profile
 
-    price = find_profile("raspberry-pi-5-8gb").price.usd
-    assert one.usd_per_year.value == pytest.approx(price * capital_recovery(0.08, 3.0) * 1.05, rel=1e-9)
-    assert any("Price of pi: energy left out" in text for text in slow.sentences)
+    profile = find_profile("raspberry-pi-5-8gb")
+    kwh = load_prices().find(DEFAULT_ELECTRICITY).price
+    energy = 0.6 * profile.power.tdp_w / 1000 * HOURS_PER_YEAR * kwh
+    owned = profile.price.usd * capital_recovery(0.08, 3.0) * 1.05
+    assert one.usd_per_year.value == pytest.approx(owned + energy, rel=1e-9)
+    assert any("load power declared: TDP 12 W" in text for text in slow.sentences)
+    assert any("energy while idle left out" in text for text in slow.sentences)
     assert other.rate_per_s.value == pytest.approx(0.6 * fast.places[1].case.throughput_per_s.value, rel=1e-9)
 
 

@@ -159,8 +159,11 @@ def show_result(result: Result, *, report: bool = True, json: bool = False) -> i
         shown = advice.of_run("show", result.run.id, 1 if case is None else case.number)
         line(f"\n{page}details: {shown}")
     # Without a reference nothing was compared, whatever is recommended.
-    useful = result.recommendation.case is not None and result.analysis.reference is not None
-    return EXIT_OK if useful else EXIT_NO_CASE
+    decided = result.recommendation
+    useful = decided.case is not None and result.analysis.reference is not None
+    # Who set no limit and gave no data asked for figures, and has them.
+    asked = any(limit is not None for _, limit in result.run.study.constraints)
+    return EXIT_OK if useful or (decided.outcome == "unchecked" and not asked) else EXIT_NO_CASE
 
 
 def write_files(result: Result, to: Path | None = None) -> Path | None:

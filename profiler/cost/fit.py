@@ -52,7 +52,7 @@ def fit_instance(price: Price, environment: Environment, facts: SessionFacts) ->
             refusal = f"{price.name} has {price.vcpus:g} vCPUs, the case used {threads} threads"
         elif threads is not None and threads < price.vcpus:
             used = f"{threads} thread" + ("s" if threads > 1 else "")
-            remarks.append(f"the price is for the whole machine of {price.vcpus:g} vCPUs, the case used {used}")
+            remarks.append(f"the machine has {price.vcpus:g} vCPUs, the case used {used}")
         if environment.usable_cores > price.vcpus:
             remarks.append(
                 f"measured where {environment.usable_cores} cores were usable, {price.sku} has {price.vcpus:g} vCPUs"
@@ -81,6 +81,20 @@ def fit_device(profile: DeviceProfile, environment: Environment, facts: SessionF
     if profile.needs_host:
         remarks.append("the price is for the card or chip only, without the machine around it")
     return Fit(refusal, tuple(remarks))
+
+
+def processors(
+    price: Price | None, profile: DeviceProfile | None, environment: Environment
+) -> tuple[float | None, str]:
+    """How many threads the machine that is paid for runs at once, as far as known, and in words: `2 vCPUs`.
+
+    A cloud's by its price list, a device's by what was measured on.
+    """
+    if price is not None:
+        return (None, "") if price.vcpus is None else (price.vcpus, f"{price.vcpus:g} vCPUs")
+    if profile is None or profile.needs_host:
+        return None, ""
+    return float(environment.logical_cores), f"{environment.logical_cores} cores"
 
 
 def doubt(price: Price | None, profile: DeviceProfile | None, environment: Environment) -> str | None:

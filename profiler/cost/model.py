@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date as Date  # noqa: N812 (matches profiler.cost.prices)
+from typing import Literal
 
 from backends.base import SessionFacts
 from profiler.cost.detect import DetectedMachine
@@ -25,6 +26,7 @@ UNIT = "USD/1M"
 HOURS_PER_YEAR = 8766.0
 """365.25 days."""
 SECONDS_PER_HOUR = 3600.0
+JOULES_PER_KWH = 3.6e6
 DEFAULT_ELECTRICITY = "grid:US average commercial"
 
 UNDECLARED = (
@@ -48,6 +50,8 @@ class CostOptions:
     idle_w: float | None = None
     load_w: float | None = None
     usd_per_kwh: float | None = None
+    joules_per_inference: float | None = None
+    """Measured here, of one sample; takes the place of `load_w` on owned devices."""
     fixed_usd_per_year: float = 0.0
     """Fleet software, connectivity and visits per device; no public source gives them, so nothing is assumed."""
 
@@ -57,7 +61,7 @@ class CostOptions:
         _check("lifetime_years", self.lifetime_years, "above 0", self.lifetime_years > 0)
         for name in ("discount_rate", "spares", "fixed_usd_per_year"):
             _check(name, getattr(self, name), "0 or more", getattr(self, name) >= 0)
-        for name in ("device_usd", "idle_w", "load_w", "usd_per_kwh"):
+        for name in ("device_usd", "idle_w", "load_w", "usd_per_kwh", "joules_per_inference"):
             value = getattr(self, name)
             _check(name, 1.0 if value is None else value, "above 0", value is None or value > 0)
 
@@ -232,13 +236,16 @@ def _priced_device(
         )
     kwh = options.usd_per_kwh
     electricity_note = None
-    idle_w, load_w = options.idle_w or profile.power.idle_w, options.load_w or profile.power.load_w
-    if kwh is None and (idle_w is not None or load_w is not None):
+    joules = options.joules_per_inference
+    idle_w, load_w, power_note = _power(profile, options)
+    if kwh is None and (idle_w is not None or load_w is not None or joules is not None):
         electricity = book.find(DEFAULT_ELECTRICITY)
-        kwh, electricity_note = (
-            electricity.price,
-            f"electricity at ${electricity.price}/kWh ({electricity.sku}, {electricity.date})",
-        )
+        told = f"electricity at ${electricity.price}/kWh ({electricity.sku}, {electricity.date})"
+        stale = stale_warning(electricity.name, electricity.date, today)
+        kwh, electricity_note = electricity.price, told if stale is None else f"{told}; {stale}"
+    if joules is not None:
+        # What was measured replaces the work's share of the power; the idle machine's goes on all year.
+        load_w = idle_w
     cost = owned_usd_per_million(
         throughput,
         device_usd,
@@ -251,11 +258,68 @@ def _priced_device(
         usd_per_kwh=kwh,
         fixed_usd_per_year=options.fixed_usd_per_year,
     )
+    if joules is not None and kwh is not None:
+        spent = joules / JOULES_PER_KWH * 1e6 * kwh
+        low, high = (None if end is None else end + spent for end in (cost.low, cost.high))
+        notes.append(f"{joules:.3g} J per inference as measured" + ("" if idle_w else ", idle power left out"))
+        cost = replace(cost, value=cost.value + spent, low=low, high=high, note=None if idle_w is None else cost.note)
+    elif power_note is not None:
+        notes.append(f"{power_note} ({profile.source.spec})")
     terms = (
         f"{options.lifetime_years:g} years at {_percent(options.discount_rate)} interest, "
         f"{_percent(options.spares)} spares, {_percent(options.utilisation)} use"
     )
     return _with_notes(cost, *notes, terms, electricity_note, *fit.remarks)
+
+
+def _power(profile: DeviceProfile, options: CostOptions) -> tuple[float | None, float | None, str | None]:
+    """Idle and load power in W as far as known, and what is declared rather than sourced as such."""
+    idle_w, load_w = options.idle_w or profile.power.idle_w, options.load_w or profile.power.load_w
+    if load_w is None and profile.power.tdp_w is not None and not profile.needs_host:
+        # A design limit, no measurement: closer to a year's energy than nothing at all.
+        tdp = max(profile.power.tdp_w, idle_w or 0.0)
+        return idle_w, tdp, f"load power declared: TDP {profile.power.tdp_w:g} W"
+    return idle_w, load_w, None
+
+
+def energy_source(
+    place: Deployment, options: CostOptions, joules: float | None
+) -> Literal["in the price", "measured", "declared", "left out"]:
+    """Where the energy of a place's cost comes from."""
+    if place.profile is None:
+        return "in the price"
+    if joules is not None:
+        return "measured"
+    idle_w, load_w, _ = _power(place.profile, options)
+    return "left out" if idle_w is None and load_w is None else "declared"
+
+
+def price_date(place: Deployment, options: CostOptions) -> str | None:
+    """When the price was true; None where you gave it."""
+    if place.price is not None:
+        return place.price.date
+    listed = None if place.profile is None or options.device_usd is not None else place.profile.price
+    return None if listed is None else listed.date
+
+
+def doubts(place: Deployment, options: CostOptions, today: Date) -> list[str]:
+    """What whoever compares prices has to know of this one: unverified, stale, incomplete."""
+    found: list[str | None] = []
+    if place.price is not None:
+        found = [None if place.price.verified else "unverified price", place.price.stale_warning(today)]
+    elif place.profile is not None:
+        listed = place.profile.price
+        if options.device_usd is None and listed is not None:
+            found += [None if listed.verified else "unverified list price, give what you pay"]
+            found += [stale_warning(place.profile.id, listed.date, today)]
+        if place.profile.needs_host:
+            found.append("the price is for the card or chip only, without the machine around it")
+        idle_w, load_w, declared = _power(place.profile, options)
+        if options.joules_per_inference is None:
+            found.append(declared)
+            if idle_w is None:
+                found.append("energy left out" if load_w is None else "energy while idle left out")
+    return [text for text in found if text]
 
 
 def _mean_power(

@@ -145,6 +145,41 @@ class MacroF1(ClassMetric):
         real = classes != NO_CLASS
         return float((2 * hits[real] / counts[real]).mean())
 
+    def row_losses(self, reference: NDArray[np.float64], variant: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the metric would lose if this row alone had changed, times n."""
+        true, answers = _codes(reference, variant)
+        classes = int(max(true.max(), answers.max())) + 1
+        labels = np.bincount(true, minlength=classes)
+        said, hits = (np.bincount(part, minlength=classes) for part in (answers[0], true[answers[0] == true]))
+        present = max(1, int(((labels + said) > 0).sum()))
+        before, after = answers
+        rows = np.flatnonzero(before != after)
+        losses = np.zeros(len(true))
+        # A row moves its answer from one class to another: only the F1 of these two changes.
+        for index in rows:
+            old, new, own = int(before[index]), int(after[index]), int(true[index])
+            change = 0.0
+            for code, step in ((old, -1), (new, 1)):
+                count, hit = labels[code] + said[code], hits[code]
+                was = 2 * hit / count if count else 0.0
+                now = count + step
+                change += (2 * (hit + step * (code == own)) / now if now else 0.0) - was
+            losses[index] = -change * len(true) / present
+        return losses
+
+    def largest_row_loss(self, reference: NDArray[np.float64]) -> float | None:
+        """A right answer of the rarest class that moves to the next rarest."""
+        true, answers = _codes(reference, reference)
+        classes = int(max(true.max(), answers.max())) + 1
+        counts = np.bincount(true, minlength=classes) + np.bincount(answers[0], minlength=classes)
+        least = int(counts[counts > 0].min())
+        return len(true) * 3.0 / (int((counts > 0).sum()) * max(1, least - 1))
+
+    def rarest(self, per_sample: NDArray[np.float64]) -> int | None:
+        """Of the classes that occur as label or answer: one that is only answered has no rows at all, and weighs the same."""
+        classes = np.unique(per_sample)
+        return min(int((per_sample[:, 0] == name).sum()) for name in classes[classes != NO_CLASS])
+
 
 @dataclass(frozen=True)
 class Auc(BaseMetric):
@@ -209,6 +244,33 @@ class Auc(BaseMetric):
         columns = [np.unique(column, return_inverse=True)[1] for column in per_sample[:, 1:].T]
         return np.column_stack([per_sample[:, 0], *columns]).astype(np.float64)
 
+    def row_losses(self, reference: NDArray[np.float64], variant: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How much less of the other kind each row stands on the right side of, times n over its kind and over the classes."""
+        true = reference[:, 0].astype(np.int64)
+        columns = reference.shape[1] - 1
+        targets = [1] if columns == 1 else np.unique(true).tolist()
+        losses, defined = np.zeros(len(true)), 0
+        for target in targets:
+            positive = true == target
+            place = 1 if columns == 1 else 1 + target
+            if not positive.any() or positive.all():
+                continue
+            defined += 1
+            change = _placements(positive, reference[:, place]) - _placements(positive, variant[:, place])
+            # Both kinds of rows tell of the same area: half of it each.
+            share = np.where(positive, positive.sum(), (~positive).sum())
+            losses += len(true) * change / share / 2
+        return losses / max(1, defined)
+
+    def largest_row_loss(self, reference: NDArray[np.float64]) -> float | None:
+        """A row of the rarest kind that falls behind all of the other."""
+        rarest = self.rarest(reference)
+        return None if not rarest else len(reference) / rarest
+
+    def rarest(self, per_sample: NDArray[np.float64]) -> int | None:
+        """Of the classes that occur as labels."""
+        return int(np.unique(per_sample[:, 0], return_counts=True)[1].min())
+
     def _probabilities(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.scale == "probabilities":
             return rows
@@ -232,6 +294,24 @@ def _area(positive: NDArray[np.bool_], columns: NDArray[np.float64]) -> float | 
     negatives = np.bincount(ranks[~positive], minlength=levels)
     below = np.cumsum(negatives) - negatives / 2
     return float((positives * below).sum() / (n_positive * n_negative))
+
+
+def _placements(positive: NDArray[np.bool_], column: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row the share of the other kind that it stands on the right side of, ties half, shape (n,)."""
+    placed = np.empty(len(column))
+    for kind, sign in ((positive, 1.0), (~positive, -1.0)):
+        others = np.sort(sign * column[~kind])
+        mine = sign * column[kind]
+        below, upto = np.searchsorted(others, mine, "left"), np.searchsorted(others, mine, "right")
+        placed[kind] = (below + upto) / 2 / len(others)
+    return placed
+
+
+def _codes(reference: NDArray[np.float64], variant: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Labels, shape (n,), and answers of both, shape (2, n), as small numbers."""
+    table = np.stack([reference[:, 0], reference[:, 1], variant[:, 1]]).astype(np.int64)
+    codes = np.unique(table, return_inverse=True)[1].reshape(table.shape)
+    return codes[0], codes[1:]
 
 
 def _are_ranks(columns: NDArray[np.float64]) -> bool:

@@ -78,6 +78,23 @@ class Metric(Protocol):
         ...
 
 
+@runtime_checkable
+class LosesByRow(Protocol):
+    """A metric that is no plain mean, and tells what each row does to it. What is no such metric has unknown losses."""
+
+    def row_losses(self, reference: NDArray[np.float64], variant: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each row adds to the drop, times n, shape (n,): positive is worse. The mean is about the drop."""
+        ...
+
+    def largest_row_loss(self, reference: NDArray[np.float64]) -> float | None:
+        """The most that one row could add to the drop, times n; None where nothing bounds it."""
+        ...
+
+    def rarest(self, per_sample: NDArray[np.float64]) -> int | None:
+        """Rows of the rarest class, which the metric weighs as much as any other; None where it knows no classes."""
+        ...
+
+
 @dataclass(frozen=True)
 class BaseMetric:
     """What the built-in metrics share: names from options, the mean, and the checks at the border."""

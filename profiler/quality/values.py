@@ -59,6 +59,21 @@ class RootMeanSquareError(_Errors):
         """Root of the mean."""
         return float(np.sqrt(per_sample.mean()))
 
+    def row_losses(self, reference: NDArray[np.float64], variant: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Differences of the squares over the sum of the two roots: their mean is exactly the difference of the roots."""
+        both = self.value(reference) + self.value(variant)
+        return np.zeros(len(reference)) if both == 0 else (variant - reference) / both
+
+    def largest_row_loss(self, reference: NDArray[np.float64]) -> float | None:
+        """An error has no upper end."""
+        del reference
+        return None
+
+    def rarest(self, per_sample: NDArray[np.float64]) -> int | None:
+        """There are no classes."""
+        del per_sample
+        return None
+
 
 @dataclass(frozen=True)
 class MeanAbsoluteError(_Errors):

@@ -14,11 +14,12 @@ from profiler.analysis import AXES, Analysis, CaseResult
 from profiler.decide import FrontierView
 from profiler.machines import Machine
 from profiler.places import Place
+from profiler.pricing import PriceTerms
 from profiler.records import ArtifactRecord, Estimate, Figure, ProcessRecord
 from profiler.report import load, words
 from profiler.report.words import Story
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a name changes its meaning or goes away; additions leave it as it is."""
 
 FIGURES = (
@@ -60,6 +61,8 @@ def to_json(analysis: Analysis) -> str:
             "selftest": run.plan.get("selftest"),
             "recommendation": {
                 "case": None if chosen.case is None else chosen.case.key,
+                "outcome": chosen.outcome,
+                "fastest_unchecked": None if chosen.fastest_unchecked is None else chosen.fastest_unchecked.key,
                 "headline": chosen.headline,
                 "sentences": list(chosen.sentences),
                 "ruled_out": [{"case": case.key, "reason": why} for case, why in chosen.ruled_out],
@@ -88,7 +91,7 @@ def case_json(analysis: Analysis, case: CaseResult, *, limit: Figure | None = No
 def frontier_json(analysis: Analysis, view: FrontierView) -> str:
     """A frontier as JSON, with the figures of its two axes."""
     story = _story(analysis, view)
-    placed = [*view.members, *view.tied, *(case for case, _ in view.dominated)]
+    placed = [*view.members, *view.tied, *(case for case, _ in (*view.behind, *view.dominated))]
     return _dump(
         {
             "format": FORMAT,
@@ -114,7 +117,8 @@ def frontier_csv(analysis: Analysis, view: FrontierView) -> str:
     story = _story(analysis, view)
     fields = {AXES[view.x].field, AXES[view.y].field}
     figures = [item for item in FIGURES if item[1] in fields]
-    placed = [*view.members, *view.tied, *(case for case, _ in view.dominated), *(case for case, _ in view.unplaced)]
+    beaten = (*view.behind, *view.dominated, *view.unplaced)
+    placed = [*view.members, *view.tied, *(case for case, _ in beaten)]
     return _csv([_row(story, case, figures) for case in placed], _header(figures))
 
 
@@ -130,7 +134,9 @@ def _frontier(story: Story) -> dict[str, Any]:
         "pooled": view.pooled,
         "members": [case.key for case in view.members],
         "tied": [case.key for case in view.tied],
-        "dominated": [{"case": case.key, "by": by} for case, by in view.dominated],
+        "dominated": [{"case": case.key, "by": by, "shown": view.why[case.key]} for case, by in view.dominated],
+        "behind": [{"case": case.key, "by": by, "shown": view.why[case.key]} for case, by in view.behind],
+        "equal": [list(group) for group in view.equal],
         "unplaced": [{"case": case.key, "reason": why} for case, why in view.unplaced],
     }
 
@@ -198,9 +204,13 @@ def _case(story: Story, case: CaseResult) -> dict[str, Any]:
         **_identity(story, case),
         "verdict": case.verdict,
         "checks": [asdict(check) for check in case.checks],
+        "default_check": None if case.default_check is None else asdict(case.default_check),
+        "price": None if case.price is None else _price(case.price),
         "comparison": words.comparison(case),
         "figures": {name: _figure(getattr(case, field)) for name, field, _ in FIGURES},
         "as_observed": {name: _figure(case.observed[field]) for name, field, _ in FIGURES if field in case.observed},
+        "view": case.view,
+        "of_a_typical_process": sorted(case.typical),
         "excluded_share": case.excluded_share,
         "disturbed_share": case.dirty_share,
         "stopping": asdict(case.stopping),
@@ -212,6 +222,17 @@ def _case(story: Story, case: CaseResult) -> dict[str, Any]:
         "ran_with": None if case.process is None else asdict(case.process.facts),
         "failure": None if case.failure is None else asdict(case.failure),
         "notes": list(case.notes),
+    }
+
+
+def _price(terms: PriceTerms) -> dict[str, Any]:
+    return {
+        "priced_as": terms.priced_as,
+        "whole_machine": _figure(terms.whole),
+        "share": terms.share,
+        "date": terms.date,
+        "energy": terms.energy,
+        "doubts": list(terms.doubts),
     }
 
 

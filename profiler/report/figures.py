@@ -30,10 +30,13 @@ _FAR = 3.0
 
 # Legible on white and on near-black alike (contrast 3:1 or more on both).
 _LOOK = {
-    "frontier": ("#2a9d55", "circle"), "tied": ("#c77800", "diamond"), "reference": ("#3f86f5", "square"),
-    "dominated": ("#858585", "cross"), "frontier, pruned": ("#2a9d55", "triangle-up"),
-    "tied, pruned": ("#c77800", "triangle-up"), "dominated, pruned": ("#858585", "triangle-up"),
+    "frontier": ("#2a9d55", "circle"), "undecided": ("#c77800", "diamond"), "reference": ("#3f86f5", "square"),
+    "behind": ("#858585", "triangle-down"), "dominated": ("#858585", "cross"), "frontier, pruned": ("#2a9d55", "triangle-up"),
+    "undecided, pruned": ("#c77800", "triangle-up"), "behind, pruned": ("#858585", "triangle-up"),
+    "dominated, pruned": ("#858585", "triangle-up"),
 }  # fmt: skip
+_BELOW = ("behind", "dominated")
+"""Kinds of points below the frontier."""
 _WORDS = {
     "faster": ("#2a9d55", "circle"), "slower": ("#d4503e", "square"), "equivalent": ("#3f86f5", "diamond"),
     "undecided": ("#c77800", "cross"),
@@ -127,7 +130,8 @@ def frontier_figure(story: Story) -> Figure | None:
     """Both axes of the view with their intervals; members joined by steps. None without points."""
     import altair as alt
 
-    every = [*story.view.members, *story.view.tied, *(case for case, _ in story.view.dominated)]
+    every = [*story.view.members, *story.view.tied]
+    every += [case for case, _ in (*story.view.behind, *story.view.dominated)]
     # An envelope's frontier stands in tables, with its name on it; between devices it would look like one.
     placed = [case for case in every if case.machine.real or not story.analysis.devices]
     if not placed:
@@ -181,7 +185,7 @@ def frontier_figure(story: Story) -> Figure | None:
             " All cases saw the same samples, so the table's accuracy changes tell them apart better than these bars."
         )
     if rest:
-        caption += f" {rest} dominated cases are not drawn; the table has them."
+        caption += f" {rest} cases below the frontier are not drawn; the table has them."
     if left_out:
         caption += f" Not drawn, far below the others: {', '.join(left_out)}."
     chart = alt.layer(*layers).properties(width="container", height=360)
@@ -320,7 +324,7 @@ def _undrawn(story: Story) -> str:
     return f" Not drawn: {left} emulated case{'s' * (left > 1)}." if left else ""
 
 
-_LABEL = "width >= 480 ? datum.label : indexof(datum.kind, 'dominated') == 0 ? '' : datum.tag"
+_LABEL = "width >= 480 ? datum.label : test('^(behind|dominated)', datum.kind) ? '' : datum.tag"
 """On phones there is room for the numbers of the cases that matter, nothing else."""
 
 _PLACES = (
@@ -380,8 +384,8 @@ def _point(story: Story, case: CaseResult, x_scale: float, y_scale: float) -> di
 
 
 def _near(points: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Leave out dominated points so far below the others that these would fall on one line."""
-    core = [point for point in points if not point["kind"].startswith("dominated")]
+    """Leave out points below the frontier so far below the others that these would fall on one line."""
+    core = [point for point in points if not point["kind"].startswith(_BELOW)]
     low, high = min(point["yl"] for point in core), max(point["yh"] for point in core)
     span = high - low
     far = [point for point in points if point not in core and span > 0 and point["yh"] < low - _FAR * span]
@@ -405,13 +409,13 @@ def _labelled(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [(value - low) / ((high - low) or 1) * size for value in at(name)]
 
     # As wide and as high as the drawing area is on a screen; the intervals span the axes.
-    points = sorted(points, key=lambda point: point["kind"].startswith("dominated"))
+    points = sorted(points, key=lambda point: point["kind"].startswith(_BELOW))
     xs = placed_on("x", 600.0, logarithmic=log)
     ys = [300.0 - y for y in placed_on("y", 300.0, logarithmic=False)]
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in zip(xs, ys, strict=True)]
     placed = []
     for point, x, y in zip(points, xs, ys, strict=True):
-        wordy = point["standing"] in ("frontier", "tied") or point["kind"] == "reference"
+        wordy = point["standing"] in ("frontier", "undecided") or point["kind"] == "reference"
         choices = [point["name"].partition(" (")[0], point["tag"]] if wordy else [point["tag"]]
         spot = _spot(choices, x, y, taken)
         label, place = spot if spot is not None else ("", -1)

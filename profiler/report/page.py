@@ -104,7 +104,8 @@ def _content(story: Story) -> dict[str, Any]:
         "priced_as": analysis.machine or "each machine by itself",
         "utilisation": f"{run.study.cost.utilisation:.0%}",
         "ruled_out": [_out(story, case, why) for case, why in story.recommendation.ruled_out],
-        "dominated": [_out(story, case, f"{words.one_line(by)} is better") for case, by in story.view.dominated],
+        "dominated": [_out(story, case, words.one_line(story.view.why[case.key])) for case, _ in story.view.dominated],
+        "behind": [_out(story, case, words.one_line(story.view.why[case.key])) for case, _ in story.view.behind],
         "unplaced": [_out(story, case, words.one_line(why)) for case, why in story.view.unplaced],
         "x_title": AXES[story.view.x].title,
         "y_title": AXES[story.view.y].title,
@@ -233,7 +234,7 @@ def _machine(story: Story, group: str) -> dict[str, Any]:
     remarks = [
         words.one_line(same[0].envelope) if same[0].envelope else "",
         f"emulated: {EMULATED}; accuracy, size and failures count" if same[0].emulated else "",
-        trust.grade_told(story.analysis.grades[group]) if story.several else "",
+        story.analysis.grades[group].told if story.several else "",
         "" if found is not None else "The run does not tell what machine this is.",
     ]
     return {

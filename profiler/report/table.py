@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from profiler import advice
-from profiler.analysis import AXES, Analysis, CaseResult
+from profiler.analysis import AXES, DROP_CHECK, Analysis, CaseResult
 from profiler.decide import FrontierView
 from profiler.records import LEFT_OUT_BY_SEARCH, NotMeasured
 from profiler.report import searched, trust, words
@@ -22,7 +22,7 @@ DEFAULT_WIDTH = 120
 MAX_DOMINATED = 8
 
 _VERDICT_STYLE = {"PASS": "green", "FAIL": "red", "INCONCLUSIVE": "yellow", "NOT_MEASURED": "yellow"}
-_MARKS = {"frontier": "●", "tied": "◐", "dominated": "○", "not placed": "○"}
+_MARKS = {"frontier": "●", "undecided": "◐", "behind": "○", "dominated": "○", "not placed": "○"}
 
 
 def text(analysis: Analysis, *, width: int | None = None, unicode: bool = True) -> str:
@@ -139,14 +139,16 @@ def _frontier(page: Page, story: Story) -> None:
         _one_frontier(page, story, group, cases)
     shown = [case for _, cases in parts for case in _shown(story, cases)]
     if shown:
-        _footnotes(page, story, shown, [case for case, _ in view.dominated])
-    hidden = [(case, by) for case, by in view.dominated if case not in shown]
-    for case, by in hidden[:MAX_DOMINATED]:
-        page.line(f"○ {_short(story, case)}; {words.one_line(by)} is better", hanging=4, style="dim")
+        _footnotes(page, story, shown, [case for case, _ in (*view.behind, *view.dominated)])
+    hidden = [case for case, _ in (*view.behind, *view.dominated) if case not in shown]
+    for case in hidden[:MAX_DOMINATED]:
+        page.line(f"○ {_short(story, case)}; {words.one_line(view.why.get(case.key, ''))}", hanging=4, style="dim")
     if len(hidden) > MAX_DOMINATED:
         rest = len(hidden) - MAX_DOMINATED
         page.line(
-            f"… and {rest} more dominated: {advice.of_run('show', story.analysis.run.id)}", style="dim", hanging=4
+            f"… and {rest} more behind or dominated: {advice.of_run('show', story.analysis.run.id)}",
+            style="dim",
+            hanging=4,
         )
     for case, why in view.unplaced:
         page.line(f"○ {_short(story, case)}; not placed: {words.one_line(why)}", hanging=4, style="dim")
@@ -187,9 +189,10 @@ def _short(story: Story, case: CaseResult) -> str:
     remark = words.pruned_remark(case, story.analysis.run.artifacts)
     figures = ", ".join([*(cell.glued for cell in cells if not cell.missing), *([remark] if remark else [])])
     verdict = f", {_verdict(case)}" if case.checks else ""
+    standing = story.standing(case)
     return (
-        f"{story.name(case)}: dominated, {figures}{verdict}"
-        if story.standing(case) == "dominated"
+        f"{story.name(case)}: {standing}, {figures}{verdict}"
+        if standing in ("behind", "dominated")
         else f"{story.name(case)}: {figures or 'no figures'}{verdict}"
     )
 
@@ -213,7 +216,7 @@ def _columns(story: Story, cases: Sequence[CaseResult], *, under: str = "") -> l
     unit = words.time_unit(story.analysis.measured)
     marks = [
         "■"
-        if story.is_reference(case) and story.standing(case) not in ("frontier", "tied")
+        if story.is_reference(case) and story.standing(case) not in ("frontier", "undecided")
         else _MARKS.get(story.standing(case), "·")
         for case in cases
     ]
@@ -224,11 +227,11 @@ def _columns(story: Story, cases: Sequence[CaseResult], *, under: str = "") -> l
             styles=["bold" if story.standing(case) == "frontier" else "" for case in cases],
         ),
         *[column(title, cell) for title, cell in _extra_axes(story)],
-        column("p50", lambda case: words.seconds(case.latency_p50_s, unit)),
-        column("p99", lambda case: words.seconds(case.latency_p99_s, unit)),
+        column(words.latency_title("p50", cases), lambda case: words.latency(case, "latency_p50_s", unit)),
+        column(words.latency_title("p99", cases), lambda case: words.latency(case, "latency_p99_s", unit)),
         *(
             [column(trust.OBSERVED_TITLE, lambda case: trust.observed_p99(case, unit))]
-            if any(case.excluded_share is not None for case in cases)
+            if any(case.excluded_share is not None and case.view == "undisturbed" for case in cases)
             else []
         ),
         column("vs reference", words.versus),
@@ -276,7 +279,7 @@ def _grid_or_cards(
         mark = f"{case.number:>2}" if numbered else columns[0].cells[index][0]
         tags = [
             item
-            for item in (story.standing(case), story.tags(case).replace("tied", "").strip(", "), _verdict(case))
+            for item in (story.standing(case), story.tags(case).replace("undecided", "").strip(", "), _verdict(case))
             if item
         ]
         page.line(f"{mark} {story.name(case)}: {', '.join(tags)}", style="bold", hanging=4)
@@ -294,8 +297,14 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
     open_sides = words.unbounded(shown)
     if open_sides is not None:
         notes.append(open_sides)
-    if any(story.standing(case) == "tied" for case in shown):
+    if any(story.standing(case) == "undecided" for case in shown):
         notes.append(words.TIED_MEANING)
+    if any(story.equal_to(case) for case in shown):
+        notes.append(words.EQUAL_MEANING)
+    if any(case.typical for case in shown):
+        notes.append(words.TYPICAL_MEANING)
+    if any(check.name == DROP_CHECK for case in shown for check in case.checks):
+        notes.append(words.BOUNDS_MEANING)
     if any(words.corrected(case) for case in (*shown, *below)):
         notes.append(words.CORRECTED_MEANING)
     if any(story.is_reference(case) for case in shown) and story.labelled:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from profiler import units
 from profiler.analysis import Analysis, CaseResult
 from profiler.disturbance import replaced_rounds
-from profiler.grade import Grade
 from profiler.records import Estimate, NotMeasured
 from profiler.report import words
 from profiler.report.words import Cell, Story, Unit
@@ -86,44 +85,37 @@ def case_rows(case: CaseResult) -> list[tuple[str, str]]:
 def _grades(analysis: Analysis) -> list[str]:
     """The grade; of several machines, that of each whose timings are its own."""
     if len(analysis.machines) == 1:
-        return [grade_told(analysis.grade)]
-    return [
-        f"grade of {words.one_line(group)} {found}" if found.tested else f"{words.one_line(group)}: {found}"
-        for group in analysis.groups
-        for found in (analysis.grades[group],)
-    ]
-
-
-def grade_told(found: Grade) -> str:
-    """`grade B: shared machine`, `no grade: no self-test on this machine …`."""
-    return f"grade {found}" if found.tested else str(found)
+        return [analysis.grade.told]
+    return [f"{words.one_line(group)}: {analysis.grades[group].told}" for group in analysis.groups]
 
 
 def _disturbed(analysis: Analysis) -> str | None:
     shares = [case.excluded_share for case in analysis.measured if case.excluded_share is not None]
     if not shares:
         return "interference could not be told apart on this system: the figures are as observed"
+    if all(case.view == "observed" for case in analysis.measured):
+        return "as observed: disturbed too much to leave interference out of every case, so it is left out of none"
     replaced = replaced_rounds(analysis.judged)
     rounds = f", and {replaced} disturbed round{'s' * (replaced != 1)} measured again" if replaced else ""
     return (
         f"interference excluded from p50, p99 and ratios: {_span(shares)} of the samples{rounds}; "
-        f"“{OBSERVED_TITLE}” is of all of them{_left_out(analysis)}"
+        f"“{OBSERVED_TITLE}” is of all of them{_against_observed(analysis)}"
     )
 
 
-def _left_out(analysis: Analysis) -> str:
-    """How far the figures of all samples lie from those that are shown: `; p50 of all of them +0.3 %, throughput −0.2 %`."""
+def _against_observed(analysis: Analysis) -> str:
+    """By how much the figures with all samples differ, at most over the cases."""
     told = []
-    for title, field in (("p50", "latency_p50_s"), ("throughput", "throughput_per_s")):
-        pairs = [(case.observed.get(field), getattr(case, field)) for case in analysis.measured]
+    for title, name in (("p50", "latency_p50_s"), ("throughput", "throughput_per_s")):
         changes = [
             seen.value / shown.value - 1
-            for seen, shown in pairs
-            if isinstance(seen, Estimate) and isinstance(shown, Estimate) and shown.value > 0
+            for case in analysis.measured
+            if isinstance(seen := case.observed.get(name), Estimate)
+            and isinstance(shown := getattr(case, name), Estimate)
         ]
         if changes:
-            told.append(f"{title} {words.signed(100 * statistics.median(changes), 1)} %")
-    return f"; of all of them, the median case: {', '.join(told)}" if told else ""
+            told.append(f"{title} {max(changes, key=abs):+.1%}")
+    return f" (as observed at most {', '.join(told)})" if told else ""
 
 
 def _settled(analysis: Analysis) -> str | None:

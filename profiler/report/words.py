@@ -22,6 +22,8 @@ from profiler.targets.config import LOCAL
 clean, one_line = plain.clean, plain.one_line
 
 UNBOUNDED = "?"
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Of groups of cases that are equal as far as measured."""
 DIFFERING = "the processes differ too much to bound it: measure more (--thorough), or on a quieter machine"
 """Why a side has no bound where the figure itself does not say."""
 _MAX_REASONS = 4
@@ -75,7 +77,8 @@ class Story:
     @cached_property
     def _standings(self) -> Mapping[str, str]:
         placed = {case.key: "dominated" for case, _ in self.view.dominated}
-        placed |= {case.key: "tied" for case in self.view.tied}
+        placed |= {case.key: "behind" for case, _ in self.view.behind}
+        placed |= {case.key: "undecided" for case in self.view.tied}
         return placed | {case.key: "frontier" for case in self.view.members}
 
     @property
@@ -98,10 +101,14 @@ class Story:
         return any(isinstance(case.accuracy, Estimate) for case in self.analysis.measured)
 
     def standing(self, case: CaseResult) -> str:
-        """`frontier`, `tied`, `dominated`, `not placed`, or what happened to a case that was not measured."""
+        """`frontier`, `undecided`, `behind`, `dominated`, `not placed`, or what happened to a case that was not measured."""
         if case.status != "measured":
             return case.status
         return self._standings.get(case.key, "not placed")
+
+    def equal_to(self, case: CaseResult) -> tuple[str, ...]:
+        """Members of the frontier that are not told apart from this one, itself among them; empty without any."""
+        return next((group for group in self.view.equal if case.key in group), ())
 
     def is_reference(self, case: CaseResult) -> bool:
         """Whether other cases (of its batch and threads) are compared with this one."""
@@ -112,11 +119,13 @@ class Story:
         )
 
     def tags(self, case: CaseResult) -> str:
-        """Words that belong to a case: reference, tied, emulated, envelope, raced."""
+        """Words that belong to a case: reference, undecided, equal, emulated, envelope, raced."""
         words = ["reference"] if self.is_reference(case) else []
         words += [case.machine.source] if not case.machine.real else []
         words += ["raced only"] if case.raced else []
-        words += ["tied"] if self.standing(case) == "tied" else []
+        words += ["undecided"] if self.standing(case) == "undecided" else []
+        groups = [group for group in self.view.equal if case.key in group]
+        words += [f"equal {_LETTERS[self.view.equal.index(groups[0]) % len(_LETTERS)]}"] if groups else []
         return ", ".join(words)
 
     def place(self, case: CaseResult, *, under: str = "") -> str:
@@ -192,6 +201,18 @@ _PLAIN = ((1.0, ""),)
 
 
 Unit = tuple[float, str]
+
+
+def latency(case: CaseResult, name: str, unit: Unit | None = None) -> Cell:
+    """A percentile by its field, with `~` where it is of a typical process."""
+    cell = seconds(getattr(case, name), unit)
+    return replace(cell, value=f"~{cell.value}") if name in case.typical and not cell.missing else cell
+
+
+def latency_title(title: str, cases: Iterable[CaseResult]) -> str:
+    """Heading of a column of percentiles: one view for all of its cases, told where it is not the usual one."""
+    views = {case.view for case in cases}
+    return f"{title} as observed" if views == {"observed"} else title
 
 
 def time_unit(cases: Sequence[CaseResult]) -> Unit | None:
@@ -308,7 +329,13 @@ def corrected(case: CaseResult) -> bool:
 
 
 TIED_MEANING = (
-    "tied: not known whether it belongs on the frontier, another is ahead and no advantage over that one is shown"
+    "undecided: not known whether it belongs on the frontier: another is ahead on one axis, and no advantage over it "
+    "is shown"
+)
+EQUAL_MEANING = "equal: told apart from the others of its letter on neither axis, so nothing measured prefers one"
+TYPICAL_MEANING = "~ is of a typical process: processes differ by more than so few of them can bound"
+BOUNDS_MEANING = (
+    "a limit on accuracy is tested one-sided at 5 %, for each case alone, so a two-sided interval may reach beyond it"
 )
 CORRECTED_MEANING = (
     "undecided although the interval leaves out 1: so many comparisons were made that one like it can be chance (Holm)"
@@ -564,7 +591,8 @@ def counts_line(story: Story) -> str:
     cases = story.analysis.cases
     parts = [
         ("frontier", len(story.view.members)),
-        ("tied", len(story.view.tied)),
+        ("undecided", len(story.view.tied)),
+        ("behind", len(story.view.behind)),
         ("dominated", len(story.view.dominated)),
     ]
     parts += [("not placed", len(story.view.unplaced))]

@@ -17,12 +17,14 @@ from scipy.special import bdtr, betaincinv, gammaln, ndtr, ndtri, stdtrit, xlog1
 
 __all__ = [
     "clopper_pearson",
+    "expanded_percentiles",
     "label_free_bound",
     "mcnemar",
     "newcombe_interval",
     "ni_power",
     "ni_sample_size",
     "paired_bootstrap",
+    "paired_differences",
     "tango_interval",
     "tango_noninferior_p",
 ]
@@ -180,6 +182,26 @@ def paired_bootstrap(
     Bounds are None with fewer than two clusters, and when the statistic is undefined (NaN) on over 5 % of the resamples.
     Raises ValueError when shapes differ or nothing is there.
     """
+    _check_share("level", level)
+    value, differences, count = paired_differences(
+        per_sample_ref, per_sample_var, statistic, clusters=clusters, seed=seed, resamples=resamples
+    )
+    return (value, None, None) if count < 2 else (value, *expanded_percentiles(differences, count, level))
+
+
+def paired_differences(
+    per_sample_ref: NDArray[np.float64],
+    per_sample_var: NDArray[np.float64],
+    statistic: Statistic,
+    *,
+    clusters: NDArray[np.int64] | None = None,
+    seed: int,
+    resamples: int = 2000,
+) -> tuple[float, NDArray[np.float64], int]:
+    """The resamples of `paired_bootstrap`: the difference seen, that of each resample, and how many clusters were drawn from.
+
+    For intervals at several levels (`expanded_percentiles`) without drawing again. No resamples with fewer than two clusters.
+    """
     ref, var = np.asarray(per_sample_ref), np.asarray(per_sample_var)
     if ref.shape != var.shape or not len(ref):
         raise ValueError(f"both sides must hold the same samples, at least one: got shapes {ref.shape} and {var.shape}")
@@ -189,12 +211,11 @@ def paired_bootstrap(
         )
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    _check_share("level", level)
     value = float(statistic(var)) - float(statistic(ref))
     order, starts, sizes = _grouped(clusters, len(ref))
     count = len(sizes)
     if count < 2:
-        return value, None, None
+        return value, np.empty(0), count
 
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // count)
@@ -208,20 +229,27 @@ def paired_bootstrap(
         else:
             chosen = (_members(draw, order, starts, sizes) for draw in draws)
             parts.append(np.array([float(statistic(var[i])) - float(statistic(ref[i])) for i in chosen]))
-    return value, *_expanded_percentiles(np.concatenate(parts), count, level)
+    return value, np.concatenate(parts), count
 
 
-def _expanded_percentiles(
+def expanded_percentiles(
     differences: NDArray[np.float64], count: int, level: float
 ) -> tuple[float | None, float | None]:
+    """The interval of `paired_bootstrap` at `level` from its resamples, which were drawn from `count` (2 or more) clusters.
+
+    Further out than ten resamples lie, the normal tail of their spread is taken where it is wider.
+    """
     defined = differences[np.isfinite(differences)]
     if len(defined) < 0.95 * len(differences):
         return None, None
     # Bootstrap variance lacks the factor count / (count - 1), and normal tails are too short for few clusters.
     reach = (count / (count - 1)) ** 0.5 * float(stdtrit(count - 1, (1 + level) / 2))
     tail = float(ndtr(-reach))
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = (float(end) for end in np.quantile(defined, [tail, 1 - tail]))
+    if tail * len(defined) < 10:
+        middle, spread = float(defined.mean()), float(defined.std(ddof=1))
+        low, high = min(low, middle - reach * spread), max(high, middle + reach * spread)
+    return low, high
 
 
 def _grouped(

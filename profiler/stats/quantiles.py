@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtri, stdtrit
+from scipy.special import betaincinv, chdtri, ndtri, stdtrit
 
 __all__ = ["QuantileEstimate", "minimum_effective_samples", "quantile_interval", "throughput_interval"]
 
@@ -42,6 +42,9 @@ class QuantileEstimate:
     """Why it is not resolved, for people; None when it is."""
     typical: bool = False
     """Whether it speaks of a typical process, lasting offsets apart, because processes differ too much to bound all of them."""
+    fresh_low: float | None = None
+    fresh_high: float | None = None
+    """Where it does: the bounds for the percentile of all processes, slower ones too. As `low` and `high` otherwise."""
 
 
 def minimum_effective_samples(p: float) -> float:
@@ -70,7 +73,8 @@ def quantile_interval(
     fresh process, not only about those seen. Where processes differ by lasting offsets so large that a side has no bound (the
     tail of all is then the tail of the slowest one), the estimate is that of a *typical* process instead, and says so: the
     offsets of their medians are taken out on the log scale, and what the mean offset is uncertain by, Student's t over processes,
-    is added to the interval in quadrature. Slow disturbances that last as long as a process are taken out with the offsets.
+    is added to the interval in quadrature. `fresh_high` holds the tail of all processes' offsets as well:
+    it is what a limit is held against. Slow disturbances that last as long as a process are taken out with the offsets.
     Costs O(n log n).
 
     Raises ValueError without samples, for NaN, and for `p` or `level` outside (0, 1).
@@ -78,13 +82,33 @@ def quantile_interval(
     _check_share("p", p)
     kept, owners = _clean(rounds, processes)
     pooled = _of_rounds(kept, owners, p, level, 0.0)
+    pooled = replace(pooled, fresh_low=pooled.low, fresh_high=pooled.high)
     if pooled.low is not None and pooled.high is not None:
         return pooled
     aligned, spread = _aligned(kept, owners, level)
-    if spread == 0:
+    if spread == 0 or owners is None:
         return pooled
     typical = _of_rounds(aligned, owners, p, level, spread)
-    return pooled if typical.low is None or typical.high is None else replace(typical, typical=True)
+    if typical.low is None or typical.high is None:
+        return pooled
+    high = _of_a_fresh_process(aligned, owners, typical.high, p, level, spread)
+    return replace(typical, typical=True, fresh_low=typical.low, fresh_high=high)
+
+
+def _of_a_fresh_process(
+    aligned: list[NDArray[np.float64]], owners: NDArray[np.int64], high: float, p: float, level: float, spread: float
+) -> float:
+    """Upper bound for the percentile of all processes: the tail of a typical one and the tail of the offsets, in quadrature.
+
+    Of the offsets' standard deviation its own upper bound (chi-squared): five processes tell little of how far others lie.
+    """
+    count = len(np.unique(owners))
+    centre = float(np.median(np.concatenate(aligned)))
+    if p <= 0.5 or centre <= 0 or high <= centre:
+        return high
+    deviation = spread * count**0.5 / _t(count - 1, level)
+    most = deviation * float(np.sqrt((count - 1) / chdtri(count - 1, (1 + level) / 2)))
+    return centre * float(np.exp(np.hypot(np.log(high / centre), float(ndtri(p)) * most)))
 
 
 def _of_rounds(

@@ -254,7 +254,7 @@ class TestPriceCase:
         assert isinstance(one, Estimate)
         assert isinstance(two, Estimate)
         assert one.value == two.value
-        assert "whole machine of 2 vCPUs, the case used 1 thread" in (one.note or "")
+        assert "the machine has 2 vCPUs, the case used 1 thread" in (one.note or "")
 
     @pytest.mark.parametrize(
         ("where", "env", "ran", "reason"),
@@ -322,7 +322,7 @@ class TestPriceCase:
         assert isinstance(case("device:jetson-agx-orin-64gb", env=orin, ran=CUDA, detected=seen), NotMeasured)
 
     def test_a_device_is_priced_from_its_profile_with_every_assumption_told(self):
-        """Unverified price, life, interest, spares, use and the missing energy all stand in the note."""
+        """Unverified price, life, interest, spares, use and the declared energy all stand in the note."""
         cost = case("device:raspberry-pi-5-8gb", env=PI)
 
         assert isinstance(cost, Estimate)
@@ -333,7 +333,8 @@ class TestPriceCase:
             "3 years at 8 %",
             "5 % spares",
             "60 % use",
-            "energy left out",
+            "energy while idle left out",
+            "load power declared: TDP 12 W",
             "212 days ago",
         ):
             assert told in note, note

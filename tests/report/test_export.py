@@ -39,7 +39,7 @@ def _figures(value: Any) -> Iterator[dict[str, Any]]:
 def test_json_is_strict_and_versioned(analysis: Analysis) -> None:
     """No NaN, no Infinity, a format number, every case, and each figure with interval, unit and source."""
     content = _strict(export.to_json(analysis))
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert [case.key for case in analysis.cases] == [case["case"] for case in content["cases"]]
     for figure in _figures(content):
         assert {"value", "low", "high", "unit", "level", "source", "note"} == set(figure)
