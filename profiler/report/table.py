@@ -250,7 +250,7 @@ def _columns(story: Story, cases: Sequence[CaseResult], *, under: str = "") -> l
 def _below(story: Story, case: CaseResult, under: str) -> str:
     # That it is the reference stands in its row: no width for it here.
     tags = [tag for tag in story.tag_words(case) if tag != "reference"]
-    return f"{story.place(case, under=under)}{f' · {", ".join(tags)}' if tags else ''}"
+    return " · ".join([story.place(case, under=under), *([", ".join(tags)] if tags else [])])
 
 
 def _extra_axes(story: Story) -> list[tuple[str, Callable[[CaseResult], Cell]]]:
