@@ -93,7 +93,7 @@ def expected(tmp_path_factory):
 
 
 def _pairs():
-    """Every pair is a test; a third of them runs in `scripts/test --all`, one in twelve without it, each model and recipe in both."""
+    """Every pair; a third of them runs in `scripts/test --all`, one in twelve without it, each model and recipe in both."""
     for row, name in enumerate(MODELS):
         for column, recipe in enumerate(ERRORS):
             place = 5 * row + column
