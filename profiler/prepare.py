@@ -24,7 +24,7 @@ from profiler.data.feeding import Feeding, InputRule
 from profiler.data.fit import UndeclaredStateError
 from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.npz import read_npz
-from profiler.data.rules import command, complete, decide, random_values
+from profiler.data.rules import check_kinds, command, complete, decide, random_values
 from profiler.errors import DataError, EdgeprofError, ModelError, StudyError, VariantError, unknown
 from profiler.held import held_folder, sweep_old
 from profiler.progress import Progress
@@ -112,8 +112,12 @@ def prepare(
     inputs = facts.inputs
     if not inputs:
         raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
+    if not facts.outputs:
+        raise StudyError(f"the model {study.model} has no outputs: there is nothing to ask it for.")
     feeding = decide(study, inputs, facts.outputs)
     feeding.check_batches(study.batches)
+    if study.data or study.calibration:
+        check_kinds(feeding)
     data = _load(study, study.data, feeding) if study.data else None
     calibration = _load(study, study.calibration, feeding) if study.calibration else None
     for found in filter(None, (data, calibration)):
@@ -337,7 +341,7 @@ def plan_cases(study: Study, made: list[ArtifactRecord]) -> tuple[tuple[Case, ..
             only = str(record.facts.get("only_backends")).replace("|", ", ")
             left_out.append(_skipped(case, f"{case.variant} is made for {only}, not for {backend}."))
         elif record.equal_to is not None:
-            left_out.append(_skipped(case, f"the file equals that of {record.equal_to}: measured there."))
+            left_out.append(_skipped(case, f"the file equals that of {record.equal_to}: see there."))
         else:
             kept.append(case)
     return tuple(kept), left_out

@@ -461,7 +461,8 @@ class Store:
             raise StoreError(f"there are no runs in {self.place} yet: `{make}` makes one.")
         if text == "latest":
             return ids[0]
-        found = [run_id for run_id in ids if run_id.startswith(text)]
+        # Nothing at all begins every id: an unset variable of a shell is no run.
+        found = [run_id for run_id in ids if text and run_id.startswith(text)]
         if len(found) == 1:
             return found[0]
         problem = f"'{text}' fits {len(found)} runs" if found else f"no run '{text}'"

@@ -177,6 +177,8 @@ def test_the_latest_run_is_the_one_begun_last(opened):
     """Also among runs of one second, whose random ids say nothing."""
     ids = [opened.create_run(make_study(model="m"), describe(), version="0") for _ in range(12)]
 
+    with pytest.raises(StoreError, match="no run ''"):
+        opened.resolve("")
     assert ids[-1] == opened.resolve("latest")
     assert ids[::-1] == [summary.id for summary in opened.runs()]
 

@@ -19,14 +19,19 @@ def command(json: o.Json = False) -> None:
     from rich.table import Table
 
     from backends import registry
+    from backends.base import Availability, EdgeprofError
     from profiler.cli import console
 
     rows = []
     for name in registry.names():
         backend = registry.get(name)
-        rows += [
-            {"backend": name, "device": device, **asdict(backend.availability(device))} for device in backend.devices()
-        ]
+        for device in backend.devices():
+            try:
+                told = backend.availability(device)
+            except EdgeprofError as error:
+                # Installed, and broken: the others are told all the same.
+                told = Availability(False, reason=str(error))
+            rows.append({"backend": name, "device": device, **asdict(told)})
     if json:
         console.print_json(json_module.dumps(rows, indent=2))
         return

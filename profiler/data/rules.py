@@ -72,12 +72,7 @@ def complete(study: Study, feeding: Feeding, data_given: bool) -> Feeding:
 
     Raises StudyError for one that nobody gave, and for an input that cannot be fed at all.
     """
-    for rule in feeding.rules:
-        if rule.info.dtype in _NOT_FED:
-            raise StudyError(
-                f"input '{rule.name}' takes {_NOT_FED[rule.info.dtype]}, which edgeprof does not feed: export the model without "
-                "that step, so that its inputs are tensors of numbers (token ids in place of text)."
-            )
+    check_kinds(feeding)
     missing = [rule for rule in feeding.rules if rule.role == "constant" and rule.value is None]
     asked: Asked = {rule.name: {"value": _guess(rule.info)} for rule in missing if data_given or not rule.declared}
     if asked:
@@ -102,6 +97,16 @@ def random_values(name: str, shape: Sequence[int], dtype_name: str, random: np.r
         return random.standard_normal(tuple(shape)).astype(dtype)
     # Small whole numbers are valid as token ids, masks and flags alike.
     return random.integers(0, 2, tuple(shape)).astype(dtype)
+
+
+def check_kinds(feeding: Feeding) -> None:
+    """Raise StudyError for an input that is no tensor of numbers."""
+    for rule in feeding.rules:
+        if rule.info.dtype in _NOT_FED:
+            raise StudyError(
+                f"input '{rule.name}' takes {_NOT_FED[rule.info.dtype]}, which edgeprof does not feed: export the model without "
+                "that step, so that its inputs are tensors of numbers (token ids in place of text)."
+            )
 
 
 def command(study: Study, more: Mapping[str, Mapping[str, object]], batch: int | None = None) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from profiler.quality.metrics import LosesByRow, Metric
 from profiler.stats.paired import clopper_pearson
@@ -84,6 +85,9 @@ def widened(
         return low, high, None
     loss, note = _reach(found, -low, level)
     gain, other = _reach(-found, high, level)
+    if other is not None:
+        # A handful of rows that got better says little of how many may, but the others got worse all the same.
+        gain = min(gain, max(high, _reach_with_the_others(-found, level)))
     return -loss, gain, note or other
 
 
@@ -100,6 +104,15 @@ def _reach(side: Rows, end: float, level: float) -> tuple[float, str | None]:
     if counted <= resampled:
         return resampled, None
     return counted, f"few rows changed ({bad} of {len(side)} in one direction): bounded by counting them"
+
+
+def _reach_with_the_others(side: Rows, level: float) -> float:
+    """How far one side goes when its few large rows are counted and the others taken as they are, half of the error for each."""
+    worst, share = float(side.max()), (3 + level) / 4
+    large = side > MATERIAL * worst
+    counted = worst * clopper_pearson(int(large.sum()), len(side), share, "upper")[1]
+    rest = np.where(large, 0.0, side)
+    return counted + float(rest.mean() + ndtri(share) * rest.std(ddof=1) / np.sqrt(len(side)))
 
 
 def bounded(metric: Metric) -> bool:

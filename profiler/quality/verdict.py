@@ -111,9 +111,12 @@ def drop_verdict(
     needed = _needed(change, low, high, max_drop, flips, flips.n if flips else samples, alpha)
     level = 1 - 2 * alpha if flips is not None else change.level
     reason = f"the change lies between {signed(low)} and {signed(high)} ({100 * level:g} % interval), {limit}"
-    if needed is not None:
+    if needed is not None and needed > (flips.n if flips else samples or 0):
         guess = f"roughly {_rounded(needed):,} samples may decide (a guess from this estimate)"
         return DropVerdict("INCONCLUSIVE", f"{reason}: {guess}", needed, low)
+    if needed is not None:
+        # The spread of the rows alone would decide; what widens the interval is that few of them changed.
+        return DropVerdict("INCONCLUSIVE", f"{reason}{f': {change.note}' if change.note else ''}", low=low)
     if samples is not None or flips is not None:
         reason += ": it looks so close to the limit that no practical number of samples would decide"
     return DropVerdict("INCONCLUSIVE", reason, low=low)

@@ -308,8 +308,7 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
         notes.append(words.BOUNDS_MEANING)
     if any(words.corrected(case) for case in (*shown, *below)):
         notes.append(words.CORRECTED_MEANING)
-    if any(story.is_reference(case) for case in shown) and story.labelled:
-        notes.append(f"the reference shows its own {words.metric_name(story.analysis)}")
+    notes += _of_the_metric(story, shown)
     if not story.labelled and story.analysis.output is not None:
         notes.append(f"agreement is that{words.of_output(story.analysis)}")
     if not any(case.checks for case in shown):
@@ -321,6 +320,16 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
     for title, why in words.not_measured(story.analysis):
         label = "$/1M" if title.startswith("USD") else title
         page.line(f"— {label} not measured: {why}", style="dim", hanging=2)
+
+
+def _of_the_metric(story: Story, shown: Sequence[CaseResult]) -> list[str]:
+    """What the column of accuracy holds, where its title does not say it."""
+    name, metric, notes = words.metric_name(story.analysis), story.analysis.metric, list[str]()
+    if any(story.is_reference(case) for case in shown) and story.labelled:
+        notes.append(f"the reference shows its own {name}")
+    if story.labelled and metric is not None and not metric.higher_is_better:
+        notes.append(f"a change of {name}, which is an error, is negative where it is worse")
+    return notes
 
 
 def _not_done(page: Page, story: Story) -> None:

@@ -107,7 +107,7 @@ class LiveBench:
                 job.store.add(job.run_id, skipped)
         self._plan(self._cases[variant])
         if record.equal_to is not None:
-            return f"its file equals that of {record.equal_to}: measured there"
+            return f"its file equals that of {record.equal_to}: see there"
         cosine = record.facts.get("calibration_cosine", record.facts.get("1.calibration_cosine"))
         if isinstance(cosine, float) and cosine < HOPELESS_COSINE:
             reason = f"its outputs have little to do with the model's (cosine {cosine:.3f} on calibration rows)"

@@ -70,7 +70,9 @@ def _families_first(texts: Iterable[str]) -> tuple[str, ...]:
     ordered = list(dict.fromkeys(texts))
     firsts: dict[str, str] = {}
     for text in ordered:
-        firsts.setdefault(family(text), text)
+        # Of files that come out equal the first one stands for all: joined recipes come when their parts were seen.
+        if len(split_steps(text)) == 1:
+            firsts.setdefault(family(text), text)
     return tuple(dict.fromkeys((*firsts.values(), *ordered)))
 
 

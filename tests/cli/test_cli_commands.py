@@ -254,3 +254,19 @@ def test_a_reader_that_leaves_is_no_error(finished):
 
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
+
+
+def test_a_runtime_that_is_broken_hides_no_other(edgeprof, monkeypatch):
+    """Installed, but its library is missing: its line says so, the table is there."""
+    from backends.base import BackendUnavailable
+    from backends.ov import OvBackend
+
+    def broken(*_):
+        raise BackendUnavailable("openvino cannot be imported: libtbb.so.12 is not there")
+
+    monkeypatch.setattr(OvBackend, "availability", broken)
+    result = edgeprof("backends")
+
+    assert result.code == 0
+    assert "libtbb.so.12" in result.out
+    assert "ort" in result.out

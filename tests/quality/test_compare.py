@@ -422,3 +422,17 @@ def test_accuracy_of_one_case_has_its_exact_interval():
         pytest.approx(estimate.low, abs=1e-4),
         pytest.approx(estimate.high, abs=1e-4),
     ) == (0.8, 0.4439, 0.9748)
+
+
+def test_what_gets_worse_almost_everywhere_is_a_fail_whatever_two_rows_gained():
+    """135 of 137 sequences are far worse, two a little better: counting those two must not hide the others."""
+    random = np.random.default_rng(4)
+    before = random.gamma(2.0, 0.15, 137)
+    after = before + random.normal(0.135, 0.03, 137)
+    after[:2] = before[:2] - 0.02
+    change = paired_drop(get_metric("mae"), before, after)
+
+    assert change.value == pytest.approx(-(after - before).mean())
+    assert change.high == pytest.approx(-(after - before).mean(), abs=0.02)
+    assert change.high < -0.1
+    assert change.low < change.value

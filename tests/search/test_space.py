@@ -31,7 +31,7 @@ def test_everything_on_the_ladder_can_be_made_named_and_read_back():
 def test_each_family_is_seen_once_before_one_is_refined():
     """A short budget makes what stands first: not four kinds of static int8 before the first pruned model."""
     tried = ladder()
-    firsts = list(dict.fromkeys(family(text) for text in tried))
+    firsts = list(dict.fromkeys(family(text) for text in tried if "+" not in text))
     assert [family(text) for text in tried[: len(firsts)]] == firsts
     rest = [rung(text) for text in tried[len(firsts) :]]
     assert rest == sorted(rest), "the rest in the order of the ladder"
@@ -41,7 +41,7 @@ def test_each_family_is_seen_once_before_one_is_refined():
 def test_the_likeliest_recipe_of_the_model_and_the_machine_comes_first():
     tried = ladder(suggested=("int8-static{bias_correction=true}", "int8-static{calibration=mse}"))
     assert tried[:2] == ("fp32", "int8-static{bias_correction=true}")
-    assert tried.index("int8-static{calibration=mse}") >= len({family(text) for text in tried})
+    assert tried.index("int8-static{calibration=mse}") >= len({family(text) for text in tried if "+" not in text})
 
 
 def test_cheap_rungs_come_first():
