@@ -104,8 +104,8 @@ def prepare(
 ) -> Prepared:
     """Read or export the model, and read the data. Raises ModelError, DataError, StudyError.
 
-    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made. The model is read
-    by `maker`, or by a process of its own.
+    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made, and any batch
+    that the model has is right. The model is read by `maker`, or by a process of its own.
     """
     source, notes = _model(study, folder)
     facts = described(study, source, maker)
@@ -113,7 +113,8 @@ def prepare(
     if not inputs:
         raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
     feeding = decide(study, inputs, facts.outputs)
-    feeding.check_batches(study.batches)
+    if shapes_needed:
+        feeding.check_batches(study.batches)
     data = _load(study, study.data, feeding) if study.data else None
     calibration = _load(study, study.calibration, feeding) if study.calibration else None
     for found in filter(None, (data, calibration)):
