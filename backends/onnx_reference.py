@@ -25,6 +25,8 @@ from backends.base import (
 from backends.options import require_known
 
 _INSTALL = "pip install onnx"
+_PAIRS_FROM = 19
+"""The opset from which onnx.reference has QuantizeLinear and DequantizeLinear; most quantized files are older."""
 
 
 class ReferenceBackend:
@@ -59,7 +61,9 @@ class ReferenceBackend:
 
         try:
             model = onnx.load(str(artifact))
-            evaluator = ReferenceEvaluator(model)
+            evaluator = ReferenceEvaluator(
+                model, new_ops=_older_pairs() if _default_opset(model) < _PAIRS_FROM else None
+            )
         except Exception as error:  # its own errors have no common class
             raise BackendError(f"onnx-reference could not load '{artifact.name}': {_words(error)}") from error
         supplied = {tensor.name for tensor in model.graph.initializer}
@@ -99,6 +103,41 @@ class ReferenceSession:
     def close(self) -> None:
         """Forget the model."""
         self._evaluator = None
+
+
+def _default_opset(model: Any) -> int:
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def _older_pairs() -> list[Any]:
+    """QuantizeLinear and DequantizeLinear as opsets 10 and 13 define them: 8 bits, one scale for all or along an axis."""
+    from onnx.reference.op_run import OpRun
+
+    def along(values: Any, rank: int, axis: int) -> Any:
+        shape = [1] * rank
+        if np.size(values) > 1:
+            shape[axis] = -1
+        return np.reshape(values, shape if rank else ())
+
+    class QuantizeLinear(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Any, scale: Any, zero: Any = None, axis: int = 1, **newer: Any) -> tuple[Any]:
+            del newer
+            zero = np.uint8(0) if zero is None else zero
+            limits = np.iinfo(zero.dtype)
+            steps = np.rint(x / along(scale, x.ndim, axis)) + along(zero, x.ndim, axis).astype(np.float32)
+            return (np.clip(steps, limits.min, limits.max).astype(zero.dtype),)
+
+    class DequantizeLinear(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Any, scale: Any, zero: Any = None, axis: int = 1, **newer: Any) -> tuple[Any]:
+            del newer
+            steps = x.astype(np.int32) - (0 if zero is None else along(zero, x.ndim, axis).astype(np.int32))
+            return (steps.astype(np.float32) * along(scale, x.ndim, axis),)
+
+    return [QuantizeLinear, DequantizeLinear]
 
 
 def _info(value: Any) -> TensorInfo:

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ from profiler.records import ArtifactRecord
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from profiler.variants.base import Calibration, Variant
+    from profiler.variants.base import Calibration, Variant, VariantResult
 
 FORMAT = 1
 MODEL_NAME = "model.onnx"
@@ -111,18 +111,28 @@ class ArtifactStore:
         `calibration_sha` identifies the calibration rows; it counts only for variants that look at them. A damaged cache entry
         is made again, and the record's notes say so. Raises ModelError, DataError or VariantError when it cannot be made.
         """
-        key = cache_key(source_sha256(source), variant, calibration_sha)
-        entry = self.folder / "entries" / f"{key}.json"
+        return self.keep(source, variant, calibration_sha, lambda: _apply(source, variant, calibration))
+
+    def keep(
+        self, source: Path, variant: Variant, calibration_sha: str | None, result: Callable[[], VariantResult]
+    ) -> ArtifactRecord:
+        """As `make`, with `result` in the place of the work: called where the cache has nothing. Raises what it raises."""
+        entry = self._entry(source, variant, calibration_sha)
         cached, damage = self._read_entry(entry)
         if cached is not None:
             return cached
-        record = self._make(source, variant, calibration)
+        started = time.perf_counter()
+        record = self._record(variant, result(), started)
         with full_disk(self.folder):
             self._write_entry(entry, record)
         if damage:
             note = f"the cached artifact was damaged ({damage}) and was made again."
             return dataclasses.replace(record, notes=(*record.notes, note))
         return record
+
+    def cached(self, source: Path, variant: Variant, calibration_sha: str | None) -> ArtifactRecord | None:
+        """What `make` would find in the cache. Raises ModelError for a source that cannot be read."""
+        return self._read_entry(self._entry(source, variant, calibration_sha))[0]
 
     def remake(
         self, source: Path, variant: Variant, calibration: Calibration | None, calibration_sha: str | None, sha256: str
@@ -138,25 +148,10 @@ class ArtifactStore:
             return sha256
         return self.make(source, variant, calibration, calibration_sha).sha256
 
-    def _make(self, source: Path, variant: Variant, calibration: Calibration | None) -> ArtifactRecord:
-        model = read_model(source)
-        started = time.perf_counter()
-        try:
-            # Rows are offered only where the cache key holds their hash.
-            result = variant.apply(model, calibration if variant.looks_at_calibration else None)
-        except EdgeprofError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_space(Path(tempfile.gettempdir()), error) from error
-            raise VariantError(f"{variant.text} could not be made from '{source}': {error}.") from error
-        except MemoryError as error:
-            raise VariantError(f"{variant.text} needs more memory than this machine has free.") from error
-        except Exception as error:
-            text = " ".join(str(error).split())[:300] or "no message"
-            raise VariantError(
-                f"{variant.text} could not be made from '{source}': {type(error).__name__}: {text}. Leave it out of the study."
-            ) from error
+    def _entry(self, source: Path, variant: Variant, calibration_sha: str | None) -> Path:
+        return self.folder / "entries" / f"{cache_key(source_sha256(source), variant, calibration_sha)}.json"
+
+    def _record(self, variant: Variant, result: VariantResult, started: float) -> ArtifactRecord:
         sha256, size, compressed = self._store(result.model)
         return ArtifactRecord(
             variant=variant.text,
@@ -248,6 +243,27 @@ class ArtifactStore:
                 continue
             if old:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _apply(source: Path, variant: Variant, calibration: Calibration | None) -> VariantResult:
+    """What `ArtifactStore.make` raises, for whatever happens while a variant is made."""
+    model = read_model(source)
+    try:
+        # Rows are offered only where the cache key holds their hash.
+        return variant.apply(model, calibration if variant.looks_at_calibration else None)
+    except EdgeprofError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_space(Path(tempfile.gettempdir()), error) from error
+        raise VariantError(f"{variant.text} could not be made from '{source}': {error}.") from error
+    except MemoryError as error:
+        raise VariantError(f"{variant.text} needs more memory than this machine has free.") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or "no message"
+        raise VariantError(
+            f"{variant.text} could not be made from '{source}': {type(error).__name__}: {text}. Leave it out of the study."
+        ) from error
 
 
 def record_fields(record: ArtifactRecord) -> dict[str, Any]:

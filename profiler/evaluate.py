@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from profiler import output_rows
 from profiler.crosscheck import Crosscheck
 from profiler.data import Dataset
-from profiler.errors import BudgetError, EdgeprofError, TargetError
+from profiler.errors import BudgetError, EdgeprofError, StudyError, TargetError
 from profiler.job import Job, add, again_if_killed
 from profiler.output_rows import OutputRows, Outputs, TooLarge
 from profiler.quality.candidates import with_rows
@@ -151,7 +151,8 @@ def first_look(job: Job) -> Reading | None:
     """How the outputs will be read, from a few rows through the unmodified model on this machine, before variants are made.
 
     None where that cannot be seen here: another machine's runtime, a model that needs more memory, a question that is open.
-    Raises DataError when metric, labels and outputs don't fit each other, and for labels outside the model's classes.
+    Raises DataError when metric, labels and outputs don't fit each other, and for labels outside the model's classes; StudyError
+    when the largest accepted drop is not one of the metric that was found.
     """
     data, study = job.prepared.evaluation, job.study
     if data is None:
@@ -174,6 +175,9 @@ def first_look(job: Job) -> Reading | None:
     reading.per_sample(outputs, labels, outputs)
     if data.labels is not None:
         reading.check(data.labels)
+        misfit = study.constraints.drop_misfit(reading.metric.name, reading.metric.unit)
+        if misfit is not None:
+            raise StudyError(f"{misfit}.")
     for note in reading.notes:
         job.progress.note(note)
     return reading

@@ -83,6 +83,41 @@ def _make(fields: Fields) -> Any:
     return record_fields(store.make(Path(fields["source"]), variant, rows, fields["calibration_sha256"]))
 
 
+def _cached(fields: Fields) -> Any:
+    """`ArtifactStore.cached`, as `_make` answers; null where there is none."""
+    from profiler.artifacts import ArtifactStore, record_fields
+    from profiler.variants import external, registry
+
+    external.count_from(Path(fields["working_folder"]))
+    store = ArtifactStore(Path(fields["store"]), scratch=Path(fields["scratch"]))
+    found = store.cached(Path(fields["source"]), registry.make(fields["variant"]), fields["calibration_sha256"])
+    return None if found is None else record_fields(found)
+
+
+def _keep(fields: Fields) -> Any:
+    """`ArtifactStore.keep` of a model that was made elsewhere and lies in `made`."""
+    from profiler.artifacts import ArtifactStore, record_fields
+    from profiler.onnx_io import read_model
+    from profiler.variants import external, registry
+    from profiler.variants.base import VariantResult
+
+    external.count_from(Path(fields["working_folder"]))
+    store = ArtifactStore(Path(fields["store"]), scratch=Path(fields["scratch"]))
+    result = VariantResult(
+        read_model(Path(fields["made"])), fields["facts"], tuple(fields["notes"]), changed=fields["changed"]
+    )
+    variant, sha256 = registry.make(fields["variant"]), fields["calibration_sha256"]
+    return record_fields(store.keep(Path(fields["source"]), variant, sha256, lambda: result))
+
+
+def _files(fields: Fields) -> Any:
+    """Names of the files beside a model that hold its tensors, relative to its folder."""
+    from profiler.onnx_io import external_files
+
+    path = Path(fields["path"])
+    return [file.relative_to(path.parent).as_posix() for file in external_files(path)]
+
+
 def _count(fields: Fields) -> Any:
     """`count_model` of a model file; shapes are enough, what lies beside the file is not read unless it is to be `checked`."""
     import onnx
@@ -142,9 +177,12 @@ def _export(fields: Fields) -> Any:
 
 
 TASKS: Mapping[str, Task] = {
+    "cached": _cached,
     "count": _count,
     "describe": _describe,
     "export": _export,
+    "files": _files,
+    "keep": _keep,
     "layers": _layers,
     "make": _make,
     "sensitivities": _sensitivities,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from profiler.artifacts import TEMPORARY, ArtifactStore, full_disk, record_of
 from profiler.errors import VariantError
@@ -44,10 +44,50 @@ class MakerStore(ArtifactStore):
         wanted = calibration if variant.looks_at_calibration else None
         with full_disk(self.folder):
             rows = self.maker.lay_out(wanted, str(calibration_sha))
-        made = self.maker.do(
-            "make", f"making {variant.text}", source=source, store=self.folder, variant=variant.text, rows=rows,
+        made = self._do("make", f"making {variant.text}", source, variant, calibration_sha, rows=rows)
+        return self._told(variant, made)
+
+    def cached(self, source: Path, variant: Variant, calibration_sha: str | None) -> ArtifactRecord | None:
+        """As ArtifactStore. Raises WorkerFailure too."""
+        found = self._do("cached", f"looking for {variant.text}", source, variant, calibration_sha)
+        return None if found is None else self._told(variant, found)
+
+    def keep_made(
+        self, source: Path, variant: Variant, calibration_sha: str | None, made: Path, *, facts: Mapping[str, Any],
+        notes: Sequence[str], changed: bool,
+    ) -> ArtifactRecord:  # fmt: skip
+        """Put the model file `made`, which is untrusted, into the cache as what `variant` made of `source`.
+
+        Raises ModelError for a file that is no sound model, WorkerFailure for one that ends the process that reads it.
+        """
+        what = f"reading what {variant.text} is to be"
+        told = self._do(
+            "keep",
+            what,
+            source,
+            variant,
+            calibration_sha,
+            made=made,
+            facts=dict(facts),
+            notes=[*notes],
+            changed=changed,
+        )
+        return self._told(variant, told)
+
+    def _do(
+        self, task: str, what: str, source: Path, variant: Variant, calibration_sha: str | None, **more: object
+    ) -> Any:
+        return self.maker.do(
+            task,
+            what,
+            source=source,
+            store=self.folder,
+            variant=variant.text,
             calibration_sha256=calibration_sha,
-        )  # fmt: skip
+            **more,
+        )
+
+    def _told(self, variant: Variant, made: Any) -> ArtifactRecord:
         try:
             record = record_of(made)
             self.path(record.sha256)

@@ -104,8 +104,8 @@ def prepare(
 ) -> Prepared:
     """Read or export the model, and read the data. Raises ModelError, DataError, StudyError.
 
-    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made. The model is read
-    by `maker`, or by a process of its own.
+    Without data, random rows stand in for timing; where nothing is timed (`shapes_needed` false) none are made, and any batch
+    that the model has is right. The model is read by `maker`, or by a process of its own.
     """
     source, notes = _model(study, folder)
     facts = described(study, source, maker)
@@ -115,7 +115,8 @@ def prepare(
     if not facts.outputs:
         raise StudyError(f"the model {study.model} has no outputs: there is nothing to ask it for.")
     feeding = decide(study, inputs, facts.outputs)
-    feeding.check_batches(study.batches)
+    if shapes_needed:
+        feeding.check_batches(study.batches)
     if study.data or study.calibration:
         check_kinds(feeding)
     data = _load(study, study.data, feeding) if study.data else None

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import profiler
 from profiler.cli import main
-from profiler.errors import DataError
+from profiler.errors import DataError, StudyError
 from profiler.records import Estimate, NotMeasured
 from profiler.store import open_store
 
@@ -66,7 +66,7 @@ def run(
     other: str | None = None,
     *,
     metric: str | None = None,
-    max_drop: float | None = 0.01,
+    max_drop: float | str | None = 0.01,
     **data: Any,
 ):
     np.savez(tmp_path / "data.npz", **data)
@@ -186,6 +186,21 @@ def test_a_reference_that_knows_nothing_recommends_nothing(tmp_path, rng):
     assert not right.analysis.doubtful
     assert right.cases[1].verdict == "FAIL"
     assert right.recommendation.case.key == right.cases[0].key
+
+
+def test_a_drop_that_is_none_of_the_metric_found_is_refused_before_variants_are_made(tmp_path, rng):
+    """Points of labels that are values; in their own unit it is a drop."""
+    x = rng.standard_normal((ROWS, 8)).astype(np.float32)
+    weights = rng.standard_normal((8, 5)).astype(np.float32)
+    source, other = linear(tmp_path / "m.onnx", weights), linear(tmp_path / "v.onnx", weights + 1)
+
+    with pytest.raises(StudyError, match="rmse has a unit of its own"):
+        run(tmp_path, source, other, max_drop="1pt", x=x, labels=x @ weights)
+    made = [json.loads(entry.read_text())["record"]["variant"] for entry in (tmp_path / "runs").rglob("entries/*.json")]
+    assert made == ["fp32"]
+
+    told = run(tmp_path, source, other, max_drop="0.5", x=x, labels=x @ weights)
+    assert [case.verdict for case in told.cases] == ["PASS", "FAIL"]
 
 
 @pytest.mark.parametrize("beside", ["scalar", "constant", "sequence", "found"])

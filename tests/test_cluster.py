@@ -18,6 +18,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -592,7 +593,15 @@ def no_model(body, arrays):
     return body, {"other": arrays["model.onnx"]}
 
 
-@pytest.mark.parametrize("spoil", [wrong_bytes, wrong_hash, outside, other_variant, no_facts, no_model])
+def not_onnx(body, arrays):
+    """Bytes of the right hash, which no one can read."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.onnx").write_bytes(b"\x08\x07\xff")
+        sha256 = artifacts.content_sha256(Path(folder))
+    return {**body, "sha256": sha256}, {"model.onnx": np.frombuffer(b"\x08\x07\xff", np.uint8)}
+
+
+@pytest.mark.parametrize("spoil", [wrong_bytes, wrong_hash, outside, other_variant, no_facts, no_model, not_onnx])
 def test_what_is_not_what_it_says_is_made_here_instead(spoil, small_model: Path, tmp_path: Path) -> None:
     body, arrays = made_there(small_model, tmp_path / "there")
     right = body["sha256"]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from profiler import wire
-from profiler.artifacts import MODEL_NAME, ArtifactStore, content_sha256
+from profiler.artifacts import MODEL_NAME, content_sha256
 from profiler.cluster import tasks
 from profiler.cluster.client import (
     Answer,
@@ -30,15 +30,11 @@ from profiler.cluster.client import (
 from profiler.errors import EdgeprofError, VariantError
 from profiler.held import held_folder
 from profiler.making import MakerStore
-from profiler.onnx_io import external_files, read_model
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord
 from profiler.targets.log import clean
 from profiler.targets.maker import PREFIX, Limits, usual_limits
-from profiler.variants.base import VariantResult
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from profiler.variants.base import Calibration, Variant
 
 BUILD_LIMIT_S = 3600.0
@@ -129,20 +125,35 @@ class ClusterArtifacts(MakerStore):
         self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None,
         unwanted: Callable[[], bool] = lambda: False,
     ) -> ArtifactRecord:  # fmt: skip
-        there = _Elsewhere(variant, lambda: self._result(variant, source, calibration, calibration_sha, unwanted))
-        # What came from there is only put into the store, by this process.
-        record = ArtifactStore.make(self, source, cast("Variant", there), calibration, calibration_sha)
-        if there.sha256 is not None and record.sha256 != there.sha256:
+        cached = self.cached(source, variant, calibration_sha)
+        if cached is not None:
+            return cached
+        answer = self._answer(variant, source, calibration, calibration_sha, unwanted)
+        with _received(answer, variant) as (record, made):
+            facts, notes, changed = _told(record)
+            try:
+                kept = self.keep_made(
+                    source,
+                    variant,
+                    calibration_sha,
+                    made,
+                    facts=facts,
+                    notes=(*notes, *self._notes(answer)),
+                    changed=changed,
+                )
+            except EdgeprofError as error:
+                raise _Here(f"what {answer.machine.named} made is not accepted: {error}") from None
+        if kept.sha256 != record["sha256"]:
             raise VariantError(
-                f"{variant.text} came from the cluster as {there.sha256[:12]} and was stored as {record.sha256[:12]}: leave it "
+                f"{variant.text} came from the cluster as {record['sha256'][:12]} and was stored as {kept.sha256[:12]}: leave it "
                 "out, or run without --cluster."
             )
-        return record
+        return kept
 
-    def _result(
+    def _answer(
         self, variant: Variant, source: Path, calibration: Calibration | None, calibration_sha: str | None,
         unwanted: Callable[[], bool],
-    ) -> tuple[VariantResult, str]:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         """Have the variant made there. Raises VariantError as it would be raised here, and _Here when it has to be made here."""
         if self._lost is not None:
             raise _Here(self._lost)
@@ -174,8 +185,7 @@ class ClusterArtifacts(MakerStore):
             raise _failure(variant, answer.failed)
         if answer.not_here is not None:
             raise _Here(f"{answer.machine.named}: {answer.not_here}")
-        with _received(answer, variant) as (record, model, sha256):
-            return _variant_result(record, model, self._notes(answer)), sha256
+        return answer
 
     def _notes(self, answer: Answer) -> tuple[str, ...]:
         notes = [f"made on the cluster machine {answer.machine.named}"]
@@ -194,7 +204,8 @@ class ClusterArtifacts(MakerStore):
         key = (source, state.st_size, state.st_mtime_ns, calibration_sha)
         with self._lock:
             if key not in self._files:
-                names = {file.relative_to(source.parent).as_posix(): file for file in external_files(source)}
+                found = self.maker.do("files", f"reading the model '{source}'", path=source)
+                names = {str(name): source.parent / str(name) for name in found}
                 rows = None if calibration is None else file_of_arrays(lambda: dict(calibration))
                 files = {name: file_of(path) for name, path in {MODEL_NAME: source, **names}.items()}
                 self._files[key] = _Files(files, rows)
@@ -208,25 +219,7 @@ class _Files:
 
 
 class _Here(EdgeprofError):  # noqa: N818 (an answer, no mistake)
-    """The variant has to be made on this machine; the text says why. Passes through ArtifactStore, as all of its base do."""
-
-
-class _Elsewhere:
-    """A variant in everything but the work, which `get` has done elsewhere."""
-
-    def __init__(self, recipe: Variant, get: Callable[[], tuple[VariantResult, str]]) -> None:
-        self._recipe, self._get = recipe, get
-        self.sha256: str | None = None
-        """What was made, by its hash there; None when it was in the cache."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._recipe, name)
-
-    def apply(self, model: ModelProto, calibration: Calibration | None) -> VariantResult:
-        """What came of it. The model and the rows went there as files."""
-        del model, calibration
-        result, self.sha256 = self._get()
-        return result
+    """The variant has to be made on this machine; the text says why."""
 
 
 def _may_travel(variant: Variant) -> bool:
@@ -243,8 +236,8 @@ def _failure(variant: Variant, failed: Any) -> VariantError:
 
 
 @contextmanager
-def _received(answer: Answer, variant: Variant) -> Iterator[tuple[dict[str, Any], ModelProto, str]]:
-    """The record and the model that came, checked against each other: bytes are what the record's hash says, or refused."""
+def _received(answer: Answer, variant: Variant) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The record and the model file that came, checked against each other: bytes are what the record's hash says, or refused."""
     record = (answer.done or {}).get("record")
     if not isinstance(record, dict) or record.get("variant") != variant.text or MODEL_NAME not in answer.arrays:
         raise _Here(f"{answer.machine.named} answered with something else than {variant.text}")
@@ -257,13 +250,13 @@ def _received(answer: Answer, variant: Variant) -> Iterator[tuple[dict[str, Any]
                 path.write_bytes(array.tobytes())
             if content_sha256(folder) != record.get("sha256"):
                 raise wire.WireError("its bytes do not have the hash that it tells")
-            model = read_model(folder / MODEL_NAME)
         except (wire.WireError, EdgeprofError, OSError) as error:
             raise _Here(f"what {answer.machine.named} made is not accepted: {error}") from None
-        yield record, model, str(record["sha256"])
+        yield record, folder / MODEL_NAME
 
 
-def _variant_result(record: dict[str, Any], model: ModelProto, notes: tuple[str, ...]) -> VariantResult:
+def _told(record: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...], bool]:
+    """Facts, notes and whether anything changed. Raises _Here for what is none of that."""
     facts, told, changed = record.get("facts"), record.get("notes"), record.get("changed")
     plain = (str, int, float, bool, type(None))
     if (
@@ -271,6 +264,4 @@ def _variant_result(record: dict[str, Any], model: ModelProto, notes: tuple[str,
         or not isinstance(told, list) or len(told) > _MAX_NOTES or not isinstance(changed, bool)
     ):  # fmt: skip
         raise _Here("a worker of the cluster tells facts that are none")
-    return VariantResult(
-        model=model, facts=facts, notes=(*(str(note)[:_MAX_TEXT] for note in told), *notes), changed=changed
-    )
+    return facts, tuple(str(note)[:_MAX_TEXT] for note in told), changed

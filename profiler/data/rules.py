@@ -150,7 +150,9 @@ def _of_model(
 
 
 def _fixed_apart(study: Study, rules: Sequence[InputRule], outputs: Sequence[TensorInfo]) -> Asked:
-    """Undeclared inputs whose fixed first axis cannot be the batch of the others."""
+    """Undeclared inputs whose fixed first axis cannot be the batch: not that of the others, or not the size that is asked for
+    while an axis behind it has the symbol of an output's rows.
+    """
     fed = [rule for rule in rules if rule.role != "constant"]
     sizes = [rule.size for rule in fed if rule.size is not None]
     if not sizes:
@@ -160,7 +162,12 @@ def _fixed_apart(study: Study, rules: Sequence[InputRule], outputs: Sequence[Ten
     base = next(iter(fixed), None) if fixed else (None if open_too else sizes[0])
     found: Asked = {}
     for rule in fed:
-        if rule.declared or rule.size is None or rule.size == base:
+        if rule.declared or rule.size is None:
+            continue
+        if rule.size == base:
+            behind = _axis_of_output_rows(rule.info, outputs)
+            if behind is not None and study.batches != (base,):
+                found[rule.name] = {"batch_axis": behind}
             continue
         # One row a batch is one row, whatever axis of size 1 it lies on.
         if base is None and rule.size == 1 and study.batches == (1,):
@@ -184,8 +191,11 @@ def _question(study: Study, rules: Sequence[InputRule], unclear: Asked) -> str:
     named = ", ".join(f"'{name}'" for name in unclear)
     fixed = next((r.size for r in rules if r.role != "constant" and r.name not in unclear and r.size is not None), None)
     meant = "; ".join(f"'{name}' {_meaning(options)}" for name, options in unclear.items())
+    others = (
+        "the batch of the others" if len(unclear) < len([r for r in rules if r.role != "constant"]) else "the batch"
+    )
     return (
-        f"the model's inputs are {shapes}: the first axis of {named} is not the batch of the others, and rows fed there would be "
+        f"the model's inputs are {shapes}: the first axis of {named} is not {others}, and rows fed there would be "
         f"answered wrongly. If {meant}: {command(study, unclear, fixed)}   Otherwise: batch_axis=0 where its rows lie on the "
         "first axis, value=data where it is the same for all rows (docs/data.md)."
     )
@@ -208,6 +218,12 @@ def carried_output(info: TensorInfo, outputs: Sequence[TensorInfo]) -> str | Non
         and _same_sizes(found.shape, info.shape)
     ]
     return next((name for name in alike if _stem(name) and _stem(name) == _stem(info.name)), None)
+
+
+def _axis_of_output_rows(info: TensorInfo, outputs: Sequence[TensorInfo]) -> int | None:
+    """The axis behind the first whose symbol counts the rows of an output."""
+    symbols = {found.shape[0] for found in outputs if found.shape and isinstance(found.shape[0], str)}
+    return next((axis for axis, size in enumerate(info.shape) if axis and size in symbols), None)
 
 
 def _same_sizes(one: Sequence[object], other: Sequence[object]) -> bool:

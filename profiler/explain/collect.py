@@ -12,7 +12,6 @@ from backends import spec
 from backends.base import OpTime, SessionFacts, read_op_time
 from profiler import artifacts, plain, prepare
 from profiler.analysis import Analysis, CaseResult
-from profiler.artifacts import ArtifactStore
 from profiler.errors import EdgeprofError, StudyError
 from profiler.explain.cause import WEIGHTED
 from profiler.explain.evidence import (
@@ -27,6 +26,7 @@ from profiler.explain.evidence import (
 )
 from profiler.explain.layers import Names, read_layers
 from profiler.job import Job
+from profiler.making import MakerStore
 from profiler.named_code import named_code
 from profiler.progress import Progress, Silent
 from profiler.records import REFERENCE_VARIANT, ArtifactRecord, Estimate
@@ -94,7 +94,8 @@ def collect(
     if goes < 1:
         raise StudyError(f"{goes} goes are not possible: give --goes 1 or more.")
     run, progress = analysis.run, progress or Silent()
-    store_of_files = ArtifactStore(folder / "cache")
+    limits = limits_of(run.study.time_limit_s, run.study.memory_limit_bytes)
+    store_of_files = MakerStore(folder / "cache", lambda: limits)
     records = {record.variant: record for record in run.artifacts}
     reference = records.get(REFERENCE_VARIANT)
     if reference is None or not store_of_files.verify(reference.sha256):

@@ -106,7 +106,7 @@ class Fp16(Recipe):
         if recurrent := [node for node in fixed if node.op_type in RECURRENT]:
             notes.append(
                 f"{len(recurrent)} nodes ({_types(recurrent)}) stay float32: of recurrent ops in float16 ONNX "
-                "Runtime's CPU provider has no kernel, and some such files end its process."
+                "Runtime's CPU provider has no kernel."
             )
         stored = too_large_for(source)
         if stored:
@@ -170,6 +170,7 @@ class Fp16(Recipe):
         ways = [[], flow, foreign, [*flow, *foreign]]
         renamed = made_names(source)
         failures: list[Exception] = []
+        unoptimised: tuple[ModelProto, str] | None = None
         for extra in [way for number, way in enumerate(ways) if way not in ways[:number]]:
             work = clone(source)
             rename_values(work, renamed)
@@ -184,13 +185,20 @@ class Fp16(Recipe):
                 join_casts(converted, {node.name for node in walk_nodes(source)})
                 sort_nodes(converted.graph)
                 give_back_names(converted, renamed)
-                ensure_loads(converted, self.text)
+                loading = ensure_loads(converted, self.text)
             except Exception as error:  # noqa: BLE001 (the converter raises many unrelated types)
                 failures.append(error)
                 continue
-            if failures:
+            if loading is not None:
+                # Another way may give a file that users can load as it is.
+                unoptimised = unoptimised or (converted, loading)
+                continue
+            if failures or unoptimised is not None:
                 notes.append(f"{', '.join(extra)} stay float32: with them ONNX Runtime refused the model.")
             return converted
+        if unoptimised is not None:
+            notes.append(unoptimised[1])
+            return unoptimised[0]
         raise VariantError(f"{self.text} cannot be made from this model: {short(failures[0])}.") from failures[0]
 
 

@@ -60,7 +60,8 @@ class Graph(Recipe):
                 result = optimized
             else:
                 notes.append(f"ONNX Runtime's optimizer was left out: {fault.text}.")
-        ensure_loads(result, self.text)
+        if (loading := ensure_loads(result, self.text)) is not None:
+            notes.append(loading)
         before, after = count_ops(model), count_ops(result)
         facts: dict[str, Fact] = {
             "ops_before": before.total() - before["Constant"],

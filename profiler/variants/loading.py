@@ -18,9 +18,11 @@ def loading_facts(model: ModelProto, what: str, notes: list[str]) -> dict[str, F
     """
     refused: dict[str, str] = {}
     try:
-        ensure_loads(model, what)
+        loading = ensure_loads(model, what)
     except VariantError as error:
         refused["ort"] = str(error)
+    else:
+        notes += [loading] if loading is not None else []
     reason = _openvino_refuses(model)
     if reason:
         refused["ov"] = reason

@@ -119,7 +119,8 @@ class PruneChannels(Recipe):
             report = self._refit(axes, result, removed, source, calibration)
             facts.update(_refit_facts(report))
             notes.extend(_refit_notes(report))
-        ensure_loads(result, self.text)
+        if (loading := ensure_loads(result, self.text)) is not None:
+            notes.append(loading)
         facts |= {
             "weights_before": weights_count(model),
             "weights_after": weights_count(result),

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +194,25 @@ def test_variants_are_made_and_told(edgeprof, tmp_path, small_model, small_data)
     assert [row["variant"] for row in content["artifacts"]] == ["fp32", "prune-magnitude{sparsity=0.5}"]
     assert all(Path(row["path"]).is_file() for row in content["artifacts"])
     assert edgeprof("variants", small_model, "--variants", "fp32", "--out", tmp_path).code == 0
+
+
+@pytest.mark.runtime
+def test_variants_of_a_model_with_a_fixed_batch_are_made_without_a_word_about_batches(
+    edgeprof, tmp_path, small_model, small_data
+):
+    """Nothing is run at a batch that could be asked for; calibration takes the model's own."""
+    model = onnx.load(small_model)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "four.onnx")
+    told = edgeprof(
+        "variants", tmp_path / "four.onnx", "--data", small_data, "--variants", "int8-static", "--out", tmp_path, "--json"
+    )  # fmt: skip
+
+    assert told.code == 0, told.err
+    made = {row["variant"]: row for row in json.loads(told.out)["artifacts"]}
+    assert made["int8-static"]["facts"]["ops_quantized"] == 2
+    assert made["int8-static"]["facts"]["calibration_rows"] % 4 == 0
 
 
 def test_an_onnx_model_is_exported_to_itself(edgeprof, tmp_path, small_model, small_data):

@@ -79,6 +79,32 @@ def test_rows_are_never_fed_to_a_first_axis_that_is_not_the_batch(infos, named, 
     feeding.check_batches(batches)
 
 
+TM = TensorInfo("x", "float32", (5, "N", 6))
+Y = TensorInfo("y", "float32", ("N", 4))
+
+
+@pytest.mark.parametrize("infos", [[TM], [TM, SR], [TM, TensorInfo("z", "float32", (5, "N", 2))]])
+def test_rows_on_the_second_axis_are_suggested_where_the_outputs_count_them(infos):
+    """Time first: the steps are no batch, whatever their number is."""
+    with pytest.raises(StudyError, match="not the batch") as refused:
+        decided(infos, [Y])
+    assert "x{batch_axis=1}" in str(refused.value)
+    assert "--batch" not in str(refused.value)
+    declared = {info.name: {"batch_axis": 1} for info in infos if info.shape}
+    feeding = decided(infos, [Y], inputs=declared)
+    feeding.check_batches((1, 8))
+    rows = {info.name: np.zeros((3, 5, info.shape[2]), np.float32) for info in infos if info.shape}
+    feeds = feeding.with_constants({"sr": np.int64(1)}).feeds(rows, np.arange(2))
+    assert feeds["x"].shape == (5, 2, 6)
+
+
+def test_a_fixed_first_axis_that_is_the_batch_asked_for_stays_the_batch():
+    """A row of text whose length counts the rows of an output, too: nothing else was asked for."""
+    feeding = decided([TensorInfo("ids", "int64", (1, "S"))], [TensorInfo("y", "float32", ("S", 4))])
+    assert feeding.fixed_batch == 1
+    feeding.check_batches((1,))
+
+
 def test_a_declaration_overrules_what_the_model_suggests():
     """The user may know that the ten rows are the batch."""
     infos = [X, TensorInfo("z", "float32", (10, 4))]

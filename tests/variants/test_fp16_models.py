@@ -122,7 +122,7 @@ def test_an_epsilon_and_small_weights_among_larger_ones_are_no_reason():
 
 @pytest.mark.parametrize("op", ["GRU", "LSTM", "RNN"])
 def test_recurrent_ops_stay_float(op):
-    """A float16 one ends the process in ONNX Runtime."""
+    """ONNX Runtime's CPU provider has no float16 kernel for them."""
     gates = {"GRU": 3, "LSTM": 4, "RNN": 1}[op]
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),

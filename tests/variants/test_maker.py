@@ -157,17 +157,17 @@ def test_what_does_not_end_is_ended_and_told_with_the_option(store, endless, lim
 @pytest.mark.process
 @pytest.mark.runtime
 def test_memory_beyond_the_limit_is_told_with_the_limit(store, tmp_path, limits):
-    """A row of 4 GB, which is made up where there are no calibration rows."""
-    limits.now = Limits(240.0, "the test's", 2 * GIB, "75% of this machine's, more with --memory-limit")
+    """A row of half a GB, which is made up, as float64, where there are no calibration rows."""
+    limits.now = Limits(240.0, "the test's", GIB, "75% of this machine's, more with --memory-limit")
     wide = saved(
-        tmp_path / "model" / "wide.onnx", [], [numpy_helper.from_array(np.float32(1), "d")], shape=["N", 1 << 29]
+        tmp_path / "model" / "wide.onnx", [], [numpy_helper.from_array(np.float32(1), "d")], shape=["N", 1 << 27]
     )
     made(store, wide, REFERENCE_VARIANT)
-    with pytest.raises(WorkerFailure, match=r"2\.15 GB that it may allocate .*--memory-limit") as caught:
+    with pytest.raises(WorkerFailure, match=r"1\.07 GB that it may allocate .*--memory-limit") as caught:
         made(store, wide, "graph")
 
     assert caught.value.kind == "out_of_memory"
-    assert caught.value.needs_more_than_bytes == 2 * GIB
+    assert caught.value.needs_more_than_bytes == GIB
     assert "--batch" not in str(caught.value)
     assert left(store) == []
 

@@ -90,3 +90,18 @@ def test_a_model_that_the_optimiser_breaks_is_quantized_all_the_same(recipe, tmp
     assert any(ONLY_UNOPTIMISED in note for note in made.notes)
     feeds = [{"x": rows["x"][index : index + 1]} for index in range(8)]
     assert similarity(answers(model, feeds), answers(made.model, feeds)) > 0.99
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "graph"])
+def test_what_only_loads_unoptimised_is_told(recipe, tmp_path):
+    model = broken_by_the_optimiser()
+    made = registry.make(recipe).apply(
+        model, {"x": np.random.default_rng(1).standard_normal((16, 16)).astype(np.float32)}
+    )
+    assert made.changed
+    try:
+        session(write_model(made.model, tmp_path), as_users_do=True)
+    except Exception:
+        assert any(ONLY_UNOPTIMISED in note for note in made.notes)
+    else:
+        pytest.skip("this ONNX Runtime optimises the model")
