@@ -110,10 +110,7 @@ def prepare(
     source, notes = _model(study, folder)
     facts = described(study, source, maker)
     inputs = facts.inputs
-    if not inputs:
-        raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
-    if not facts.outputs:
-        raise StudyError(f"the model {study.model} has no outputs: there is nothing to ask it for.")
+    _check_ends(study, facts)
     feeding = decide(study, inputs, facts.outputs)
     if shapes_needed:
         feeding.check_batches(study.batches)
@@ -146,6 +143,13 @@ def prepare(
     if rows:
         _check_feeds_size(study, feeding, rows)
     return Prepared(source, inputs, evaluation, calibration, rows, notes, facts.sha256, feeding)
+
+
+def _check_ends(study: Study, facts: ModelFacts) -> None:
+    if not facts.inputs:
+        raise StudyError(f"the model {study.model} has no inputs: there is nothing to feed it.")
+    if not facts.outputs:
+        raise StudyError(f"the model {study.model} has no outputs: there is nothing to ask it for.")
 
 
 def described(study: Study, source: Path, maker: Maker | None = None) -> ModelFacts:
