@@ -36,7 +36,7 @@ from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate, first_look
 from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
-from profiler.job import RESUME, Job
+from profiler.job import Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
 from profiler.machines import device_of, devices_of
@@ -144,7 +144,7 @@ def _execute(
     artifact_store = store_of_artifacts(out, cluster, progress, study, budget)
     folder = out / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    before = store.run(run_id)
+    before, again = store.run(run_id), advice.resume(run_id, code=named_code(study))
     with prepare.working_folder() as scratch:
         # The maker ends before anything is timed.
         with artifact_store:
@@ -155,11 +155,14 @@ def _execute(
             # Before variants are made, which may take minutes: what a target cannot do is told now.
             there = {} if before.plan else of_targets(study, before.environment, progress)
             if not before.plan and not (study.load is not None and study.load.only):
-                look(Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget), variants[0])
+                look(
+                    Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget, again),
+                    variants[0],
+                )
             make_ahead(artifact_store, prepared, variants, progress)
             made, failures = prepare.make_artifacts(
                 prepared, tuple(variants), artifact_store, progress,
-                lambda: budget.require(0.0, study.time_budget_s, RESUME),
+                lambda: budget.require(0.0, study.time_budget_s, again),
             )  # fmt: skip
         _check_unchanged(before, prepared, made)
         # They are made anew each time, and some that did not end in time may do so now.
@@ -198,7 +201,7 @@ def _execute(
             folder,
             progress,
             budget,
-            advice.resume(run_id, code=named_code(study)),
+            again,
         )
         with job.modes:
             _measure_all(job, cases, made, machines, None if cluster is None else ClusterEvaluation(cluster))

@@ -253,7 +253,7 @@ class InputOptions(_Frozen):
         options = (
             ("batch_axis", self.batch_axis),
             ("value", None if self.value is None else value),
-            ("from", self.source),
+            ("from", None if self.source is None else quote(self.source, safe="/:.+@$~")),
         )
         told = [f"{key}={option}" for key, option in options if option is not None]
         return f"{name}{{{','.join(told + ([] if self.init == 'zeros' else [f'init={self.init}']))}}}"

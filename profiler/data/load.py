@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +19,15 @@ from profiler.data.images import Preprocessing, read_images
 from profiler.data.npz import read_npz
 from profiler.errors import DataError, StudyError
 
+
+class FunctionReader(Protocol):
+    """How a text `package.module:function` becomes arrays."""
+
+    def __call__(self, text: str, input_names: tuple[str, ...], *, limit: int | None) -> Mapping[str, Array]:
+        """As `data.functions.read_function`."""
+        ...
+
+
 _LABEL_LIKE = frozenset({"label", "y", "ys", "target", "targets", "y_true", "y_test", "classes"})
 """Names under which labels are saved where nobody said which."""
 
@@ -30,11 +40,13 @@ def load_dataset(
     limit: int | None = None,
     seed: int = 0,
     feeding: Feeding | None = None,
+    call: FunctionReader = read_function,
 ) -> Dataset:
     """Read and check the rows of `source` for a model with `inputs`, which are fed as `feeding` says (default: row by row).
 
     `source` is an `.npz` (arrays named as the inputs, plus optional `labels`, `groups`, `ids`), a folder of images with
     `preprocessing`, a text `package.module:function` (see `data.functions.read_function`), or a mapping of arrays.
+    `call` reads a function; where it is code that may crash, in another process (`targets.functions`).
     With `limit`, that many rows are drawn at random with `seed` (a function gives its first rows).
     Raises DataError that names the array or file, what came, what was expected and what to do.
     """
@@ -47,7 +59,7 @@ def load_dataset(
     path = Path(source).expanduser()
     if not path.exists():
         if FUNCTION.fullmatch(str(source)):
-            return _fitted(str(source), read_function(str(source), names, limit=limit), feeding, (), limit, seed)
+            return _fitted(str(source), dict(call(str(source), names, limit=limit)), feeding, (), limit, seed)
         raise DataError(
             f"data '{source}' is neither a file, a folder nor package.module:function: check the path from '{Path.cwd()}'."
         )

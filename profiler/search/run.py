@@ -158,7 +158,8 @@ def _checked(study: Study) -> tuple[Any, ...]:
     prepare.check_names(study.model_copy(update={"variants": (REFERENCE_VARIANT,)}))
     if study.load is not None or study.soak is not None:
         raise StudyError(
-            "a search races latencies; serve or soak its winner afterwards (edgeprof load, edgeprof soak)."
+            "a search races latencies: leave load and soak out, and serve or soak its winner afterwards (edgeprof load, "
+            "edgeprof soak)."
         )
     return tuple(registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *study.variants)))
 
