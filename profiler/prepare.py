@@ -74,8 +74,11 @@ class Prepared:
             object.__setattr__(self, "feeding", Feeding.plain(self.inputs))
 
 
-def check_names(study: Study) -> tuple[Variant, ...]:
-    """The study's variants, reference first. Raises StudyError for names nobody knows, before any work is done."""
+def check_names(study: Study, *, fresh: bool = False) -> tuple[Variant, ...]:
+    """The study's variants, reference first. Raises StudyError for names nobody knows, before any work is done.
+
+    A `fresh` study, which was not begun yet, has to say its limit clearly too.
+    """
     for text in study.backends:
         backend = spec.parse(text)
         if backend.name not in backend_registry.names():
@@ -88,6 +91,8 @@ def check_names(study: Study) -> tuple[Variant, ...]:
         get_target(name)
     metric = None if study.metric is None else get_metric(study.metric)
     misfit = study.constraints.drop_misfit(study.metric, None if metric is None else metric.unit)
+    if misfit is None and metric is not None and fresh:
+        misfit = study.constraints.drop_doubt(str(study.metric), metric.unit)
     if misfit is not None:
         raise StudyError(f"{misfit}.")
     book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))

@@ -100,7 +100,7 @@ def execute(
                 study = settled(study.absolute(), store, progress)
                 if (unclear := undecided(study.cost, devices_of(study))) is not None:
                     raise StudyError(unclear)
-            variants = prepare.check_names(study)
+            variants = prepare.check_names(study, fresh=resume is None)
             check_load(study.load)
             energy.check(study.energy)
             if resume is None:
@@ -209,11 +209,18 @@ def _execute(
 
 
 def look(job: Job, reference: Any) -> None:
-    """Whether metric, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
+    """Whether metric, limit, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
     if job.prepared.evaluation is None:
         return
     record = prepare.make_artifact(job.artifact_store, job.prepared, reference)
-    first_look(replace(job, artifacts={record.variant: record}))
+    reading = first_look(replace(job, artifacts={record.variant: record}))
+    if reading is None:
+        return
+    # A metric that was chosen from labels and outputs is known here for the first time.
+    limits, metric = job.study.constraints, reading.metric
+    unfit = limits.drop_misfit(metric.name, metric.unit) or limits.drop_doubt(metric.name, metric.unit)
+    if unfit is not None:
+        raise StudyError(f"{unfit}.")
 
 
 def store_of_artifacts(
