@@ -152,6 +152,8 @@ def _execute(
             asked = _with_stored_model(study, before, artifact_store)
             prepared = prepare.prepare(asked, tuple(variants), scratch, maker=artifact_store.maker)
             progress.step()
+            detected = detect_machine()
+            warn_about_price(study, before.environment, detected, progress)
             # Before variants are made, which may take minutes: what a target cannot do is told now.
             there = {} if before.plan else of_targets(study, before.environment, progress)
             if not before.plan and not (study.load is not None and study.load.only):
@@ -174,7 +176,6 @@ def _execute(
         cases, left_out = prepare.plan_cases(study, made)
         for skipped in left_out:
             store.add(run_id, skipped)
-        detected = detect_machine()
         if not before.plan:
             plan = {
                 "cases": [asdict(case) for case in cases],
@@ -190,7 +191,6 @@ def _execute(
                 **conditions(store, before.environment),
             }
             store.set_plan(run_id, plan, prepared.notes)
-        _warn_about_price(study, before.environment, detected, progress)
         job = Job(
             run_id,
             study,
@@ -461,8 +461,8 @@ def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence
         )
 
 
-def _warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
-    """Say before the measurement what would otherwise stand in its report: what can't be priced as declared."""
+def warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
+    """Say before anything is made what would otherwise stand in the report: what can't be priced as declared."""
     names = devices_of(study)
     here = study.cost.declared_for(LOCAL, names) if LOCAL in names else None
     if here is None or any(spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends):

@@ -38,6 +38,7 @@ from profiler.run import (
     status_kept,
     store_of_artifacts,
     through_links,
+    warn_about_price,
     without_closing,
 )
 from profiler.search import screening as screens
@@ -187,6 +188,7 @@ def _execute(
         resume = advice.resume(run_id, search=True, code=named_code(study))
         job = Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget, resume)
         fresh = "source_sha256" not in store.plan(run_id)
+        warn_about_price(study, store.run(run_id).environment, detect_machine(), progress)
         store.set_plan(run_id, _planned(store.run(run_id), prepared, store, progress), prepared.notes)
         if (short := _too_short(study, len(variants), budget.left_s)) is not None:
             progress.note(short)
