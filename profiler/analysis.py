@@ -54,6 +54,8 @@ _R = TypeVar("_R")
 DROP_CHECK = "accuracy drop"
 P99_CHECK, MEMORY_CHECK, MONEY_CHECK = "p99", "peak RSS", "USD per million"
 """Names of the checks of `max_drop`, `slo_p99_s`, `max_memory_bytes` and `max_usd_per_million`."""
+_ROUNDED = 1e-3
+"""Share of the answers that rounding alone may turn between two runtimes of one float32 file."""
 QUESTION_OPEN = "what is to be evaluated is not clear: a question stands in the notes"
 NO_BETTER_THAN_CHANCE = "the reference's answers are no better than chance, so a comparison with them shows nothing"
 _KEY = re.compile(r"(?P<variant>[^@]+)@(?P<backend>[^/]+)/b(?P<batch>\d+)(?:/t(?P<threads>\d+))?(?:@(?P<target>.+))?")
@@ -148,6 +150,8 @@ class CaseResult:
     """The last process of this case: realised provider, versions, precision."""
     warmup_labels: tuple[str, ...]
     notes: tuple[str, ...]
+    same_model: bool = False
+    """Whether it is the unmodified model on another runtime, which was shown to compute the same function as the others."""
     runtime_doubt: str | None = None
     """Why its answers are not to be trusted: its runtime computes another function from the file than others do."""
     view: View = "undisturbed"
@@ -395,7 +399,12 @@ def _members(results: Sequence[CaseResult], evidence: _Evidence, limit: float | 
     by_quality: dict[str, Member] = {}
     for result in results:
         record = evidence.qualities.get(result.case.quality_key)
-        if record is None or record.case == result.reference_quality:
+        if (
+            record is None
+            or record.case == result.reference_quality
+            or record.question is not None
+            or result.same_model
+        ):
             continue
         if record.case not in by_quality:
             change = evidence.changes.get(record.case)
@@ -557,11 +566,26 @@ def _result(
         raced=raced, process=processes[-1] if processes else None,
         warmup_labels=tuple(process.warmup.label for process in processes if process.warmup is not None),
         notes=(*(artifact.notes if artifact is not None else ()), *timed.notes, *([_raced(len(judged))] if raced else [])),
-        runtime_doubt=_runtime_doubt(evidence, case),
+        same_model=_is_same_model(evidence, case), runtime_doubt=_runtime_doubt(evidence, case),
         view=shown, typical=timed.typical,
         for_limits=ForLimits(timed.limit_p99, timed.limit_p99_observed, _next_process(peaks, "B", why)),
     )  # fmt: skip
     return _checked(_sourced(result), evidence, metric, grades[where.group])
+
+
+def _is_same_model(evidence: _Evidence, case: Case) -> bool:
+    """Whether a runtime runs the unmodified model as the others do: outputs equal but for float32's rounding on the rows that
+    were compared value by value, and as good as no answer changed on all rows. What is left to lose is less than any limit.
+    """
+    record = evidence.qualities.get(case.quality_key)
+    if not case.is_reference_variant or record is None or not len(record.agreement):
+        return False
+    compared = any(
+        found.variant == case.variant and (found.target, found.batch) == (case.target, case.batch)
+        and case.backend in found.agreeing and not found.reduced and not found.undecided
+        for found in evidence.run.runtimes
+    )  # fmt: skip
+    return compared and float(np.mean(record.agreement)) >= 1 - _ROUNDED
 
 
 def _runtime_doubt(evidence: _Evidence, case: Case) -> str | None:
@@ -745,11 +769,19 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if record is None or metric is None:
         reason = result.accuracy_change.reason if isinstance(result.accuracy_change, NotMeasured) else "no metric"
         return Check(name, "NOT_MEASURED", reason)
+    if record.question is not None:
+        return Check(name, "NOT_MEASURED", QUESTION_OPEN)
     misfit = evidence.run.study.constraints.drop_misfit(metric.name, metric.unit)
     if misfit is not None:
         return Check(name, "NOT_MEASURED", misfit)
     if record.case == result.reference_quality:
         return Check(name, "PASS", "the reference itself")
+    if result.same_model:
+        return Check(
+            name,
+            "PASS",
+            f"the unmodified model: {result.case.backend} computes the same function as the reference's runtime",
+        )
     if result.reference_quality is not None and doubtful(evidence.qualities[result.reference_quality]):
         return Check(name, "NOT_MEASURED", NO_BETTER_THAN_CHANCE)
     if isinstance(result.accuracy_change, NotMeasured):
@@ -792,7 +824,7 @@ def _check_p99(result: CaseResult, limit: float, graded: Grade) -> Check:
     if observed.verdict == "PASS":
         return check if check.verdict == "PASS" else replace(observed, text=f"as observed {observed.text}")
     if not graded.absolute:
-        why = f"but too much was disturbed to decide it on this machine (grade {graded})"
+        why = f"but too much was disturbed to decide it on this machine ({graded.told})"
         return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded, {why}")
     if observed.verdict in (check.verdict, "NOT_MEASURED"):
         return check

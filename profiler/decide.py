@@ -445,6 +445,8 @@ def _accuracy(analysis: Analysis, chosen: CaseResult, chosen_from: Choice) -> st
     if chosen.is_reference or (isinstance(change, Estimate) and change.note == "the reference itself"):
         return ""
     check = next((item for item in chosen.checks if item.name == DROP_CHECK), chosen.default_check)
+    if chosen.same_model and check is not None and isinstance(chosen.agreement, Estimate):
+        return f"It is {check.text}; answers differ by rounding only ({chosen.agreement.value:.2%} of {rows:,} rows agree)."
     own = chosen_from.shared.get(chosen.key)
     if check is None or own is None:
         reason = change.reason if isinstance(change, NotMeasured) else "nothing to compare it with"
@@ -538,7 +540,8 @@ def _ties(chosen: CaseResult, frontier_view: FrontierView) -> str:
         told.append(f"Equal to it as far as measured: {', '.join(others)}.")
     open_ = [case.key for case in frontier_view.tied if case.verdict != "FAIL" and case.key != chosen.key]
     if open_ and chosen in frontier_view.members:
-        told.append(f"Undecided beside it: {'; '.join(frontier_view.why.get(key, key) for key in open_)}.")
+        reasons = [f"{key} ({frontier_view.why[key]})" if key in frontier_view.why else key for key in open_]
+        told.append(f"Undecided beside it: {'; '.join(reasons)}.")
     return " ".join(told)
 
 

@@ -40,7 +40,7 @@ class Choice:
         """Whether every limit is kept, and the loss among all that could have been chosen."""
         if case.verdict != "PASS" or case.runtime_doubt is not None:
             return False
-        return case.is_reference or ((own := self.shared.get(case.key)) is not None and own.passed)
+        return case.is_reference or case.same_model or ((own := self.shared.get(case.key)) is not None and own.passed)
 
 
 def choice(analysis: Analysis, asked: str) -> Choice:

@@ -11,7 +11,7 @@ import pytest
 from profiler.analysis import analyse
 from profiler.decide import recommend, view
 from profiler.eligibility import MOST_FINALISTS, choice
-from profiler.records import SCREENING, QualityRecord
+from profiler.records import SCREENING, QualityRecord, RuntimeRecord
 from profiler.search import shared
 from tests.conftest import MadeRun
 
@@ -177,3 +177,23 @@ def test_without_screening_rows_all_are_held_together():
 
 def test_a_search_and_its_readers_know_screening_rows_by_the_same_name():
     assert SCREENING == shared.SCREENING
+
+
+@pytest.mark.parametrize(("agreeing", "shipped"), [(("ort", "ov"), "fp32@ov/b1/t1"), (("ort",), "fp32@ort/b1/t1")])
+def test_the_unmodified_model_on_a_runtime_that_computes_the_same_has_nothing_to_lose(agreeing, shipped):
+    """Sixty rows show nothing about a drop of a point; that outputs are equal value by value does."""
+    run = MadeRun(processes=3, rounds=2, samples=12)
+    right = (np.arange(60) % 10 > 0).astype(float)
+    for backend, seconds in (("ort", 2e-3), ("ov", 1e-3)):
+        run.timed(run.case("fp32", backend=backend), seconds).answered(run.case("fp32", backend=backend), right)
+    record = RuntimeRecord(
+        "fp32@any/b1", "fp32", "local", 1, 32, False, ("ort", "ov"), agreeing, tuple({"ort", "ov"} - set(agreeing))
+    )
+    analysis = analyse(replace(run.data(constraints={"max_drop": 0.01}), runtimes=(record,)), today=TODAY)
+    advice = recommend(analysis, view(analysis))
+
+    assert advice.case is not None
+    assert advice.case.key == shipped
+    if shipped == "fp32@ov/b1/t1":
+        assert advice.case.same_model
+        assert "computes the same function" in advice.case.checks[0].text

@@ -92,8 +92,16 @@ def expected(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("recipe", ERRORS)
-@pytest.mark.parametrize("name", MODELS)
+def _pairs():
+    """Every pair is a test; a third of them runs in `scripts/test --all`, one in twelve without it, each model and recipe in both."""
+    for row, name in enumerate(MODELS):
+        for column, recipe in enumerate(ERRORS):
+            place = 5 * row + column
+            marks = [] if place % 12 == 0 else [pytest.mark.slow] if place % 3 == 0 else [pytest.mark.exhaustive]
+            yield pytest.param(name, recipe, marks=marks, id=f"{name}-{recipe}")
+
+
+@pytest.mark.parametrize(("name", "recipe"), _pairs())
 def test_every_file_is_right_on_every_runtime(name, recipe, expected, tmp_path):
     model, rows, wanted, runtimes = expected(name)
     if (name, recipe) in REFUSED:
