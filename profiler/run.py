@@ -153,6 +153,9 @@ def _execute(
             prepared = prepare.prepare(asked, tuple(variants), scratch, maker=artifact_store.maker)
             progress.step()
             detected = detect_machine()
+            crowded = crowding(study, before.environment)
+            for note in crowded:
+                progress.note(note)
             warn_about_price(study, before.environment, detected, progress)
             # Before variants are made, which may take minutes: what a target cannot do is told now.
             there = {} if before.plan else of_targets(study, before.environment, progress)
@@ -190,7 +193,7 @@ def _execute(
                 **there,
                 **conditions(store, before.environment),
             }
-            store.set_plan(run_id, plan, prepared.notes)
+            store.set_plan(run_id, plan, (*prepared.notes, *crowded))
         job = Job(
             run_id,
             study,
@@ -459,6 +462,18 @@ def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence
         raise StudyError(
             f"the model (or what makes {changed[0]}) changed since run {before.id} began: start a new run instead of resuming."
         )
+
+
+def crowding(study: Study, environment: Environment) -> tuple[str, ...]:
+    """What there is to say of more threads than this machine has processors: they are measured, but tell little of the model."""
+    cores, most = environment.usable_cores, max(study.threads)
+    here = any(text == LOCAL for text in study.targets)
+    if not here or most <= cores:
+        return ()
+    return (
+        f"{most} threads take turns on the {cores} processors that this machine has for them: that measures how they get in each "
+        f"other's way; --threads {cores} uses them all",
+    )
 
 
 def warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:

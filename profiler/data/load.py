@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from backends.base import FeedError, TensorInfo, check_feeds
+from backends.base import FeedError, TensorInfo, check_feeds, format_shape
 from profiler.data.dataset import Array, Dataset
 from profiler.data.feeding import Feeding, sequences
 from profiler.data.fit import fit_arrays
@@ -90,11 +91,25 @@ def _images(path: Path, feeding: Feeding, preprocessing: Preprocessing | None, l
         )
     if preprocessing is None:
         raise DataError(
-            f"'{path}' is a folder of images: say how they become arrays, "
-            "e.g. preprocessing = {resize = 256, crop = 224, mean = …}."
+            f"'{path}' is a folder of images: say how they become arrays for input '{inputs[0].name}' "
+            f"{format_shape(inputs[0].shape)}, as the model was trained, at least with {_likely_preprocessing(inputs[0])}; in a "
+            "study file a table [preprocessing]; mean, std, crop and the rest: docs/data.md."
         )
     images, labels, notes = read_images(path, inputs[0], preprocessing, limit=limit, seed=seed)
     return _fitted(path.name, {inputs[0].name: images, "labels": labels}, feeding, notes, None, seed)
+
+
+def _likely_preprocessing(info: TensorInfo) -> str:
+    """What the input's shape tells of it, as an option of the command line."""
+    shape = info.shape[1:] if len(info.shape) == 4 else ()
+    last = bool(shape) and shape[-1] in (1, 3) and shape[0] not in (1, 3)
+    channels = (shape[-1] if last else shape[0]) if shape else None
+    sizes = (shape[:-1] if last else shape[1:]) if shape else ()
+    height, width = (size if isinstance(size, int) else 224 for size in sizes or (None, None))
+    told = [f"size = [{height}, {width}]"]
+    told += ['layout = "NHWC"'] if last else []
+    told += ['channels = "L"'] if channels == 1 else []
+    return f"--set {shlex.quote('preprocessing={' + ', '.join(told) + '}')}"
 
 
 def _fitted(
