@@ -470,10 +470,11 @@ def crowding(study: Study, environment: Environment) -> tuple[str, ...]:
     here = any(text == LOCAL for text in study.targets)
     if not here or most <= cores:
         return ()
-    return (
+    note = (
         f"{most} threads take turns on the {cores} processors that this machine has for them: that measures how they get in each "
-        f"other's way; --threads {cores} uses them all",
+        f"other's way; --threads {cores} uses them all"
     )
+    return (note,)
 
 
 def warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
