@@ -101,11 +101,10 @@ def _images(path: Path, feeding: Feeding, preprocessing: Preprocessing | None, l
 
 def _likely_preprocessing(info: TensorInfo) -> str:
     """What the input's shape tells of it, as an option of the command line."""
-    shape = info.shape[1:] if len(info.shape) == 4 else ()
-    last = bool(shape) and shape[-1] in (1, 3) and shape[0] not in (1, 3)
-    channels = (shape[-1] if last else shape[0]) if shape else None
-    sizes = (shape[:-1] if last else shape[1:]) if shape else ()
-    height, width = (size if isinstance(size, int) else 224 for size in sizes or (None, None))
+    shape: list[int | str | None] = list(info.shape[1:]) if len(info.shape) == 4 else [None, None, None]
+    last = shape[-1] in (1, 3) and shape[0] not in (1, 3)
+    channels, sizes = (shape[-1], shape[:-1]) if last else (shape[0], shape[1:])
+    height, width = (size if isinstance(size, int) else 224 for size in sizes)
     told = [f"size = [{height}, {width}]"]
     told += ['layout = "NHWC"'] if last else []
     told += ['channels = "L"'] if channels == 1 else []

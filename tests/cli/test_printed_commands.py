@@ -263,6 +263,42 @@ def test_a_time_budget_that_ended_while_variants_were_made(edgeprof, place, smal
     assert shlex.split(command)[4:] == ["--out", "my runs"]
 
 
+@pytest.mark.process
+@pytest.mark.runtime
+def test_a_search_that_was_interrupted(edgeprof, place, small_model, monkeypatch):
+    """Ctrl-C, and `run` for a search, name the same command: of this search, in its folder."""
+    from profiler.search.run import Search
+
+    def interrupted(_self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "run", interrupted)
+    told = edgeprof(
+        "search", small_model, "--variants", "bf16", "--backends", "fake{read=false}", "--time-budget", "60s", "--quick", "--out",
+        place,
+    )  # fmt: skip
+    newest = api.open_run("latest", out=place).run
+    wanted = ["edgeprof", "search", "--resume", newest.id, "--out", "my runs"]
+    again = edgeprof("run", "--resume", newest.id, "--out", place)
+
+    assert told.code == 130
+    assert shlex.split(told.err[told.err.rindex("edgeprof search") :].strip()) == wanted
+    assert [shlex.split(command) for command in commands(again.err)] == [wanted]
+    assert run(edgeprof, shlex.join(wanted)).code == 130
+
+
+def test_a_page_that_cannot_be_written(edgeprof, place, tmp_path):
+    """The command beside the problem writes it elsewhere."""
+    run_id = api.open_run("latest", out=place).run.id
+    (place / run_id / "report.html").mkdir(parents=True)
+    told = edgeprof("report", run_id, "--out", place)
+    found = re.search(r"edgeprof report .*FILE\.html.*?(?=[`).]*$)", told.err, re.MULTILINE)
+
+    assert found is not None, told.err
+    assert run(edgeprof, found[0]).code in (0, 1)
+    assert (tmp_path / "FILE.html").is_file()
+
+
 def flat(text: str) -> str:
     """Lines that were folded, in one."""
     return re.sub(r"\s*\n\s+", " ", text)
