@@ -17,7 +17,7 @@ def test_the_list_of_targets_without_a_home(monkeypatch, tmp_path):
     for name in ("EDGEPROF_TARGETS", "XDG_CONFIG_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(config.Path, "home", classmethod(homeless))
-    with pytest.raises(TargetError, match="no home.*EDGEPROF_TARGETS"):
+    with pytest.raises(TargetError, match=r"no home.*EDGEPROF_TARGETS"):
         config.load()
     monkeypatch.setenv("EDGEPROF_TARGETS", str(tmp_path / "none.toml"))
     assert config.load() == {}
