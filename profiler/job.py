@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends import spec
-from profiler import artifacts
+from profiler import advice, artifacts
 from profiler.artifacts import ArtifactStore
 from profiler.budget import Budget
 from profiler.errors import StoreError
 from profiler.machines import device_of
+from profiler.named_code import named_code
 from profiler.prepare import Prepared, timing_feeds
 from profiler.progress import Progress
 from profiler.records import ArtifactRecord, FailureRecord
@@ -28,7 +29,6 @@ from profiler.targets.process import WorkerFailure, WorkerProcess
 from profiler.variants import registry as variant_registry
 from profiler.wire import file_sha256
 
-RESUME = "edgeprof run --resume latest"
 _SHORTEST_S = 0.5
 T = TypeVar("T")
 _Stage = Literal["load", "warmup", "measure", "quality"]
@@ -48,10 +48,15 @@ class Job:
     """Files of this run besides the database: reference outputs, the report."""
     progress: Progress
     budget: Budget = field(default_factory=Budget)
-    resume: str = RESUME
-    """The command that goes on where this run stops."""
+    resume: str = ""
+    """The command that goes on where this run stops; left out: that of a run which is no search."""
     modes: Modes = field(default_factory=Modes)
     """Power modes that are set now. Whoever makes the job closes them."""
+
+    def __post_init__(self) -> None:
+        """Whoever is told to go on is told of this run."""
+        if not self.resume:
+            object.__setattr__(self, "resume", advice.resume(self.run_id, code=named_code(self.study)))
 
     @property
     def limit_s(self) -> float:

@@ -7,7 +7,10 @@ passed on as they are. An error for people travels with its classes; whatever el
 from __future__ import annotations
 
 import json
+import os
 import resource
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -176,6 +179,20 @@ def _export(fields: Fields) -> Any:
     return {**asdict(found), "path": str(found.path), "files": [str(file) for file in found.files]}
 
 
+def _rows(fields: Fields) -> Any:
+    """`read_function` in the caller's folder; answers where the rows lie, for `read_rows`."""
+    from profiler.data.functions import read_function
+    from profiler.targets.maker import write_rows
+
+    # The user's code reads its own files as it always does, and imports what the caller can import.
+    os.chdir(fields["working_folder"])
+    sys.path += [path for path in fields["paths"] if path not in sys.path]
+    rows = read_function(fields["function"], tuple(fields["names"]), limit=fields["limit"])
+    folder = Path(tempfile.mkdtemp(prefix="rows-", dir=fields["scratch"]))
+    write_rows(rows, folder)
+    return str(folder)
+
+
 TASKS: Mapping[str, Task] = {
     "cached": _cached,
     "count": _count,
@@ -185,6 +202,7 @@ TASKS: Mapping[str, Task] = {
     "keep": _keep,
     "layers": _layers,
     "make": _make,
+    "rows": _rows,
     "sensitivities": _sensitivities,
     "suggestions": _suggestions,
 }

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from profiler.cost.prices import load_prices
 from profiler.data import Dataset, Preprocessing, drop_overlap, load_dataset, split_calibration
 from profiler.data.feeding import Feeding, InputRule
 from profiler.data.fit import UndeclaredStateError
-from profiler.data.functions import FUNCTION, RESERVED, read_function
+from profiler.data.functions import FUNCTION, RESERVED
+from profiler.data.load import FunctionReader
 from profiler.data.npz import read_npz
-from profiler.data.rules import check_kinds, command, complete, decide, random_values
+from profiler.data.rules import command, complete, decide, random_values, refuse_what_is_not_fed
 from profiler.errors import DataError, EdgeprofError, ModelError, StudyError, VariantError, unknown
 from profiler.held import held_folder, sweep_old
 from profiler.progress import Progress
@@ -33,7 +35,8 @@ from profiler.records import REFERENCE_VARIANT, ArtifactRecord, FailureRecord
 from profiler.study import Case, Study, expand
 from profiler.targets.base import get as get_target
 from profiler.targets.conditions import too_many_threads
-from profiler.targets.maker import PREFIX, Maker, ModelFacts, as_failure, describe, is_of_the_machine, limits_of
+from profiler.targets.functions import read_function_apart
+from profiler.targets.maker import PREFIX, Limits, Maker, ModelFacts, as_failure, describe, is_of_the_machine, limits_of
 from profiler.targets.process import WorkerFailure
 from profiler.variants import registry as variant_registry
 from profiler.variants.base import Variant
@@ -71,8 +74,11 @@ class Prepared:
             object.__setattr__(self, "feeding", Feeding.plain(self.inputs))
 
 
-def check_names(study: Study) -> tuple[Variant, ...]:
-    """The study's variants, reference first. Raises StudyError for names nobody knows, before any work is done."""
+def check_names(study: Study, *, fresh: bool = False) -> tuple[Variant, ...]:
+    """The study's variants, reference first. Raises StudyError for names nobody knows, before any work is done.
+
+    A `fresh` study, which was not begun yet, has to say its limit clearly too.
+    """
     for text in study.backends:
         backend = spec.parse(text)
         if backend.name not in backend_registry.names():
@@ -85,6 +91,8 @@ def check_names(study: Study) -> tuple[Variant, ...]:
         get_target(name)
     metric = None if study.metric is None else get_metric(study.metric)
     misfit = study.constraints.drop_misfit(study.metric, None if metric is None else metric.unit)
+    if misfit is None and metric is not None and fresh:
+        misfit = study.constraints.drop_doubt(str(study.metric), metric.unit)
     if misfit is not None:
         raise StudyError(f"{misfit}.")
     book = load_prices(None if study.cost.prices is None else Path(study.cost.prices))
@@ -114,8 +122,9 @@ def prepare(
     feeding = decide(study, inputs, facts.outputs)
     if shapes_needed:
         feeding.check_batches(study.batches)
-    if study.data or study.calibration:
-        check_kinds(feeding)
+    if shapes_needed or study.data or study.calibration:
+        # Before data are read, which would be found not to fit in words that lead nowhere.
+        refuse_what_is_not_fed(feeding)
     data = _load(study, study.data, feeding) if study.data else None
     calibration = _load(study, study.calibration, feeding) if study.calibration else None
     for found in filter(None, (data, calibration)):
@@ -195,7 +204,7 @@ def export_sample(study: Study) -> Mapping[str, NDArray[np.generic]]:
     if path.is_file():
         arrays: Mapping[str, NDArray[np.generic]] = read_npz(path)
     elif FUNCTION.fullmatch(study.data) and not path.exists():
-        arrays = read_function(study.data, (), limit=_EXPORT_ROWS)
+        arrays = _reader(study)(study.data, (), limit=_EXPORT_ROWS)
     else:
         info = TensorInfo("image", "float32", (None, None, None, None))
         arrays = load_dataset(study.data, inputs=[info], preprocessing=_preprocessing(study), limit=_EXPORT_ROWS).inputs
@@ -217,10 +226,19 @@ def _load(study: Study, source: str, feeding: Feeding) -> Dataset:
     try:
         return load_dataset(
             source, inputs=[rule.info for rule in feeding.rules], preprocessing=_preprocessing(study), limit=study.limit,
-            seed=study.seed, feeding=feeding,
+            seed=study.seed, feeding=feeding, call=_reader(study),
         )  # fmt: skip
     except UndeclaredStateError as error:
         raise DataError(f"{error} The command: {command(study, error.asked)}") from error
+
+
+def _reader(study: Study) -> FunctionReader:
+    """Functions of the user's are called in a process of their own, within the study's limits."""
+
+    def limits() -> Limits:
+        return limits_of(study.time_limit_s, study.memory_limit_bytes)
+
+    return partial(read_function_apart, limits=limits)
 
 
 def random_rows(study: Study, feeding: Feeding) -> Mapping[str, NDArray[np.generic]]:

@@ -53,7 +53,11 @@ def _options(study: Study, search: Mapping[str, Any] | None) -> Iterator[str]:
             for name, shape in study.input_shapes.items()
             if _shapes_fit(study)
         ],
-        *[("--input", asked_input.text(name), True) for name, asked_input in study.inputs.items()],
+        *[
+            ("--input", asked_input.text(name), True)
+            for name, asked_input in study.inputs.items()
+            if _inputs_fit(study)
+        ],
         ("--seed", study.seed, study.seed != usual.seed),
         ("--time-budget", f"{study.time_budget_s!r}s", study.time_budget_s is not None),
         ("--time-limit", f"{study.time_limit_s!r}s", study.time_limit_s != usual.time_limit_s),
@@ -77,6 +81,10 @@ def _options(study: Study, search: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _shapes_fit(study: Study) -> bool:
     return not any("=" in name for name in study.input_shapes)
+
+
+def _inputs_fit(study: Study) -> bool:
+    return not any("{" in name for name in study.inputs)
 
 
 def _effort_name(study: Study) -> str:
@@ -107,6 +115,8 @@ def _rest(study: Study, search: bool) -> Iterator[tuple[str, Any]]:
         yield "preprocessing", whole["preprocessing"]
     if not _shapes_fit(study):
         yield "input_shapes", whole["input_shapes"]
+    if not _inputs_fit(study):
+        yield "inputs", {name: _given(options) for name, options in whole["inputs"].items()}
     usual["effort"] = EFFORTS[_effort_name(study)].model_dump(mode="json")
     given = {"machine", "utilisation", "prices"}
     for table in _TABLES:
@@ -123,6 +133,11 @@ def _rest(study: Study, search: bool) -> Iterator[tuple[str, Any]]:
             # A table that is there, with everything as usual.
             differing = [(table, {})]
         yield from differing
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has nothing for None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _defaults(table: str) -> dict[str, Any]:

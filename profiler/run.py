@@ -36,7 +36,7 @@ from profiler.evaluate import REFERENCE_OUTPUTS, Elsewhere, evaluate, first_look
 from profiler.fleet.classes import settled
 from profiler.fleet.devices import devices, machine_of
 from profiler.fleet.queues import DeviceJob, Queues
-from profiler.job import RESUME, Job
+from profiler.job import Job
 from profiler.leases import QueueStatus
 from profiler.load.stage import check_load, measure_load
 from profiler.machines import device_of, devices_of
@@ -100,7 +100,7 @@ def execute(
                 study = settled(study.absolute(), store, progress)
                 if (unclear := undecided(study.cost, devices_of(study))) is not None:
                     raise StudyError(unclear)
-            variants = prepare.check_names(study)
+            variants = prepare.check_names(study, fresh=resume is None)
             check_load(study.load)
             energy.check(study.energy)
             if resume is None:
@@ -144,7 +144,7 @@ def _execute(
     artifact_store = store_of_artifacts(out, cluster, progress, study, budget)
     folder = out / run_id
     folder.mkdir(parents=True, exist_ok=True)
-    before = store.run(run_id)
+    before, again = store.run(run_id), advice.resume(run_id, code=named_code(study))
     with prepare.working_folder() as scratch:
         # The maker ends before anything is timed.
         with artifact_store:
@@ -152,14 +152,22 @@ def _execute(
             asked = _with_stored_model(study, before, artifact_store)
             prepared = prepare.prepare(asked, tuple(variants), scratch, maker=artifact_store.maker)
             progress.step()
+            detected = detect_machine()
+            crowded = crowding(study, before.environment)
+            for note in crowded:
+                progress.note(note)
+            warn_about_price(study, before.environment, detected, progress)
             # Before variants are made, which may take minutes: what a target cannot do is told now.
             there = {} if before.plan else of_targets(study, before.environment, progress)
             if not before.plan and not (study.load is not None and study.load.only):
-                look(Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget), variants[0])
+                look(
+                    Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget, again),
+                    variants[0],
+                )
             make_ahead(artifact_store, prepared, variants, progress)
             made, failures = prepare.make_artifacts(
                 prepared, tuple(variants), artifact_store, progress,
-                lambda: budget.require(0.0, study.time_budget_s, RESUME),
+                lambda: budget.require(0.0, study.time_budget_s, again),
             )  # fmt: skip
         _check_unchanged(before, prepared, made)
         # They are made anew each time, and some that did not end in time may do so now.
@@ -171,7 +179,6 @@ def _execute(
         cases, left_out = prepare.plan_cases(study, made)
         for skipped in left_out:
             store.add(run_id, skipped)
-        detected = detect_machine()
         if not before.plan:
             plan = {
                 "cases": [asdict(case) for case in cases],
@@ -186,8 +193,7 @@ def _execute(
                 **there,
                 **conditions(store, before.environment),
             }
-            store.set_plan(run_id, plan, prepared.notes)
-        _warn_about_price(study, before.environment, detected, progress)
+            store.set_plan(run_id, plan, (*prepared.notes, *crowded))
         job = Job(
             run_id,
             study,
@@ -198,7 +204,7 @@ def _execute(
             folder,
             progress,
             budget,
-            advice.resume(run_id, code=named_code(study)),
+            again,
         )
         with job.modes:
             _measure_all(job, cases, made, machines, None if cluster is None else ClusterEvaluation(cluster))
@@ -206,11 +212,18 @@ def _execute(
 
 
 def look(job: Job, reference: Any) -> None:
-    """Whether metric, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
+    """Whether metric, limit, labels and outputs fit, from a few rows, before variants are made. Raises DataError, StudyError."""
     if job.prepared.evaluation is None:
         return
     record = prepare.make_artifact(job.artifact_store, job.prepared, reference)
-    first_look(replace(job, artifacts={record.variant: record}))
+    reading = first_look(replace(job, artifacts={record.variant: record}))
+    if reading is None:
+        return
+    # A metric that was chosen from labels and outputs is known here for the first time.
+    limits, metric = job.study.constraints, reading.metric
+    unfit = limits.drop_misfit(metric.name, metric.unit) or limits.drop_doubt(metric.name, metric.unit)
+    if unfit is not None:
+        raise StudyError(f"{unfit}.")
 
 
 def store_of_artifacts(
@@ -451,8 +464,21 @@ def _check_unchanged(before: RunData, prepared: prepare.Prepared, made: Sequence
         )
 
 
-def _warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
-    """Say before the measurement what would otherwise stand in its report: what can't be priced as declared."""
+def crowding(study: Study, environment: Environment) -> tuple[str, ...]:
+    """What there is to say of more threads than this machine has processors: they are measured, but tell little of the model."""
+    cores, most = environment.usable_cores, max(study.threads)
+    here = any(text == LOCAL for text in study.targets)
+    if not here or most <= cores:
+        return ()
+    note = (
+        f"{most} threads take turns on the {cores} processors that this machine has for them: that measures how they get in each "
+        f"other's way; --threads {cores} uses them all"
+    )
+    return (note,)
+
+
+def warn_about_price(study: Study, environment: Environment, detected: DetectedMachine, progress: Progress) -> None:
+    """Say before anything is made what would otherwise stand in the report: what can't be priced as declared."""
     names = devices_of(study)
     here = study.cost.declared_for(LOCAL, names) if LOCAL in names else None
     if here is None or any(spec.parse(text).device not in (None, "cpu", "CPU") for text in study.backends):

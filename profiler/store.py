@@ -388,7 +388,7 @@ class Store:
     def _row(self, run_id: str) -> sa.RowMapping:
         # An id becomes the name of a folder.
         if not is_run_id(run_id):
-            raise StoreError(f"'{str(run_id)[:80]}' is no id of a run. `edgeprof runs` lists them.")
+            raise StoreError(f"'{str(run_id)[:80]}' is no id of a run. `{advice.of_run('runs')}` lists them.")
         with self._transaction() as connection:
             row = connection.execute(sa.select(_runs).where(_runs.c.id == run_id)).mappings().one_or_none()
         if row is None:

@@ -41,6 +41,10 @@ class _Frozen(BaseModel):
         return value
 
 
+UNCLEAR_DROP = 0.1
+"""From here on a bare number is hardly meant as a proportion: nobody ships a model that loses every tenth answer."""
+
+
 class Constraints(_Frozen):
     """What a deployment must keep to. None means no constraint."""
 
@@ -95,6 +99,19 @@ class Constraints(_Frozen):
                 "that has a unit of its own (--metric rmse)"
             )
         return None
+
+    def drop_doubt(self, metric: str, metric_unit: str) -> str | None:
+        """Why a bare `max_drop` is not to be read as a proportion without asking, with what to write; None where it is clear.
+
+        For a study that begins: what is stored keeps the meaning that it was measured with.
+        """
+        drop = self.max_drop
+        if drop is None or self.max_drop_unit is not None or metric_unit != "proportion" or drop < UNCLEAR_DROP:
+            return None
+        return (
+            f"a drop of {drop:g} without a unit is {100 * drop:g} percentage points of {metric}, or was {drop:g} points meant? "
+            f'Write --max-drop {drop:g}pt or --max-drop {100 * drop:g}pt (in a study file max_drop = "{drop:g}pt")'
+        )
 
 
 class CostOptions(_Frozen):
@@ -253,7 +270,7 @@ class InputOptions(_Frozen):
         options = (
             ("batch_axis", self.batch_axis),
             ("value", None if self.value is None else value),
-            ("from", self.source),
+            ("from", None if self.source is None else quote(self.source, safe="/:.+@$~")),
         )
         told = [f"{key}={option}" for key, option in options if option is not None]
         return f"{name}{{{','.join(told + ([] if self.init == 'zeros' else [f'init={self.init}']))}}}"

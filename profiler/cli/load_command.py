@@ -98,7 +98,8 @@ def command(
     from backends.spec import split_list
     from profiler import api
     from profiler.cli import console
-    from profiler.load.scenario import SCENARIOS
+    from profiler.load.scenario import SCENARIOS, LoadPlan
+    from profiler.repeat import study_command
     from profiler.run import execute
     from profiler.study import make_study
     from profiler.units import parse_bytes
@@ -108,7 +109,9 @@ def command(
     if show is not None:
         stored = api.open_run(show, out=out, database=database)
         if stored.run.study.load is None:
-            raise StudyError(f"run {stored.run.id} holds no load: `edgeprof load MODEL` makes one.")
+            plan = LoadPlan(settings=("single",), only=True)
+            asked = stored.run.study.model_copy(update={"load": plan, "soak": None, "energy": None})
+            raise StudyError(f"run {stored.run.id} holds no load: `{study_command(asked, place=True)}` makes one.")
         raise typer.Exit(console.show_load(stored, json=json))
     names = tuple(part.strip() for part in (scenario or "server").split(",") if part.strip())
     arrivals = "trace" if trace is not None else "constant" if constant else "poisson"

@@ -69,9 +69,10 @@ def command(
     from profiler.cli.app import EXIT_NO_CASE, EXIT_OK
     from profiler.cli.console import bars, print_json
     from profiler.cli.console import out as console
+    from profiler.repeat import study_command
     from profiler.run import execute
     from profiler.soak_result import read_soak
-    from profiler.study import EFFORTS, make_study
+    from profiler.study import EFFORTS, SoakPlan, make_study
     from profiler.units import parse_bytes, parse_seconds
 
     run_id = show
@@ -99,8 +100,9 @@ def command(
     run = api.open_run(run_id, out=out, database=database).run
     soak = read_soak(run)
     failures = [f"{record.case}: {record.message}" for record in run.failures if record.kind != "skipped"]
-    if not soak.courses and not failures:
-        raise StudyError(f"run {run.id} holds no soak: `edgeprof soak MODEL` makes one.")
+    if run.study.soak is None:
+        asked = run.study.model_copy(update={"soak": SoakPlan(), "load": None, "energy": None})
+        raise StudyError(f"run {run.id} holds no soak: `{study_command(asked, place=True)}` makes one.")
     if json:
         print_json(_json(run.id, soak))
     else:

@@ -35,6 +35,9 @@ UNDECLARED = (
 )
 
 
+_OWN_POWER = "--energy measures it, a profile of your own says it (docs/adding-a-device.md)"
+
+
 @dataclass(frozen=True)
 class CostOptions:
     """What the user may say about paying. Device figures left None come from the device profile."""
@@ -227,7 +230,7 @@ def _priced_device(
     elif listed is not None:
         device_usd = listed.usd
         notes = [f"{profile.id} at {usd(listed.usd)} of {listed.date} ({listed.covers})"]
-        notes += [] if listed.verified else ["unverified list price, give what you pay"]
+        notes += [] if listed.verified else ["unverified list price: a profile of your own says what you pay"]
         notes += [warning] if (warning := stale_warning(profile.id, listed.date, today)) else []
     else:
         return NotMeasured(
@@ -310,7 +313,7 @@ def doubts(place: Deployment, options: CostOptions, today: Date) -> list[str]:
     elif place.profile is not None:
         listed = place.profile.price
         if options.device_usd is None and listed is not None:
-            found += [None if listed.verified else "unverified list price, give what you pay"]
+            found += [None if listed.verified else "unverified list price: a profile of your own says what you pay"]
             found += [stale_warning(place.profile.id, listed.date, today)]
         if place.profile.needs_host:
             found.append("the price is for the card or chip only, without the machine around it")
@@ -327,13 +330,13 @@ def _mean_power(
 ) -> tuple[float, str | None]:
     """Mean power in W over the year as far as known, and what is left out."""
     if idle_w is None and load_w is None:
-        return 0.0, "energy left out: no sourced power figure, give idle_w and load_w"
+        return 0.0, f"energy left out: no sourced power figure; {_OWN_POWER}"
     if usd_per_kwh is None:
-        return 0.0, "energy left out: no electricity price, give usd_per_kwh"
+        return 0.0, "energy left out: no electricity price; --set cost.electricity_usd_per_kwh=0.3 gives one"
     if idle_w is None:
-        return utilisation * (load_w or 0.0), "energy while idle left out: no sourced idle power, give idle_w"
+        return utilisation * (load_w or 0.0), f"energy while idle left out: no sourced idle power; {_OWN_POWER}"
     if load_w is None:
-        return idle_w, "energy of the work itself left out: no sourced load power, give load_w"
+        return idle_w, f"energy of the work itself left out: no sourced load power; {_OWN_POWER}"
     _check("load_w", load_w, f"at least idle_w ({idle_w:g})", load_w >= idle_w)
     return idle_w + utilisation * (load_w - idle_w), None
 

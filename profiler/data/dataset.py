@@ -184,7 +184,12 @@ def _checked_labels(name: str, labels: Array, rows: int) -> Array:
     if labels.dtype.kind in "US":
         return _texts(name, "labels", labels[:, 0] if labels.shape[1:] == (1,) else labels, rows)
     _check_finite(f"array 'labels' of data '{name}'", labels)
-    if labels.dtype.kind in "iub" and labels.ndim == 2 and labels.shape[1] == 1:
+    # A column of whole numbers may be classes, also where a table gave them as floats.
+    if (
+        labels.ndim == 2
+        and labels.shape[1] == 1
+        and (labels.dtype.kind != "f" or bool((labels == np.floor(labels)).all()))
+    ):
         labels = labels[:, 0]
     if labels.dtype.kind == "u" and int(labels.max()) > np.iinfo(np.int64).max:
         raise DataError(

@@ -17,6 +17,7 @@ import numpy as np
 from backends.base import TensorInfo, format_shape
 from profiler.data.dataset import MAX_BYTES, Array, Dataset
 from profiler.errors import DataError, StudyError
+from profiler.study import InputOptions
 
 Outputs = dict[str, Array]
 Role = Literal["rows", "constant", "state"]
@@ -396,4 +397,4 @@ def check_size(name: str, shape: Sequence[int], dtype: np.dtype[np.generic], mos
 
 def text_of(name: str, options: Mapping[str, object]) -> str:
     """`name{option=value,…}`, as --input takes it."""
-    return f"{name}{{{','.join(f'{key}={value}' for key, value in options.items())}}}"
+    return InputOptions.model_validate(options).text(name)

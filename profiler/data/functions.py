@@ -112,15 +112,17 @@ def _arrays(text: str, number: int, batch: object, input_names: tuple[str, ...])
     inputs: object = batch
     named: dict[str, object] = {}
     if isinstance(batch, (tuple, list)):
-        if len(batch) != 2:
+        # A torch DataLoader gives lists: [inputs, labels], or [inputs] where there are no labels.
+        if len(batch) not in (1, 2):
             raise DataError(
                 f"{where} is a {type(batch).__name__} of {len(batch)} items: give (inputs, labels) or a mapping of arrays."
             )
-        inputs, named["labels"] = batch
+        inputs, named["labels"] = batch if len(batch) == 2 else (batch[0], None)
     if isinstance(inputs, Mapping):
         named = {**{str(name): value for name, value in inputs.items()}, **named}
-    elif len(input_names) == 1:
-        named[input_names[0]] = inputs
+    elif len(input_names) < 2:
+        # A model that is still to be exported names none yet: a torch module takes its only input under any name.
+        named[input_names[0] if input_names else "input"] = inputs
     else:
         raise DataError(
             f"{where} gives one {type(inputs).__name__}, the model has inputs {list(input_names)}: give a mapping by input name."

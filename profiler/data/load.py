@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from backends.base import FeedError, TensorInfo, check_feeds
+from backends.base import FeedError, TensorInfo, check_feeds, format_shape
 from profiler.data.dataset import Array, Dataset
 from profiler.data.feeding import Feeding, sequences
 from profiler.data.fit import fit_arrays
@@ -17,6 +19,15 @@ from profiler.data.functions import FUNCTION, RESERVED, read_function
 from profiler.data.images import Preprocessing, read_images
 from profiler.data.npz import read_npz
 from profiler.errors import DataError, StudyError
+
+
+class FunctionReader(Protocol):
+    """How a text `package.module:function` becomes arrays."""
+
+    def __call__(self, text: str, input_names: tuple[str, ...], *, limit: int | None) -> Mapping[str, Array]:
+        """As `data.functions.read_function`."""
+        ...
+
 
 _LABEL_LIKE = frozenset({"label", "y", "ys", "target", "targets", "y_true", "y_test", "classes"})
 """Names under which labels are saved where nobody said which."""
@@ -30,11 +41,13 @@ def load_dataset(
     limit: int | None = None,
     seed: int = 0,
     feeding: Feeding | None = None,
+    call: FunctionReader = read_function,
 ) -> Dataset:
     """Read and check the rows of `source` for a model with `inputs`, which are fed as `feeding` says (default: row by row).
 
     `source` is an `.npz` (arrays named as the inputs, plus optional `labels`, `groups`, `ids`), a folder of images with
     `preprocessing`, a text `package.module:function` (see `data.functions.read_function`), or a mapping of arrays.
+    `call` reads a function; where it is code that may crash, in another process (`targets.functions`).
     With `limit`, that many rows are drawn at random with `seed` (a function gives its first rows).
     Raises DataError that names the array or file, what came, what was expected and what to do.
     """
@@ -47,7 +60,7 @@ def load_dataset(
     path = Path(source).expanduser()
     if not path.exists():
         if FUNCTION.fullmatch(str(source)):
-            return _fitted(str(source), read_function(str(source), names, limit=limit), feeding, (), limit, seed)
+            return _fitted(str(source), dict(call(str(source), names, limit=limit)), feeding, (), limit, seed)
         raise DataError(
             f"data '{source}' is neither a file, a folder nor package.module:function: check the path from '{Path.cwd()}'."
         )
@@ -78,11 +91,24 @@ def _images(path: Path, feeding: Feeding, preprocessing: Preprocessing | None, l
         )
     if preprocessing is None:
         raise DataError(
-            f"'{path}' is a folder of images: say how they become arrays, "
-            "e.g. preprocessing = {resize = 256, crop = 224, mean = …}."
+            f"'{path}' is a folder of images: say how they become arrays for input '{inputs[0].name}' "
+            f"{format_shape(inputs[0].shape)}, as the model was trained, at least with {_likely_preprocessing(inputs[0])}; in a "
+            "study file a table [preprocessing]; mean, std, crop and the rest: docs/data.md."
         )
     images, labels, notes = read_images(path, inputs[0], preprocessing, limit=limit, seed=seed)
     return _fitted(path.name, {inputs[0].name: images, "labels": labels}, feeding, notes, None, seed)
+
+
+def _likely_preprocessing(info: TensorInfo) -> str:
+    """What the input's shape tells of it, as an option of the command line."""
+    shape: list[int | str | None] = list(info.shape[1:]) if len(info.shape) == 4 else [None, None, None]
+    last = shape[-1] in (1, 3) and shape[0] not in (1, 3)
+    channels, sizes = (shape[-1], shape[:-1]) if last else (shape[0], shape[1:])
+    height, width = (size if isinstance(size, int) else 224 for size in sizes)
+    told = [f"size = [{height}, {width}]"]
+    told += ['layout = "NHWC"'] if last else []
+    told += ['channels = "L"'] if channels == 1 else []
+    return f"--set {shlex.quote('preprocessing={' + ', '.join(told) + '}')}"
 
 
 def _fitted(

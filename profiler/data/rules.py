@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from backends.base import TensorInfo, format_shape
 from profiler.data.dataset import Array
 from profiler.data.feeding import Feeding, InputRule, check_size, numeric, text_of
 from profiler.errors import StudyError, unknown
+from profiler.repeat import study_command
 from profiler.study import InputOptions, Study
 
 _SAMPLE_RATE = re.compile(r"(^|_)(sr|fs|sample_?rate|sampling_?rate)(_|$)", re.IGNORECASE)
@@ -72,7 +72,7 @@ def complete(study: Study, feeding: Feeding, data_given: bool) -> Feeding:
 
     Raises StudyError for one that nobody gave, and for an input that cannot be fed at all.
     """
-    check_kinds(feeding)
+    refuse_what_is_not_fed(feeding)
     missing = [rule for rule in feeding.rules if rule.role == "constant" and rule.value is None]
     asked: Asked = {rule.name: {"value": _guess(rule.info)} for rule in missing if data_given or not rule.declared}
     if asked:
@@ -88,6 +88,16 @@ def complete(study: Study, feeding: Feeding, data_given: bool) -> Feeding:
     return feeding.with_constants(made)
 
 
+def refuse_what_is_not_fed(feeding: Feeding) -> None:
+    """Raise StudyError for an input of another kind than tensors of numbers; no data could help."""
+    for rule in feeding.rules:
+        if rule.info.dtype in _NOT_FED:
+            raise StudyError(
+                f"input '{rule.name}' takes {_NOT_FED[rule.info.dtype]}, which edgeprof does not feed: export the model without "
+                "that step, so that its inputs are tensors of numbers (token ids in place of text)."
+            )
+
+
 def random_values(name: str, shape: Sequence[int], dtype_name: str, random: np.random.Generator) -> Array:
     """Random numbers that a model takes as input. Raises StudyError, before anything is made, when they would be too many."""
     dtype = np.dtype(dtype_name)
@@ -99,35 +109,13 @@ def random_values(name: str, shape: Sequence[int], dtype_name: str, random: np.r
     return random.integers(0, 2, tuple(shape)).astype(dtype)
 
 
-def check_kinds(feeding: Feeding) -> None:
-    """Raise StudyError for an input that is no tensor of numbers."""
-    for rule in feeding.rules:
-        if rule.info.dtype in _NOT_FED:
-            raise StudyError(
-                f"input '{rule.name}' takes {_NOT_FED[rule.info.dtype]}, which edgeprof does not feed: export the model without "
-                "that step, so that its inputs are tensors of numbers (token ids in place of text)."
-            )
-
-
 def command(study: Study, more: Mapping[str, Mapping[str, object]], batch: int | None = None) -> str:
-    """The command that profiles the study's model with these inputs declared too."""
-    words = ["edgeprof", "profile", study.model]
-    for option, value in (("--data", study.data), ("--calibration", study.calibration), ("--metric", study.metric)):
-        words += [] if value is None else [option, value]
-    if study.backends != ("ort", "ov"):
-        words += ["--backends", ",".join(study.backends)]
-    if study.variants:
-        words += ["--variants", ",".join(study.variants)]
-    batches = (batch,) if batch is not None else study.batches
-    if batches != (1,):
-        words += ["--batch", ",".join(map(str, batches))]
-    for name, shape in study.input_shapes.items():
-        words += ["--shape", f"{name}={','.join(map(str, shape))}"]
-    texts = {name: options.text(name) for name, options in study.inputs.items()}
-    texts |= {name: text_of(name, options) for name, options in more.items()}
-    for text in texts.values():
-        words += ["--input", text]
-    return shlex.join(words)
+    """The command that asks the same as the study, with these inputs declared too."""
+    declared = {name: InputOptions.model_validate(options) for name, options in more.items()}
+    changed: dict[str, object] = {"inputs": {**study.inputs, **declared}}
+    if batch is not None:
+        changed["batches"] = (batch,)
+    return study_command(study.model_copy(update=changed), place=True)
 
 
 def _of_model(
@@ -241,7 +229,7 @@ def _guess(info: TensorInfo) -> object:
     if info.shape:
         return "data"
     if info.dtype == "bool":
-        return "true"
+        return True
     return 16000 if _SAMPLE_RATE.search(info.name) else 1
 
 

@@ -438,7 +438,7 @@ def _max_rate(
             budget_queries=budget(load, bounds), seed=search_seed(seed, case, setting),
         )  # fmt: skip
     except _NotStoredError:
-        return none("the search is not finished (edgeprof run --resume), or an edgeprof that searches otherwise did it")
+        return none("the search is not finished, or another version of edgeprof, which searches otherwise, did it")
     if estimate.method == "replay":
         # Replays send every request on time.
         return MaxRate(case, str(setting), slo_s, load.p, bounds.service, estimate, estimate.note)

@@ -71,6 +71,10 @@ def render(result: LoadResult, console: Console) -> None:
     page.line(f"▸ {_sentence(first)}", style="bold", hanging=2)
     for line in rest:
         page.line(_sentence(line), indent=2, hanging=2)
+    warning = words.unfinished_run(result.run)
+    # With a frontier above, it stands there.
+    if warning is not None and result.run.study.load is not None and result.run.study.load.only:
+        page.line(warning, style="yellow", hanging=2)
     if result.max_rates:
         page.heading(f"How many requests a second hold {_limit(result.max_rates)}?")
         _max_rates(page, result.max_rates)

@@ -608,10 +608,15 @@ def counts_line(story: Story) -> str:
 
 def unfinished(analysis: Analysis) -> str | None:
     """A sentence when the run did not come to its end."""
-    if analysis.run.status == "finished":
+    return unfinished_run(analysis.run)
+
+
+def unfinished_run(run: RunData) -> str | None:
+    """The same of a run that is not analysed."""
+    if run.status == "finished":
         return None
-    again = advice.resume(analysis.run.id, search="search" in analysis.run.plan, code=named_code(analysis.run.study))
-    return f"This run is {analysis.run.status}: what stands here rests on a part of it. Go on: {again}"
+    again = advice.resume(run.id, search="search" in run.plan, code=named_code(run.study))
+    return f"This run is {run.status}: what stands here rests on a part of it. Go on: {again}"
 
 
 def not_measured(analysis: Analysis) -> list[tuple[str, str]]:

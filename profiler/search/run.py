@@ -31,12 +31,14 @@ from profiler.run import (
     clusters,
     complete_places,
     conditions,
+    look,
     make_ahead,
     of_targets,
     only_run_in,
     status_kept,
     store_of_artifacts,
     through_links,
+    warn_about_price,
     without_closing,
 )
 from profiler.search import screening as screens
@@ -118,7 +120,7 @@ def execute_search(
                 study = settled(study.absolute(), store, progress)
                 study = study.model_copy(update={"variants": ladder(study.variants, suggested(study, progress))})
             asked = asked or Asked()
-            variants = _checked(study)
+            variants = _checked(study, fresh=resume is None)
             if resume is None:
                 run_id = store.create_run(study, describe(), version=__version__)
                 plan: dict[str, Any] = {"cases": [], "search": {"asked": asdict(asked), "decisions": []}}
@@ -153,12 +155,13 @@ def suggested(study: Study, progress: Progress) -> tuple[str, ...]:
     return tuple(map(str, found))
 
 
-def _checked(study: Study) -> tuple[Any, ...]:
+def _checked(study: Study, *, fresh: bool) -> tuple[Any, ...]:
     """The variants, reference first. Names of backends, metric and prices are checked as for any study."""
-    prepare.check_names(study.model_copy(update={"variants": (REFERENCE_VARIANT,)}))
+    prepare.check_names(study.model_copy(update={"variants": (REFERENCE_VARIANT,)}), fresh=fresh)
     if study.load is not None or study.soak is not None:
         raise StudyError(
-            "a search races latencies; serve or soak its winner afterwards (edgeprof load, edgeprof soak)."
+            "a search races latencies: leave load and soak out, and serve or soak its winner afterwards (edgeprof load, "
+            "edgeprof soak)."
         )
     return tuple(registry.make(text) for text in dict.fromkeys((REFERENCE_VARIANT, *study.variants)))
 
@@ -182,15 +185,19 @@ def _execute(
             few = screens.too_few_rows(len(parts[1]), margin)
             if few is not None:
                 progress.note(few)
+        resume = advice.resume(run_id, search=True, code=named_code(study))
+        job = Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget, resume)
+        fresh = "source_sha256" not in store.plan(run_id)
+        warn_about_price(study, store.run(run_id).environment, detect_machine(), progress)
         store.set_plan(run_id, _planned(store.run(run_id), prepared, store, progress), prepared.notes)
         if (short := _too_short(study, len(variants), budget.left_s)) is not None:
             progress.note(short)
+        if fresh:
+            look(job, variants[0])
         rules = Rules(margin=margin, tolerance=max(margin, 1e-3), alpha=asked.alpha, enough=asked.enough)
         rungs = 1 if asked.enough is None else len({rung(variant.text) for variant in variants})
         # Before anything is timed, and so that its own turn, in which it comes from the cache, is still within its time.
         make_ahead(artifact_store, prepared, variants, progress, AHEAD_SHARE * rules.make_until / rungs * budget.left_s)
-        resume = advice.resume(run_id, search=True, code=named_code(study))
-        job = Job(run_id, study, store, artifact_store, {}, prepared, folder, progress, budget, resume)
         screened = None if parts is None else parts[0]
 
         def work(mine: DeviceJob) -> None:

@@ -95,12 +95,17 @@ def _is_name(text: str) -> bool:
 
 
 def path() -> Path:
-    """The file that holds the targets."""
+    """The file that holds the targets. Raises TargetError where the user has no home, as in containers with a bare user id."""
     named = os.environ.get("EDGEPROF_TARGETS")
     if named:
         return Path(named).expanduser()
     home = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(home) if home else Path.home() / ".config") / "edgeprof" / "targets.toml"
+    try:
+        return (Path(home) if home else Path.home() / ".config") / "edgeprof" / "targets.toml"
+    except RuntimeError:
+        raise TargetError(
+            "this user has no home, where the list of targets would lie: name a file with EDGEPROF_TARGETS, or set HOME."
+        ) from None
 
 
 def load() -> dict[str, TargetSpec]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from profiler import advice, api
+from profiler.errors import StoreError
 from profiler.report.words import unfinished
 from profiler.store import open_store
 
@@ -149,6 +150,158 @@ def test_an_init_file_with_a_space_in_its_name(edgeprof, place, small_model):
     told = edgeprof("init", small_model, "-o", "my study.toml")
 
     assert shlex.split(commands(told.out)[0]) == ["edgeprof", "run", "my study.toml"]
+
+
+def test_an_input_that_has_to_be_declared(edgeprof, tmp_path, monkeypatch):
+    """The suggestion keeps every setting of the study, goes into the same folder, and is accepted."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my models").mkdir()
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "sr"], ["y"])],
+        "scaled",
+        [value("x", TensorProto.FLOAT, ["N", 2]), value("sr", TensorProto.FLOAT, [])],
+        [value("y", TensorProto.FLOAT, ["N", 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, "my models/scaled.onnx")
+    x = np.random.default_rng(0).standard_normal((40, 2)).astype(np.float32)
+    np.savez("d.npz", x=x, labels=x.argmax(axis=1))
+    told = edgeprof(
+        "profile", "my models/scaled.onnx", "--data", "d.npz", "--backends", "fake", "--variants", "fp32", "--quick",
+        "--batch", "2", "--limit", "30", "--seed", "7", "--slo-p99", "5s", "--utilisation", "0.4", "--out", "my runs",
+    )  # fmt: skip
+    command = told.err[told.err.rindex("edgeprof profile") :].strip()
+    words = shlex.split(command)
+
+    assert told.code == 2
+    assert "--input" in words
+    from tests.test_repeat import read_back
+
+    study = read_back(command)
+    assert (study.limit, study.seed, study.cost.utilisation, study.batches) == (30, 7, 0.4, (2,))
+    assert study.constraints.slo_p99_s == 5.0
+    assert words[-2:] == ["--out", "my runs"]
+    assert study.inputs["sr"].value == 16000
+
+
+@pytest.mark.parametrize("stage", ["load", "soak"])
+def test_a_stage_that_the_run_lacks(edgeprof, place, stage):
+    """The command adds it to what the run was asked."""
+    from tests.test_repeat import read_back
+
+    told = edgeprof(stage, "--show", "latest", "--out", place)
+    (command,) = commands(told.err)
+    before = api.open_run("latest", out=place).run.study
+    study = read_back(command)
+
+    assert told.code == 2
+    assert getattr(study, stage) is not None
+    assert study.model_copy(update={stage: None}) == before
+    assert shlex.split(command)[-2:] == ["--out", "my runs"]
+
+
+def test_an_id_that_is_none(edgeprof, place):
+    """A name that cannot be a folder's is refused with the list of this folder."""
+    edgeprof("runs", "--out", place)
+    store = open_store(place)
+    with pytest.raises(StoreError) as caught:
+        store.run("../elsewhere")
+    store.close()
+    (command,) = commands(str(caught.value))
+
+    assert run(edgeprof, command).code == 0
+
+
+@pytest.mark.process
+@pytest.mark.runtime
+def test_load_again_and_interrupted(edgeprof, place, small_model):
+    """What stands under a load run shows it again; one that was interrupted says how to go on."""
+    said = edgeprof(
+        "load", small_model, "--backends", "fake{latency_us=200,read=false,wait=sleep}", "--variants", "fp32", "--rate",
+        "20", "--duration", "200ms", "--repeats", "1", "--out", place,
+    )  # fmt: skip
+    assert said.code in (0, 1), said.err
+    (again,) = commands(flat(said.out))
+    run_id = shlex.split(again)[3]
+
+    assert shlex.split(again) == ["edgeprof", "load", "--show", run_id, "--out", "my runs"]
+    store = open_store(place)
+    store.set_status(run_id, "interrupted")
+    store.close()
+    told = run(edgeprof, again)
+    resume = re.search(r"Go on: (edgeprof run --resume \S+ --out 'my runs')", flat(told.out))
+    assert resume is not None, told.out
+    assert run(edgeprof, resume[1]).code in (0, 1)
+    assert api.open_run(run_id, out=place).run.status == "finished"
+
+
+def test_a_time_budget_that_ended_while_variants_were_made(edgeprof, place, small_model, monkeypatch):
+    """The run that is told is this one, with its folder; not `latest` of the usual one."""
+    from profiler import prepare
+
+    real = prepare.make_artifacts
+
+    def late(*arguments, **named):
+        *rest, require = arguments
+        monkeypatch.setattr("profiler.budget.Budget.left_s", property(lambda _: 0.0))
+        return real(*rest, require, **named)
+
+    monkeypatch.setattr(prepare, "make_artifacts", late)
+    told = edgeprof(
+        "profile", small_model, "--backends", "fake{read=false}", "--variants", "bf16", "--time-budget", "60s", "--out",
+        place,
+    )  # fmt: skip
+    (command,) = commands(told.err)
+
+    assert told.code == 2
+    assert shlex.split(command)[:3] == ["edgeprof", "run", "--resume"]
+    assert shlex.split(command)[4:] == ["--out", "my runs"]
+
+
+@pytest.mark.process
+@pytest.mark.runtime
+def test_a_search_that_was_interrupted(edgeprof, place, small_model, monkeypatch):
+    """Ctrl-C, and `run` for a search, name the same command: of this search, in its folder."""
+    from profiler.search.run import Search
+
+    def interrupted(_self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "run", interrupted)
+    told = edgeprof(
+        "search", small_model, "--variants", "bf16", "--backends", "fake{read=false}", "--time-budget", "60s", "--quick", "--out",
+        place,
+    )  # fmt: skip
+    newest = api.open_run("latest", out=place).run
+    wanted = ["edgeprof", "search", "--resume", newest.id, "--out", "my runs"]
+    again = edgeprof("run", "--resume", newest.id, "--out", place)
+
+    assert told.code == 130
+    assert shlex.split(told.err[told.err.rindex("edgeprof search") :].strip()) == wanted
+    assert [shlex.split(command) for command in commands(again.err)] == [wanted]
+    assert run(edgeprof, shlex.join(wanted)).code == 130
+
+
+def test_a_page_that_cannot_be_written(edgeprof, place, tmp_path):
+    """The command beside the problem writes it elsewhere."""
+    run_id = api.open_run("latest", out=place).run.id
+    (place / run_id / "report.html").mkdir(parents=True)
+    told = edgeprof("report", run_id, "--out", place)
+    found = re.search(r"edgeprof report .*FILE\.html.*?(?=[`).]*$)", told.err, re.MULTILINE)
+
+    assert found is not None, told.err
+    assert run(edgeprof, found[0]).code in (0, 1)
+    assert (tmp_path / "FILE.html").is_file()
+
+
+def flat(text: str) -> str:
+    """Lines that were folded, in one."""
+    return re.sub(r"\s*\n\s+", " ", text)
 
 
 @pytest.fixture(autouse=True)

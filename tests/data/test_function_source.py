@@ -162,3 +162,38 @@ def test_a_bare_array_is_refused_when_the_model_has_two_inputs():
     """Which input it is cannot be told."""
     with pytest.raises(DataError, match="give a mapping by input name"):
         load_dataset("my_rows:tuples", inputs=[X, TensorInfo("y", "float32", ("N", 2))])
+
+
+LOADER = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+x = torch.arange(10.0).reshape(5, 2)
+
+def pair():
+    return x, torch.arange(5)
+
+def loader():
+    return DataLoader(TensorDataset(x, torch.arange(5)), batch_size=2)
+
+def unlabelled():
+    return DataLoader(TensorDataset(x), batch_size=2)
+"""
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("form", ["pair", "loader", "unlabelled"])
+@pytest.mark.parametrize("names", [("x",), ()], ids=["named", "before the export"])
+def test_what_torch_gives(tmp_path, monkeypatch, form, names):
+    """Tuples of tensors and a DataLoader's lists; a module that is still to be exported has no names of inputs yet."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch_rows.py").write_text(LOADER, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "torch_rows", raising=False)
+    rows = read_function(f"torch_rows:{form}", names, limit=None)
+
+    name = names[0] if names else "input"
+    assert rows[name].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert ("labels" in rows) == (form != "unlabelled")
+    if "labels" in rows:
+        assert rows["labels"].tolist() == [0, 1, 2, 3, 4]

@@ -331,3 +331,32 @@ def test_the_exif_orientation_is_applied_when_asked_for(tmp_path, exif):
 
     np.testing.assert_array_equal(np.rot90(upright, -1) if exif else upright, data.inputs["x"][0, 0])
     assert any("1 of 1 images have an EXIF orientation" in note for note in data.notes) is not exif
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "more"),
+    [
+        (("N", 3, 8, 10), (8, 10), {}),
+        (("N", 8, 10, 3), (8, 10), {"layout": "NHWC"}),
+        (("N", 1, 8, 10), (8, 10), {"channels": "L"}),
+        (("N", 3, "H", "W"), (224, 224), {}),
+    ],
+)
+def test_a_folder_without_preprocessing_is_told_what_to_add(folder, shape, size, more):
+    """The option that is printed is taken as it stands, and the images then fit."""
+    import re
+    import shlex
+
+    from profiler.cli.options import with_settings
+    from profiler.study import make_study
+
+    info = TensorInfo("x", "float32", shape)
+    with pytest.raises(DataError, match="is a folder of images") as caught:
+        load_dataset(folder, inputs=[info])
+    printed = re.search(r"--set ('.*?'); in a study", str(caught.value))
+    assert printed is not None
+    study = make_study(**with_settings({"model": "m.onnx"}, shlex.split(printed[1])))
+    options = Preprocessing.of(study.preprocessing)
+
+    assert options == Preprocessing(size=size, **more)
+    assert len(load_dataset(folder, inputs=[info], preprocessing=options)) == 6

@@ -233,3 +233,16 @@ def test_taking_rows_keeps_the_columns_together(seed, count):
     np.testing.assert_array_equal(index, part.labels)
     assert [str(i) for i in index] == part.ids.tolist()
     assert (part.sha256 == data.sha256) == np.array_equal(index, np.arange(30))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.float64])
+def test_labels_in_a_column_are_labels(dtype):
+    """As a table gives them: whole numbers may be classes whatever their type; other values keep their column."""
+    x = np.zeros((4, 2), np.float32)
+    info = TensorInfo("x", "float32", ("N", 2))
+    column = np.array([[0], [2], [1], [2]], dtype)
+    flat = load_dataset({"x": x, "labels": column[:, 0]}, inputs=[info])
+
+    assert load_dataset({"x": x, "labels": column}, inputs=[info]).labels.shape == (4,)
+    assert load_dataset({"x": x, "labels": column}, inputs=[info]).sha256 == flat.sha256
+    assert load_dataset({"x": x, "labels": column + 0.5}, inputs=[info]).labels.shape == (4, 1)

@@ -49,7 +49,7 @@ def asked(small_model, data, **changes):
     settings = {
         "model": str(small_model), "data": None if data is None else str(data), "variants": ("fp32",),
         "backends": (FAST, SLOW, BROKEN),
-        "effort": {**TINY, "requeue_share": 0.0}, "constraints": {"max_drop": 0.2},
+        "effort": {**TINY, "requeue_share": 0.0}, "constraints": {"max_drop": "20pt"},
     }  # fmt: skip
     return make_study(**{**settings, **changes})
 
@@ -211,7 +211,9 @@ def test_a_calibrated_contender_is_made_again_with_other_seeds_and_the_spread_is
     monkeypatch.setattr(engine.racing, "dominated", lambda *args, **options: [])
     monkeypatch.setattr(engine.Search, "_frontier", lambda self, left: list(left))
     model = build_model(tmp_path / "wide.onnx")
-    study = asked(model, data, backends=("ort",), variants=("int8-static{samples=32}",), constraints={"max_drop": 0.9})
+    study = asked(
+        model, data, backends=("ort",), variants=("int8-static{samples=32}",), constraints={"max_drop": "90pt"}
+    )
     execute_search(study, out=tmp_path / "out")
     run = read(tmp_path / "out")
     (spread,) = run.plan["search"]["seed_spreads"]
