@@ -395,7 +395,7 @@ def _members(results: Sequence[CaseResult], evidence: _Evidence, limit: float | 
     by_quality: dict[str, Member] = {}
     for result in results:
         record = evidence.qualities.get(result.case.quality_key)
-        if record is None or record.case == result.reference_quality:
+        if record is None or record.case == result.reference_quality or record.question is not None:
             continue
         if record.case not in by_quality:
             change = evidence.changes.get(record.case)
@@ -745,6 +745,8 @@ def _check_drop(result: CaseResult, max_drop: float, evidence: _Evidence, metric
     if record is None or metric is None:
         reason = result.accuracy_change.reason if isinstance(result.accuracy_change, NotMeasured) else "no metric"
         return Check(name, "NOT_MEASURED", reason)
+    if record.question is not None:
+        return Check(name, "NOT_MEASURED", QUESTION_OPEN)
     misfit = evidence.run.study.constraints.drop_misfit(metric.name, metric.unit)
     if misfit is not None:
         return Check(name, "NOT_MEASURED", misfit)
@@ -792,7 +794,7 @@ def _check_p99(result: CaseResult, limit: float, graded: Grade) -> Check:
     if observed.verdict == "PASS":
         return check if check.verdict == "PASS" else replace(observed, text=f"as observed {observed.text}")
     if not graded.absolute:
-        why = f"but too much was disturbed to decide it on this machine (grade {graded})"
+        why = f"but too much was disturbed to decide it on this machine ({graded.told})"
         return Check(check.name, "INCONCLUSIVE", f"{check.text} with interference excluded, {why}")
     if observed.verdict in (check.verdict, "NOT_MEASURED"):
         return check

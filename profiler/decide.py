@@ -538,7 +538,8 @@ def _ties(chosen: CaseResult, frontier_view: FrontierView) -> str:
         told.append(f"Equal to it as far as measured: {', '.join(others)}.")
     open_ = [case.key for case in frontier_view.tied if case.verdict != "FAIL" and case.key != chosen.key]
     if open_ and chosen in frontier_view.members:
-        told.append(f"Undecided beside it: {'; '.join(frontier_view.why.get(key, key) for key in open_)}.")
+        reasons = [f"{key} ({frontier_view.why[key]})" if key in frontier_view.why else key for key in open_]
+        told.append(f"Undecided beside it: {'; '.join(reasons)}.")
     return " ".join(told)
 
 

@@ -34,10 +34,12 @@ class Grade:
     @property
     def told(self) -> str:
         """`grade B: shared machine`, or `no grade: …` where no self-test was there to give one."""
-        return f"grade {self}" if self.tested else f"no grade: {'; '.join(self.reasons)}"
+        return f"grade {self}" if self.tested else str(self)
 
     def __str__(self) -> str:
-        """`B: shared machine`."""
+        """`B: shared machine`; `no grade: …` where no self-test was there to give one."""
+        if not self.tested:
+            return f"no grade: {'; '.join(self.reasons)}"
         return f"{self.letter}: {'; '.join(self.reasons)}" if self.reasons else self.letter
 
 

@@ -248,8 +248,9 @@ def _columns(story: Story, cases: Sequence[CaseResult], *, under: str = "") -> l
 
 
 def _below(story: Story, case: CaseResult, under: str) -> str:
-    tags = story.tags(case)
-    return f"{story.place(case, under=under)}{f' · {tags}' if tags else ''}"
+    # That it is the reference stands in its row: no width for it here.
+    tags = [tag for tag in story.tag_words(case) if tag != "reference"]
+    return " · ".join([story.place(case, under=under), *([", ".join(tags)] if tags else [])])
 
 
 def _extra_axes(story: Story) -> list[tuple[str, Callable[[CaseResult], Cell]]]:

@@ -119,6 +119,10 @@ class Story:
         )
 
     def tags(self, case: CaseResult) -> str:
+        """Words that belong to a case, on one line."""
+        return ", ".join(self.tag_words(case))
+
+    def tag_words(self, case: CaseResult) -> list[str]:
         """Words that belong to a case: reference, undecided, equal, emulated, envelope, raced."""
         words = ["reference"] if self.is_reference(case) else []
         words += [case.machine.source] if not case.machine.real else []
@@ -126,7 +130,7 @@ class Story:
         words += ["undecided"] if self.standing(case) == "undecided" else []
         groups = [group for group in self.view.equal if case.key in group]
         words += [f"equal {_LETTERS[self.view.equal.index(groups[0]) % len(_LETTERS)]}"] if groups else []
-        return ", ".join(words)
+        return words
 
     def place(self, case: CaseResult, *, under: str = "") -> str:
         """Backend, batch, and what else differs between the cases of this run; not the target where a heading names it."""

@@ -119,7 +119,7 @@ def test_write_report_writes_four_whole_files(full: Analysis, tmp_path: Path) ->
         "run.json",
     ]
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["format"] == 1
+    assert json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["format"] == 2
 
 
 def test_a_report_that_cannot_be_written_says_where_and_what_next(
