@@ -344,7 +344,7 @@ def _looks_faster(analysis: Analysis, fitting: Sequence[CaseResult]) -> str:
     found = [
         (case.time_ratio.value, case) for case in fitting
         if not case.is_reference and isinstance(case.time_ratio, Estimate) and case.time_ratio.value < 1 / (1 + MATERIAL)
-        and case.time_ratio_verdict == "inconclusive"
+        and case.time_ratio_verdict == "inconclusive" and _lower_p50(analysis, case)
     ]  # fmt: skip
     if not found:
         return ""
@@ -356,6 +356,13 @@ def _looks_faster(analysis: Analysis, fitting: Sequence[CaseResult]) -> str:
     else:
         interval, shows = f"95 %: {1 / figure.high:.2f}–{1 / figure.low:.2f}", _would_show(analysis, case)
     return f" {case.key} looks {1 / value:.2f}× faster ({interval}), which is not shown: {shows} may show it."
+
+
+def _lower_p50(analysis: Analysis, case: CaseResult) -> bool:
+    """Whether its own latency says what the ratio does. Where rounds differ as much as both do, the two may contradict."""
+    reference = next((item for item in analysis.measured if item.key == case.compared_with), None)
+    ours, theirs = case.latency_p50_s, None if reference is None else reference.latency_p50_s
+    return not (isinstance(ours, Estimate) and isinstance(theirs, Estimate)) or ours.value < theirs.value
 
 
 def _would_show(analysis: Analysis, case: CaseResult) -> str:

@@ -422,3 +422,17 @@ def test_accuracy_of_one_case_has_its_exact_interval():
         pytest.approx(estimate.low, abs=1e-4),
         pytest.approx(estimate.high, abs=1e-4),
     ) == (0.8, 0.4439, 0.9748)
+
+
+@pytest.mark.parametrize("n", [20, 160, 299, 2000])
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_the_bound_where_nothing_changed_is_the_share_that_may_have_gone_unseen(n, alpha):
+    """(1 − p)^n = alpha, exactly: never less than what so many rows cannot show."""
+    same = np.ones(n)
+    unseen = 1 - alpha ** (1 / n)
+    found = compare(get_metric("top1"), same, same, max_drop=unseen * 1.001, alpha=alpha).verdict
+
+    assert found.verdict == "PASS"
+    assert found.low == pytest.approx(-unseen)
+    short = compare(get_metric("top1"), same, same, max_drop=unseen * 0.999, alpha=alpha).verdict
+    assert short.verdict == "INCONCLUSIVE"
