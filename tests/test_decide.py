@@ -377,6 +377,20 @@ def test_slower_is_said_as_surely_as_the_table_says_it(decided):
     assert [why for case, why in advice.ruled_out] == ["it looks slower than the reference"]
 
 
+def test_at_most_three_undecided_cases_are_named(decided):
+    """A search ends with a dozen; the table has them all."""
+    analysis, shown, advice = decided({"fp32": (2e-3, 0), **{f"v{number}": (1e-3, 0) for number in range(6)}})
+    others = tuple(case for case in analysis.cases if case.key != advice.case.key and not case.is_reference)
+    found = replace(
+        shown, members=(advice.case,), tied=others, equal=(), why={case.key: "it is open" for case in others}
+    )
+
+    told = " ".join(recommend(analysis, found).sentences)
+
+    assert told.count("it is open") == 3
+    assert "; and 2 more." in told
+
+
 def test_rounding_is_no_better_accuracy(made_run):
     """One file on two runtimes: the slower one's error is smaller in every row, in the seventh digit."""
     run = made_run()
