@@ -1,4 +1,4 @@
-"""The product's accuracy is what a plain loop over the same file says: outputs in another order, states, scalars, dB, no row axis."""
+"""The product's accuracy is what a plain loop over the same file says: outputs in another order, states, scalars, dB."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.real_models, pytest.mark.process, pytest.mark.runtime]
 
 @pytest.mark.parametrize("name", ["mtcnn-rnet", "silero-vad", "upscaler", "romanizer", "aecmos"])
 def test_accuracy_is_what_a_plain_loop_says(prepared, profiled, tmp_path, name):
-    """Of the unmodified model and of one with int8; what the two answers are worked out from has nothing in common but the files."""
+    """Of the unmodified model and of one with int8: the two answers have nothing in common but the files."""
     from scripts.real_models_lib import check, suite
 
     job = prepared(name)
