@@ -46,6 +46,8 @@ class Crosscheck:
     cases: Sequence[Case]
     data: Dataset
     _seen: dict[str, Outputs] = field(default_factory=dict)
+    _unmodified: Outputs | None = None
+    """The reference's first rows, once they are known."""
     _reduced: bool = False
     """Whether the unmodified model itself is computed in less than float32."""
 
@@ -77,9 +79,10 @@ class Crosscheck:
         if group_key(case) in self._groups and group_key(case) not in self._records:
             self._seen[case.quality_key] = _first_rows(outputs)
 
-    def rest(self, failed: Iterable[str]) -> None:
-        """Compare the other artifacts, leaving out cases that failed."""
+    def rest(self, failed: Iterable[str], reference: Outputs | None = None) -> None:
+        """Compare the other artifacts, leaving out cases that failed; `reference` are the outputs that all are held against."""
         gone = set(failed)
+        self._unmodified = None if reference is None else _first_rows(reference)
         for key, cases in self._groups.items():
             left = [case for case in cases if case.quality_key not in gone]
             if len(left) > 1:
@@ -102,7 +105,7 @@ class Crosscheck:
             found.append((case, outputs))
         if len(found) < 2:
             return
-        record = judge(key, found, reduced=reduced, again=self._again)
+        record = judge(key, found, reduced=reduced, again=self._again, unmodified=self._unmodified)
         self._records[key] = record
         self.job.store.add(self.job.run_id, record)
         if record.text:
@@ -150,9 +153,17 @@ def group_key(case: Case) -> str:
 
 
 def judge(
-    key: str, found: Sequence[tuple[Case, Outputs]], *, reduced: bool, again: Callable[[Case, str], Outputs | None]
+    key: str,
+    found: Sequence[tuple[Case, Outputs]],
+    *,
+    reduced: bool,
+    again: Callable[[Case, str], Outputs | None],
+    unmodified: Outputs | None = None,
 ) -> RuntimeRecord:
-    """Compare outputs of one artifact on its backends; `again` runs it with another backend text, where they differ."""
+    """Compare outputs of one artifact on its backends; `again` runs it with another backend text, where they differ.
+
+    `unmodified` are the reference's outputs on the same rows, which tell what the artifact's precision costs.
+    """
     precision = Precision.REDUCED if reduced else Precision.FULL
     first, outputs = found[0]
     backends = tuple(case.backend for case, _ in found)
@@ -162,7 +173,9 @@ def judge(
         agreeing=backends,
     )  # fmt: skip
     differing = [
-        (case, comparison) for case, other in found[1:] if (comparison := _compare(outputs, other, precision)).differs
+        (case, comparison)
+        for case, other in found[1:]
+        if (comparison := _compare(outputs, other, precision, unmodified)).differs
     ]
     if not differing:
         return record
@@ -174,12 +187,12 @@ def judge(
         if text is not None and answer is not None:
             cautious[case.backend] = text
             said.append((text, answer))
-    sides = _sides(said, precision)
+    sides = _sides(said, precision, unmodified)
     if _drawn(sides):
         umpire = again(first, UMPIRE)
         if umpire is not None:
             said.append((UMPIRE, umpire))
-            sides = _sides(said, precision)
+            sides = _sides(said, precision, unmodified)
     undecided = _drawn(sides)
     right: tuple[str, ...] = () if undecided else sides[0]
     worst = max(differing, key=lambda item: _size(item[1]))
@@ -205,11 +218,13 @@ def cautious_text(backend: str) -> str | None:
     return str(replace(parsed, options={**parsed.options, option: value}))
 
 
-def _sides(said: Sequence[tuple[str, Outputs]], precision: Precision) -> list[tuple[str, ...]]:
+def _sides(
+    said: Sequence[tuple[str, Outputs]], precision: Precision, unmodified: Outputs | None
+) -> list[tuple[str, ...]]:
     """Who agrees with whom, the largest side first."""
     sides: list[list[tuple[str, Outputs]]] = []
     for name, outputs in said:
-        side = next((side for side in sides if not _compare(side[0][1], outputs, precision).differs), None)
+        side = next((side for side in sides if not _compare(side[0][1], outputs, precision, unmodified).differs), None)
         if side is None:
             sides.append([(name, outputs)])
         else:
@@ -222,12 +237,15 @@ def _drawn(sides: Sequence[tuple[str, ...]]) -> bool:
     return len(sides[0]) < 2 or (len(sides) > 1 and len(sides[1]) == len(sides[0]))
 
 
-def _compare(first: Outputs, second: Outputs, precision: Precision) -> RuntimeComparison:
+def _compare(
+    first: Outputs, second: Outputs, precision: Precision, unmodified: Outputs | None = None
+) -> RuntimeComparison:
     """Over the outputs and rows that both have."""
     names = [name for name in first if name in second]
     count = min(_rows(first), _rows(second))
     one, other = ({name: array[name][:count] for name in names} for array in (first, second))
-    return compare_runtimes(one, other, precision)
+    known = {name: array[:count] for name, array in (unmodified or {}).items() if len(array) >= count}
+    return compare_runtimes(one, other, precision, known)
 
 
 def _size(comparison: RuntimeComparison) -> float:

@@ -23,10 +23,14 @@ from profiler.pricing import PriceTerms
 from profiler.quality.verdict import ALPHA
 from profiler.records import Estimate, NotMeasured
 from profiler.stats.paired import clopper_pearson
+from profiler.stats.ratios import MATERIAL
 from profiler.targets import conditions
 from profiler.targets.config import LOCAL
 
 __all__ = ["FrontierView", "Outcome", "Recommendation", "recommend", "view"]
+
+_MOST_NAMED = 3
+"""Cases that a sentence names one by one."""
 
 Outcome = Literal["ship", "unchecked", "nothing"]
 """`ship`: a case is recommended; `unchecked`: something is faster, whose answers nobody looked at; `nothing` is shown to fit."""
@@ -188,7 +192,8 @@ def _why_out(analysis: Analysis, case: CaseResult, chosen_from: Choice) -> str:
         return f"{default.name} {default.verdict}: {default.text}; no --max-drop was given, so one point holds"
     own = chosen_from.shared.get(case.key)
     if own is None:
-        return "it is shown to be slower than the reference"
+        shown = case.time_ratio_verdict == "differs"
+        return "it is shown to be slower than the reference" if shown else "it looks slower than the reference"
     if not own.finalist:
         return "other contenders promised more on the screening rows, and only four are held against the limit together"
     return f"it keeps the limit alone, and {_among(analysis, own.low, own.count)}: more rows, or fewer variants, would tell"
@@ -208,7 +213,8 @@ def _loss(analysis: Analysis, value: float) -> str:
 
 
 def _candidates(fitting: Sequence[CaseResult], x: str) -> Sequence[CaseResult]:
-    """Whoever leaves the reference needs a reason: cases shown to be faster, then those whose interval says so, then itself.
+    """Whoever leaves the reference needs a reason: cases shown to be faster, then itself. One whose own interval says so, while
+    among so many comparisons it can be chance, is named beside the reference, and is taken only where that keeps no limit.
 
     Only for latency, where the reference is measured beside every case; other figures are compared as they are.
     """
@@ -220,7 +226,7 @@ def _candidates(fitting: Sequence[CaseResult], x: str) -> Sequence[CaseResult]:
     ]
     proven = [case for case in faster if case.time_ratio_verdict == "differs"]
     reference = [case for case in fitting if case.is_reference]
-    return proven or faster or reference or fitting
+    return proven or reference or faster or fitting
 
 
 def _preference(case: CaseResult, x: str) -> tuple[float, float]:
@@ -334,11 +340,11 @@ def _faster(analysis: Analysis, chosen: CaseResult, fitting: Sequence[CaseResult
 
 
 def _looks_faster(analysis: Analysis, fitting: Sequence[CaseResult]) -> str:
-    """The case that would be taken if its estimate were shown, and what would show it."""
+    """The case that would be taken if its estimate were shown, and what would show it. Within 2 % nothing looks faster."""
     found = [
         (case.time_ratio.value, case) for case in fitting
-        if not case.is_reference and isinstance(case.time_ratio, Estimate) and case.time_ratio.value < 1
-        and case.time_ratio_verdict == "inconclusive"
+        if not case.is_reference and isinstance(case.time_ratio, Estimate) and case.time_ratio.value < 1 / (1 + MATERIAL)
+        and case.time_ratio_verdict == "inconclusive" and _lower_p50(analysis, case)
     ]  # fmt: skip
     if not found:
         return ""
@@ -350,6 +356,13 @@ def _looks_faster(analysis: Analysis, fitting: Sequence[CaseResult]) -> str:
     else:
         interval, shows = f"95 %: {1 / figure.high:.2f}–{1 / figure.low:.2f}", _would_show(analysis, case)
     return f" {case.key} looks {1 / value:.2f}× faster ({interval}), which is not shown: {shows} may show it."
+
+
+def _lower_p50(analysis: Analysis, case: CaseResult) -> bool:
+    """Whether its own latency says what the ratio does. Where rounds differ as much as both do, the two may contradict."""
+    reference = next((item for item in analysis.measured if item.key == case.compared_with), None)
+    ours, theirs = case.latency_p50_s, None if reference is None else reference.latency_p50_s
+    return not (isinstance(ours, Estimate) and isinstance(theirs, Estimate)) or ours.value < theirs.value
 
 
 def _would_show(analysis: Analysis, case: CaseResult) -> str:
@@ -541,7 +554,8 @@ def _ties(chosen: CaseResult, frontier_view: FrontierView) -> str:
     open_ = [case.key for case in frontier_view.tied if case.verdict != "FAIL" and case.key != chosen.key]
     if open_ and chosen in frontier_view.members:
         reasons = [f"{key} ({frontier_view.why[key]})" if key in frontier_view.why else key for key in open_]
-        told.append(f"Undecided beside it: {'; '.join(reasons)}.")
+        more = f"; and {len(reasons) - _MOST_NAMED} more" if len(reasons) > _MOST_NAMED else ""
+        told.append(f"Undecided beside it: {'; '.join(reasons[:_MOST_NAMED])}{more}.")
     return " ".join(told)
 
 

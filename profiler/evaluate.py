@@ -95,7 +95,7 @@ def evaluate(job: Job, cases: Sequence[Case], elsewhere: Elsewhere | None = None
             elif case in missing and not _evaluated(job, case, data, ahead, known):
                 failed.add(key)
             job.progress.step(key)
-    known.check.rest(failed)
+    known.check.rest(failed, known.reference)
     return failed
 
 

@@ -66,6 +66,9 @@ class FrontierView:
         )  # fmt: skip
 
 
+ROUNDED = 1e-4
+"""Share of a metric's value that is no difference, where it is no count of right answers: one file on two runtimes is seen to
+differ by half of it on real models, in every row in the same direction."""
 POOLED = frozenset({"usd_per_million"})
 """Axes on which machines are compared with each other unless told otherwise: money is the same everywhere."""
 
@@ -228,6 +231,8 @@ class _Pairs:
         if flips is not None:
             # The interval that the words show: bad with this one means good with the other.
             return tango_interval(flips.good, flips.bad, flips.n, self.level)[0] > 0
+        if self.y == "accuracy" and _rounding_apart(one.accuracy, other.accuracy):
+            return False
         if self.y == "accuracy":
             # Changes are paired with the same reference, so their intervals are far narrower than those of accuracy.
             return _apart(one.accuracy_change, other.accuracy_change, maximise=True)
@@ -333,6 +338,13 @@ def _exactly(one: object, other: object) -> bool:
     if not isinstance(one, Estimate) or not isinstance(other, Estimate):
         return False
     return one.low == one.high == one.value == other.value == other.low == other.high
+
+
+def _rounding_apart(one: object, other: object) -> bool:
+    """Whether two values differ by no more than runtimes that add in another order do, however surely they do so."""
+    if not isinstance(one, Estimate) or not isinstance(other, Estimate):
+        return False
+    return abs(one.value - other.value) <= ROUNDED * max(abs(one.value), abs(other.value))
 
 
 def _apart(better: object, worse: object, *, maximise: bool) -> bool:

@@ -39,6 +39,21 @@ def judged(ort, ov, again=None, *, reduced=False, more=()):
     return record, asked
 
 
+def test_what_few_bits_cost_makes_nobody_doubtful():
+    """Two runtimes round int8 each in its way, as far from the model as from each other; one that is wrong is still found."""
+    random = np.random.default_rng(5)
+    noisy, other = ({"y": RIGHT["y"] + 0.4 * random.standard_normal((32, 4)).astype(np.float32)} for _ in range(2))
+
+    def judgement(ov, unmodified):
+        found = [(replace(ORT, variant="int8"), noisy), (replace(OV, variant="int8"), ov)]
+        return judge("int8/any", found, reduced=True, again=lambda *_: None, unmodified=unmodified)
+
+    assert judgement(other, RIGHT).doubted == ()
+    assert judgement(other, None).undecided
+    assert judgement({"y": -20 * RIGHT["y"]}, RIGHT).undecided
+    assert judgement({"y": other["y"][:20]}, {"y": np.tile(RIGHT["y"], (2, 1))}).doubted == (), "the rows that all have"
+
+
 def test_runtimes_that_agree_are_asked_once():
     """Rounding in another order is no difference."""
     record, asked = judged(RIGHT, ROUNDED)

@@ -330,6 +330,83 @@ def test_a_case_shown_to_be_faster_goes_before_one_that_only_looks_so(decided):
     assert advice.case.case.variant == "int8"
 
 
+def test_one_that_only_looks_faster_is_named_and_the_reference_stays(decided):
+    """Its own interval leaves out 1, which among so many comparisons can be chance: "not decided" is no reason to leave."""
+    analysis, shown, _ = decided({"fp32": (2e-3, 0), "int8": (1.8e-3, 0)})
+    cases = tuple(
+        case if case.is_reference else replace(case, time_ratio_verdict="inconclusive") for case in analysis.cases
+    )
+
+    advice = recommend(replace(analysis, cases=cases), shown)
+
+    assert advice.case.is_reference
+    assert "int8@ort/b1/t1 looks 1.1" in advice.sentences[0]
+    assert "which is not shown" in advice.sentences[0]
+
+
+@pytest.mark.parametrize(("ratio", "p50"), [(0.99, 1.9e-3), (0.8, 2.1e-3)])
+def test_nothing_looks_faster_within_two_per_cent_or_against_its_own_latency(decided, ratio, p50):
+    """ "Looks 1.01× faster" is no news, and beside a higher p50 it is a contradiction."""
+    analysis, shown, _ = decided({"fp32": (2e-3, 0), "int8": (2e-3, 0)})
+    cases = tuple(
+        case if case.is_reference else replace(
+            case, time_ratio=replace(case.time_ratio, value=ratio, low=0.5, high=2.0), time_ratio_verdict="inconclusive",
+            latency_p50_s=replace(case.latency_p50_s, value=p50),
+        )
+        for case in analysis.cases
+    )  # fmt: skip
+
+    told = " ".join(recommend(replace(analysis, cases=cases), shown).sentences)
+
+    assert "is shown to be faster" in told
+    assert "looks" not in told
+
+
+def test_slower_is_said_as_surely_as_the_table_says_it(decided):
+    """Out because its interval lies above 1: shown where the verdict is, else only so by its looks."""
+    analysis, shown, advice = decided({"fp32": (2e-3, 0), "int8": (2.2e-3, 0)})
+    assert [why for case, why in advice.ruled_out if not case.is_reference] == [
+        "it is shown to be slower than the reference"
+    ]
+    cases = tuple(
+        case if case.is_reference else replace(case, time_ratio_verdict="inconclusive") for case in analysis.cases
+    )
+
+    advice = recommend(replace(analysis, cases=cases), shown)
+
+    assert [why for case, why in advice.ruled_out] == ["it looks slower than the reference"]
+
+
+def test_at_most_three_undecided_cases_are_named(decided):
+    """A search ends with a dozen; the table has them all."""
+    analysis, shown, advice = decided({"fp32": (2e-3, 0), **{f"v{number}": (1e-3, 0) for number in range(6)}})
+    others = tuple(case for case in analysis.cases if case.key != advice.case.key and not case.is_reference)
+    found = replace(
+        shown, members=(advice.case,), tied=others, equal=(), why={case.key: "it is open" for case in others}
+    )
+
+    told = " ".join(recommend(analysis, found).sentences)
+
+    assert told.count("it is open") == 3
+    assert "; and 2 more." in told
+
+
+def test_rounding_is_no_better_accuracy(made_run):
+    """One file on two runtimes: the slower one's error is smaller in every row, in the seventh digit."""
+    run = made_run()
+    reference, other = run.case("fp32"), run.case("graph")
+    run.timed(reference, 1e-3).timed(other, 1.3e-3)
+    rows = np.random.default_rng(0).chisquare(1, 300)
+    run.answered(reference, rows, metric="rmse", agreement=np.ones(300))
+    run.answered(other, rows * (1 - 2e-5), metric="rmse", agreement=np.ones(300))
+    analysis = analyse(run.data(), today=TODAY)
+
+    found = view(analysis)
+
+    assert [case.key for case in found.members] == [reference.key]
+    assert "better" not in " ".join(found.why.values())
+
+
 def placed(found):
     """Keys by list; what is behind on one axis stands with the undecided."""
     return (

@@ -49,13 +49,19 @@ def overlap(calibration: Dataset, evaluation: Dataset, *, by_ids: bool = False) 
 
     With `by_ids` inputs don't count: a step of a sequence is no sample.
     """
-    seen = set() if by_ids else set(row_hashes(evaluation))
-    shared = np.array(
-        [row in seen for row in ([] if by_ids else row_hashes(calibration))] or [False] * len(calibration), bool
-    )
-    if calibration.ids is not None and evaluation.ids is not None:
-        shared |= np.isin(calibration.ids, evaluation.ids)
-    return np.flatnonzero(shared).astype(np.int64)
+    shared = np.zeros(len(calibration), bool) if by_ids else _same_inputs(calibration, evaluation)
+    return np.flatnonzero(shared | _same_ids(calibration, evaluation)).astype(np.int64)
+
+
+def _same_inputs(calibration: Dataset, evaluation: Dataset) -> NDArray[np.bool_]:
+    seen = set(row_hashes(evaluation))
+    return np.array([row in seen for row in row_hashes(calibration)], bool)
+
+
+def _same_ids(calibration: Dataset, evaluation: Dataset) -> NDArray[np.bool_]:
+    if calibration.ids is None or evaluation.ids is None:
+        return np.zeros(len(calibration), bool)
+    return np.isin(calibration.ids, evaluation.ids)
 
 
 def drop_overlap(calibration: Dataset, evaluation: Dataset, *, by_ids: bool = False) -> Dataset:
@@ -66,13 +72,23 @@ def drop_overlap(calibration: Dataset, evaluation: Dataset, *, by_ids: bool = Fa
     shared = overlap(calibration, evaluation, by_ids=by_ids)
     if not shared.size:
         return calibration
+    by_name = _same_ids(calibration, evaluation)
     if shared.size == len(calibration):
+        if by_name.all() and calibration.ids is not None:
+            first = str(calibration.ids[0])
+            raise DataError(
+                f"all {shared.size} rows of calibration data '{calibration.name}' have an id that '{evaluation.name}' has too, "
+                f"such as '{first}': rows of one id are one source. Give others, or ids that differ between the two files."
+            )
         raise DataError(
             f"all {shared.size} rows of calibration data '{calibration.name}' also stand in '{evaluation.name}': give others."
         )
+    alike = int(by_name[shared].sum())
+    how = "" if not alike else " by their id" if alike == shared.size else f", {alike} of them by their id,"
     kept = calibration.take(np.setdiff1d(np.arange(len(calibration)), shared))
     return replace(
-        kept, notes=(*kept.notes, f"{shared.size} calibration rows also stand in '{evaluation.name}' and were dropped")
+        kept,
+        notes=(*kept.notes, f"{shared.size} calibration rows also stand in '{evaluation.name}'{how} and were dropped"),
     )
 
 

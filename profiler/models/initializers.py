@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, ValueInfoProto
+
+from profiler.onnx_io import walk_graphs, walk_nodes
 
 CONSTANTS_IR_VERSION = 4
 """From here on an initializer need not be an input; before, every one had to be listed as an input."""
@@ -26,3 +28,20 @@ def as_constants(model: ModelProto) -> bool:
         graph.input.extend(copies)
     model.ir_version = max(model.ir_version, CONSTANTS_IR_VERSION)
     return changed
+
+
+def drop_unread(model: ModelProto) -> int:
+    """Take out stored tensors that nothing reads, in place, in bodies too; returns how many.
+
+    Rewriting tools leave the tensor behind that they made another one of: runtimes pass over it, and the file is larger for it.
+    """
+    read = {name for node in walk_nodes(model) for name in node.input}
+    graphs = [graph for graph in walk_graphs(model) if isinstance(graph, GraphProto)]
+    read |= {value.name for graph in graphs for value in (*graph.output, *graph.input)}
+    dropped = 0
+    for graph in graphs:
+        for place in reversed(range(len(graph.initializer))):
+            if graph.initializer[place].name not in read:
+                del graph.initializer[place]
+                dropped += 1
+    return dropped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, get_type_hints, runtime_checkable
@@ -226,10 +227,16 @@ def stored_metric(text: str, unit: Unit, higher_is_better: bool) -> Metric:
 def get_metric(text: str) -> Metric:
     """The metric a text names: `top1`, `auc{output=probabilities}`, `package.module:function`.
 
-    Raises StudyError with the near matches, DataError when the user's function cannot be imported.
+    Raises StudyError with the near matches, DataError when the user's function cannot be imported or is a class.
     """
     if FUNCTION.fullmatch(text.strip()):
-        return FunctionMetric(text.strip(), import_function(text.strip(), "metric"))
+        function = import_function(text.strip(), "metric")
+        if inspect.isclass(function):
+            raise DataError(
+                f"metric '{text.strip()}' is a class, and calling it with outputs and labels would only make an instance: name a "
+                "function, or an instance of the class that can be called."
+            )
+        return FunctionMetric(text.strip(), function)
     spec = parse(text)
     if spec.name not in METRICS:
         raise unknown("metric", spec.name, METRICS, hint="Or package.module:function for your own.")

@@ -157,7 +157,8 @@ def choose(asked: str | None, labels: Array | None, outputs: Outputs, *, kind: L
     if not outputs:
         raise Unclear(
             "no output of the model has one row for each sample, so only times are measured. To evaluate it, export it with an "
-            "output whose first axis is the batch."
+            "output whose first axis is the batch; or, where one sample is a whole inference (batch 1), say so of every "
+            "input that is no constant: --input 'NAME{batch_axis=none}'."
         )
     any_metric = default_metric(labels, outputs, kind=kind) if asked is None else get_metric(asked)
     metric = _built_in(any_metric)

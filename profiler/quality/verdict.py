@@ -123,10 +123,18 @@ def drop_verdict(
 
 
 def _bounds(change: Estimate, max_drop: float, flips: Flips | None, alpha: float) -> tuple[float | None, float | None]:
-    """What decides: the ends of Tango's interval for its one-sided test at `alpha`, else those of the change."""
+    """What decides: the ends of Tango's interval for its one-sided test at `alpha`, else those of the change.
+
+    Where no answer turned, the exact bound of changes that so many rows do not show.
+    """
     low, high = change.low, change.high
     exact = change.low == change.high == change.value == 0
-    if flips is not None and not exact:
+    if flips is not None and not exact and flips.bad == flips.good == 0:
+        # All that is known is how many rows showed no change, and of that there is an exact bound. Tango's would say less at 5 %
+        # than the share that could have gone unseen.
+        high = clopper_pearson(0, flips.n, 1 - alpha, "upper")[1]
+        low = -high
+    elif flips is not None and not exact:
         low, high = tango_interval(flips.bad, flips.good, flips.n, 1 - 2 * alpha)
         if 0 < max_drop < 1:
             passed = tango_noninferior_p(flips.bad, flips.good, flips.n, max_drop) < alpha

@@ -302,7 +302,7 @@ def _footnotes(page: Page, story: Story, shown: Sequence[CaseResult], below: Seq
         notes.append(words.TIED_MEANING)
     if any(story.equal_to(case) for case in shown):
         notes.append(words.EQUAL_MEANING)
-    if any(case.typical for case in shown):
+    if any({"latency_p50_s", "latency_p99_s"} & case.typical for case in shown):
         notes.append(words.TYPICAL_MEANING)
     if any(check.name == DROP_CHECK for case in shown for check in case.checks):
         notes.append(words.BOUNDS_MEANING)

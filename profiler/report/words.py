@@ -339,7 +339,8 @@ TIED_MEANING = (
 EQUAL_MEANING = "equal: told apart from the others of its letter on neither axis, so nothing measured prefers one"
 TYPICAL_MEANING = "~ is of a typical process: processes differ by more than so few of them can bound"
 BOUNDS_MEANING = (
-    "a limit on accuracy is tested one-sided at 5 %, for each case alone, so a two-sided interval may reach beyond it"
+    "a limit on accuracy is tested one-sided, at 5 % for means of right and wrong over rows that are sources of their own, "
+    "else at 2.5 %, for each case alone, so a two-sided interval may reach beyond it"
 )
 CORRECTED_MEANING = (
     "undecided although the interval leaves out 1: so many comparisons were made that one like it can be chance (Holm)"

@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-__all__ = ["RatioEstimate", "compare_verdict", "holm", "ratio_interval"]
+__all__ = ["MATERIAL", "RatioEstimate", "compare_verdict", "holm", "ratio_interval"]
 
 Verdict = Literal["differs", "equivalent", "inconclusive"]
+
+MATERIAL = 0.02
+"""A smaller difference between two times is none to speak of: MLPerf's convention for "materially different"."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def holm(p_values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]
     return adjusted
 
 
-def compare_verdict(estimate: RatioEstimate, margin: float = 0.02) -> Verdict:
+def compare_verdict(estimate: RatioEstimate, margin: float = MATERIAL) -> Verdict:
     """What the interval allows to say about the ratio.
 
     - `equivalent`: the whole interval lies within [1 / (1 + margin), 1 + margin], even if it excludes 1; a real difference

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from onnx import ModelProto
 
 from profiler.errors import ModelError, VariantError
-from profiler.models.initializers import as_constants
+from profiler.models.initializers import as_constants, drop_unread
 from profiler.models.naming import distinct_names
 from profiler.models.opsets import declare_domains
 from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset, walk_nodes
@@ -126,5 +126,6 @@ class Int4Weight(Recipe):
         except Exception as error:
             raise VariantError(f"{self.text} cannot be made: {short(error)}.") from error
         result: ModelProto = quantizer.model.model
+        drop_unread(result)
         sort_nodes(result.graph)
         return result

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from profiler.errors import ModelError, VariantError
-from profiler.models.initializers import as_constants
+from profiler.models.initializers import as_constants, drop_unread
 from profiler.models.naming import Names, distinct_names
 from profiler.onnx_io import clone, count_ops, opset_of, upgrade_opset, walk_graphs, walk_nodes
 from profiler.variants.base import Calibration, Fact, Recipe, VariantResult, expect
@@ -83,6 +83,7 @@ class Int8Weight(Recipe):
         if not done:
             why = f"no {', '.join(ops)} has stored two-dimensional float32 weights of its own{about_weights(work, ops)}"
             return unchanged(model, f"{why}{self._about_blocks()}")
+        drop_unread(work)
         if (loading := ensure_loads(work, self.text)) is not None:
             notes.append(loading)
         else:

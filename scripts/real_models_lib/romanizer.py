@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from scripts.real_models_lib.fetch import wheel
-from scripts.real_models_lib.suite import Job, run_file, save
+from scripts.real_models_lib.suite import Job, run_file, run_rows, save
 
 TITLE = "A text decoder with attention"
 ABOUT = (
-    "The decoder of a small transliterator (GRU with attention, 148 letters): token ids, an encoder's memory, its mask (bool) "
+    "The decoder of a small transliterator (GRU with attention): token ids, an encoder's memory, its mask (bool) "
     "and hidden state come in; log probabilities of the next letter and the next state go out. Each row brings the state that "
     "the unmodified model had reached there."
 )
@@ -58,8 +58,8 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         sources=(source,),
         facts=(
             (
-                f"{int((~held_out).sum())} names of at most {_LONGEST} Arabic letters from its dictionary; every fifth name "
-                f"calibrates. Asked is letter {PREFIX}, with the letters before it given."
+                f"{len(vocabulary)} tokens; {int((~held_out).sum())} names of at most {_LONGEST} Arabic letters from its "
+                f"dictionary; every fifth name calibrates. Asked is letter {PREFIX}, with the letters before it given."
             ),
         ),
     )  # fmt: skip
@@ -70,7 +70,7 @@ def right(job: Job, model: Path) -> float:
     with np.load(job.data) as data:
         arrays = {name: data[name] for name in data.files}
     labels = arrays.pop("labels")
-    return float(np.mean(run_file(model, arrays)["logprobs"].argmax(axis=1) == labels))
+    return float(np.mean(run_rows(model, arrays)["logprobs"].argmax(axis=1) == labels))
 
 
 def _names(database: Path, vocabulary: dict[str, int], most: int) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ def prepare(folder: Path, *, quick: bool) -> Job:
     music = debian("asterisk-moh-opsound-wav", "CC-BY-SA-3.0")
     random = np.random.default_rng(0)
     prompts = [audio for audio in recordings(speech.folder) if len(audio) >= 3 * RATE]
-    chosen = [prompts[place] for place in random.permutation(len(prompts))[: 16 if quick else 40]]
+    chosen = [prompts[place] for place in random.permutation(len(prompts))[: 36 if quick else 60]]
     songs = list(recordings(music.folder))
     length = _STEPS * CHUNK + CONTEXT
     pieces = [
@@ -36,8 +36,9 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         for number, start in enumerate(random.integers(0, 8 * RATE, len(chosen)))
     ]
     sources = [*((audio[:length], 1) for audio in chosen), *((audio, 0) for audio in pieces)]
-    evaluation = _sequences([source for number, source in enumerate(sources) if number % 4])
-    calibration = _sequences([source for number, source in enumerate(sources) if number % 4 == 0])
+    numbered = list(enumerate(sources))
+    evaluation = _sequences([source for source in numbered if source[0] % 4])
+    calibration = _sequences([source for source in numbered if source[0] % 4 == 0])
     return Job(
         model=str(model.folder / "silero_vad" / "data" / "silero_vad_op18_ifless.onnx"),
         data=save(folder / "evaluation.npz", **evaluation),
@@ -78,9 +79,10 @@ def right(job: Job, model: Path) -> float:
     return float(np.mean((one[:, None] > other[None]) + 0.5 * (one[:, None] == other[None])))
 
 
-def _sequences(sources: list[tuple[NDArray[np.float32], int]]) -> dict[str, NDArray[np.generic]]:
+def _sequences(sources: list[tuple[int, tuple[NDArray[np.float32], int]]]) -> dict[str, NDArray[np.generic]]:
+    """Steps of numbered recordings, each with the number as its id: no two recordings of the two sides share one."""
     rows, labels, ids = [], [], []
-    for number, (audio, label) in enumerate(sources):
+    for number, (audio, label) in sources:
         padded = np.concatenate([np.zeros(CONTEXT, np.float32), audio])
         for start in range(0, len(padded) - CONTEXT - CHUNK, CHUNK):
             rows.append(padded[start : start + CONTEXT + CHUNK])

@@ -80,3 +80,23 @@ def run_file(model: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArra
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     found = session.run(None, dict(feeds))
     return {info.name: value for info, value in zip(session.get_outputs(), found, strict=True)}
+
+
+def run_rows(
+    model: Path, rows: Mapping[str, NDArray[Any]], same: Mapping[str, NDArray[Any]] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Outputs by name, first axis the rows: one inference a row, as the product's cases of batch 1 are.
+
+    `same` are inputs that are equal for all rows. Batches would do for most files, but a dynamic int8 one takes its scales from
+    all that it is given at once.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    names = [info.name for info in session.get_outputs()]
+    count = len(next(iter(rows.values())))
+    parts = [
+        session.run(names, {**{name: array[row : row + 1] for name, array in rows.items()}, **(same or {})})
+        for row in range(count)
+    ]
+    return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(names)}

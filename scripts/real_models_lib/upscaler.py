@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from scripts.real_models_lib.fetch import npm, wheel
-from scripts.real_models_lib.suite import Job, run_file, save
+from scripts.real_models_lib.fetch import debian, npm
+from scripts.real_models_lib.suite import Job, run_rows, save
 
 TITLE = "UpscalerJS: super-resolution, judged in dB"
 ABOUT = (
@@ -22,17 +24,19 @@ ABOUT = (
 )
 METRIC = "scripts.real_models_lib.upscaler:psnr"
 SIDE = 32
+_CLASSES = Path(__file__).with_name("tuxpaint_imagenet.json")
 
 
 def prepare(folder: Path, *, quick: bool) -> Job:
     """Squares of photographs, and the same halved."""
     package = npm("@upscalerjs/default-model", "1.0.0", "MIT")
-    pictures = wheel("scikit-image", "0.25.2", "BSD-3-Clause", platform="manylinux_2_17_x86_64")
+    pictures = debian("tuxpaint-stamps-default", "GPL-2")
     path = folder / "upscaler.onnx"
     onnx.save(from_keras(package.folder / "models"), path)
-    names = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
-    small, large, ids = _squares([pictures.folder / "skimage" / "data" / name for name in names], 24 if quick else 60)
-    held_out = ids == names[0]
+    home = pictures.folder / "usr/share/tuxpaint/stamps"
+    small, large, ids = _squares(photographs(home), 1 if quick else 4)
+    names = np.unique(ids)
+    held_out = np.isin(ids, names[::6])
     return Job(
         model=str(path),
         data=save(folder / "evaluation.npz", LR=small[~held_out], labels=large[~held_out], ids=ids[~held_out]),
@@ -45,31 +49,27 @@ def prepare(folder: Path, *, quick: bool) -> Job:
         sources=(package, pictures),
         facts=(
             (
-                f"{int((~held_out).sum())} squares of {2 * SIDE} pixels from five photographs, halved by averaging; those of a "
-                "sixth photograph calibrate. Squares of one photograph are one source."
+                f"{int((~held_out).sum())} squares of {2 * SIDE} pixels out of {len(names) - len(names[::6])} photographs of Tux "
+                f"Paint, halved by averaging; {int(held_out.sum())} out of {len(names[::6])} others calibrate. Squares of one "
+                "photograph are one source."
             ),
         ),
     )  # fmt: skip
 
 
-class psnr:  # noqa: N801 (named as the study names it)
-    """Peak signal-to-noise ratio of each image, dB; outputs are 0..255."""
-
-    unit = "native"
-    higher_is_better = True
-    needs_labels = True
-
-    def __call__(self, outputs: dict[str, NDArray[Any]], labels: NDArray[Any]) -> NDArray[np.float64]:
-        """One row a sample, shape (n,)."""
-        return _psnr(outputs["SR"], labels)
+def psnr(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio of each image, dB, shape (n,); pixels are 0..255 and higher is better."""
+    return _psnr(outputs["SR"], labels)
 
 
 def right(job: Job, model: Path) -> float:
     """Mean dB of a file's images."""
     with np.load(job.data) as data:
-        made = run_file(model, {"LR": data["LR"]})["SR"].astype(np.float64)
-        error = ((np.clip(made, 0, 255) - data["labels"]) ** 2).reshape(len(made), -1).mean(axis=1)
-        return float(np.mean(10 * np.log10(255**2 / error)))
+        made, found = run_rows(model, {"LR": data["LR"]})["SR"], []
+        for image, wanted in zip(made, data["labels"], strict=True):
+            error = float(np.mean((np.clip(image.astype(np.float64), 0, 255) - wanted) ** 2))
+            found.append(20 * math.log10(255) - 10 * math.log10(error))
+        return sum(found) / len(found)
 
 
 def from_keras(folder: Path) -> onnx.ModelProto:
@@ -126,16 +126,31 @@ def _psnr(made: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(10 * np.log10(255**2 / np.maximum(error.reshape(len(made), -1).mean(axis=1), 1e-9)), np.float64)
 
 
+def photographs(home: Path) -> list[Path]:
+    """Those of Tux Paint's stamps that are photographs, as far as anybody has looked: the ones with an ImageNet class."""
+    classes = json.loads(_CLASSES.read_text())["classes"]
+    return [path for name in sorted(classes) if (path := home / f"{name}.png").is_file()]
+
+
 def _squares(paths: list[Path], each: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]]:
+    """Out of the middle of each photograph that is large enough; what is transparent is white."""
     from PIL import Image
 
     random, large, ids = np.random.default_rng(0), [], []
     for path in paths:
-        picture = np.asarray(Image.open(path).convert("RGB"), np.float32)
+        with Image.open(path) as opened:
+            stamp = opened.convert("RGBA")
+        if min(stamp.size) < 3 * SIDE:
+            continue
+        image = Image.new("RGBA", stamp.size, (255, 255, 255, 255))
+        image.alpha_composite(stamp)
+        picture = np.asarray(image.convert("RGB"), np.float32)
         for _ in range(each):
-            top, left = (int(random.integers(0, size - 2 * SIDE)) for size in picture.shape[:2])
+            top, left = (
+                (size - 2 * SIDE) // 2 + int(random.integers(-SIDE // 2, SIDE // 2 + 1)) for size in picture.shape[:2]
+            )
             large.append(picture[top : top + 2 * SIDE, left : left + 2 * SIDE])
-            ids.append(path.name)
+            ids.append(f"{path.parent.name}/{path.stem}")
     whole = np.stack(large)
     small = whole.reshape(len(whole), SIDE, 2, SIDE, 2, 3).mean(axis=(2, 4))
     return small.astype(np.float32), whole, np.array(ids)

@@ -84,3 +84,16 @@ def test_overlapping_rows_are_dropped_with_a_note():
         drop_overlap(dataset([1, 2]), dataset(range(50)))
     clean = dataset([100])
     assert clean is drop_overlap(clean, dataset(range(50)))
+
+
+def test_rows_that_share_an_id_alone_are_told_so():
+    """Their inputs differ: whoever numbered the sources of both files from 0 must read that the numbers are the trouble."""
+    evaluation = dataset([1, 2, 3], ["recording 0", "recording 1", "recording 2"])
+
+    with pytest.raises(DataError, match="have an id that 'd' has too, such as 'recording 1'") as refused:
+        drop_overlap(dataset([10, 11], ["recording 1", "recording 0"]), evaluation)
+    assert "stand in" not in str(refused.value)
+    some = drop_overlap(dataset([10, 11], ["recording 1", "other"]), evaluation)
+    assert some.notes == ("1 calibration rows also stand in 'd' by their id and were dropped",)
+    both = drop_overlap(dataset([2, 10, 12], ["a", "recording 0", "b"]), evaluation)
+    assert both.notes == ("2 calibration rows also stand in 'd', 1 of them by their id, and were dropped",)

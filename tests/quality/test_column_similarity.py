@@ -163,6 +163,27 @@ def test_two_runtimes_differ_by_more_than_their_precision_explains(second, preci
         assert found.worst.output == "y"
 
 
+def test_what_few_bits_cost_is_no_difference_between_runtimes():
+    """Each rounds on its own and is as far from the model as from the other; a fault takes one away from both."""
+    model = {"y": rng().normal(size=(200, 4))}
+    one, other = ({"y": model["y"] + rng(seed).normal(0, 0.3, (200, 4))} for seed in (1, 2))
+    near, broken = {"y": model["y"] + rng(3).normal(0, 0.03, (200, 4))}, {"y": np.roll(model["y"], 1, axis=0)}
+    for first, second in ((one, other), (other, one)):
+        assert compare_runtimes(first, second, Precision.REDUCED).differs
+        assert not compare_runtimes(first, second, Precision.REDUCED, model).differs
+        assert compare_runtimes(first, second, Precision.FULL, model).differs
+    assert compare_runtimes(near, broken, Precision.REDUCED, model).different == ("y",)
+    assert compare_runtimes(near, one, Precision.REDUCED, model).differs, "a tenth of the error is no excuse"
+    assert compare_runtimes(one, {"y": one["y"][:, :3]}, Precision.REDUCED, model).differs
+
+
+def test_one_wrecked_column_counts_beside_three_good_ones():
+    model = {"y": rng().normal(size=(200, 4))}
+    near = {"y": model["y"] + rng(3).normal(0, 0.02, (200, 4))}
+    wrecked = {"y": np.where(np.arange(4) == 2, -near["y"], near["y"])}
+    assert compare_runtimes(near, wrecked, Precision.REDUCED, model).differs
+
+
 def test_labels_and_missing_outputs_of_two_runtimes():
     labels = np.arange(200) % 3
     few, many = labels.copy(), labels.copy()

@@ -436,3 +436,17 @@ def test_what_gets_worse_almost_everywhere_is_a_fail_whatever_two_rows_gained():
     assert change.high == pytest.approx(-(after - before).mean(), abs=0.02)
     assert change.high < -0.1
     assert change.low < change.value
+
+
+@pytest.mark.parametrize("n", [20, 160, 299, 2000])
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_the_bound_where_nothing_changed_is_the_share_that_may_have_gone_unseen(n, alpha):
+    """(1 − p)^n = alpha, exactly: never less than what so many rows cannot show."""
+    same = np.ones(n)
+    unseen = 1 - alpha ** (1 / n)
+    found = compare(get_metric("top1"), same, same, max_drop=unseen * 1.001, alpha=alpha).verdict
+
+    assert found.verdict == "PASS"
+    assert found.low == pytest.approx(-unseen)
+    short = compare(get_metric("top1"), same, same, max_drop=unseen * 0.999, alpha=alpha).verdict
+    assert short.verdict == "INCONCLUSIVE"

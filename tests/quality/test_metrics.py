@@ -306,6 +306,8 @@ def own_metrics(tmp_path, monkeypatch):
         "confident.needs_labels = False\nconfident.unit = 'proportion'\n"
         "def wrong_shape(outputs, labels):\n    return 0.5\n"
         "def nan(outputs, labels):\n    return np.full(len(labels), np.nan)\n"
+        "class Distance:\n    def __call__(self, outputs, labels):\n        return np.zeros(len(labels))\n"
+        "made = Distance()\n"
         "def broken(outputs, labels):\n    raise KeyError('boxes')\n"
     )
     yield
@@ -325,6 +327,15 @@ def test_a_users_function_is_a_metric():
     assert confident.per_sample(outputs, None).tolist() == [1.0, 1.0]
     assert isinstance(distance, Metric)
     assert distance == get_metric(distance.name)
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_class_is_no_metric_and_its_instance_is():
+    """Called with outputs and labels a class makes an instance, or says that it takes no arguments."""
+    with pytest.raises(DataError, match=r"'own_metrics:Distance' is a class.*name a function, or an instance"):
+        get_metric("own_metrics:Distance")
+    made = get_metric("own_metrics:made")
+    assert made.per_sample({"y": np.zeros((2, 2))}, np.zeros(2)).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.usefixtures("own_metrics")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -110,6 +111,18 @@ def test_one_process_leaves_bounds_open_and_says_so(analysis_of: Callable[[str],
     )
     assert "because one round of 197 samples" in flat
     assert "of vs reference because one process pair" in flat
+
+
+def test_a_sign_is_explained_where_it_stands(full: Analysis) -> None:
+    """A p90 of a typical process is no column: without a sign in the table there is nothing to explain."""
+
+    def told(field: str) -> str:
+        cases = tuple(replace(case, typical=frozenset({field})) for case in full.cases)
+        return " ".join(table.text(replace(full, cases=cases), width=150).split())
+
+    assert "~ is of a typical process" in told("latency_p99_s")
+    assert "~" in told("latency_p99_s").replace("~ is of", "")
+    assert "~" not in told("latency_p90_s")
 
 
 def test_details_hold_everything_known(full: Analysis) -> None:

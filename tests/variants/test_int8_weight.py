@@ -107,6 +107,28 @@ def test_gemm_becomes_a_product_that_can_be_fused(cnn, images):
     assert error(cnn, result.model, images) < 1e-3
 
 
+def turned(builders):
+    """A Gemm as exporters write it, its weights stored outputs first."""
+    rng = np.random.default_rng(0)
+    weights = numpy_helper.from_array(rng.standard_normal((128, 64)).astype(np.float32), "w")
+    bias = numpy_helper.from_array(np.zeros(128, np.float32), "b")
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 64])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 128])
+    return builders["model_of"](
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="g", transB=1)], [x], [y], [weights, bias]
+    )
+
+
+def test_nothing_of_the_old_weights_is_left_in_the_file(builders, vectors):
+    """They are turned over on the way: without looking, the float ones stay and the file grows instead of shrinking."""
+    model = turned(builders)
+    result = Int8Weight().apply(model, vectors)
+
+    assert result.facts["ops_quantized"] == 1
+    assert result.model.ByteSize() < 0.4 * model.ByteSize()
+    assert error(model, result.model, vectors) < 1e-3
+
+
 def test_bodies_of_if_are_entered(branches, vectors):
     """Both branches hold a product with weights of their own."""
     result = Int8Weight().apply(branches, vectors)
