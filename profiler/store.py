@@ -54,6 +54,8 @@ SCHEMA_VERSION = 4
 DATABASE_NAME = "edgeprof.sqlite"
 _SUFFIXES = {".sqlite", ".sqlite3", ".db"}
 """Of what is a database's file even before it is there; without one of them, a name is that of a folder."""
+_SQLITE_MAGIC = b"SQLite format 3\0"
+"""How every such file begins (sqlite.org/fileformat2.html, 1.3)."""
 
 _meta = sa.MetaData()
 _schema = sa.Table("edgeprof_schema", _meta, sa.Column("version", sa.Integer, nullable=False))
@@ -720,9 +722,18 @@ def _file_of(place: str | Path) -> Path | None:
         plain = not (url.query or url.host or url.username) and url.database not in (None, "", ":memory:")
         return Path(str(url.database)) if plain and url.drivername in ("sqlite", "sqlite+pysqlite") else None
     path = Path(text)
-    if path.is_file() or (path.suffix in _SUFFIXES and not path.is_dir()):
+    if not path.is_dir() and (path.suffix in _SUFFIXES or _holds_a_database(path)):
         return path
     return path / DATABASE_NAME
+
+
+def _holds_a_database(path: Path) -> bool:
+    """A database may bear any name; a file that is none stands where a folder was meant."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+    except OSError:
+        return False
 
 
 def _archive(path: Path, clock: Callable[[], float]) -> Store:

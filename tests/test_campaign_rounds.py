@@ -84,8 +84,9 @@ def world(monkeypatch):
 
         def block(job, lane, replicate, attempt, group, index, position):
             clock.now += block_s
-            wall = np.full(20, 1e-3)
-            cpu = wall * (0.3 if dirty(replicate, index) else 1.0)
+            # What takes the processor away makes them longer, too: else nothing is left out for it.
+            wall = np.full(20, 3e-3 if dirty(replicate, index) else 1e-3)
+            cpu = np.full(20, 0.9e-3 if dirty(replicate, index) else 1e-3)
             return BlockRecord(
                 lane.case.key, replicate, attempt, group, index, position, clock.now, wall, 0, 1, 1, 0.02, 0.02, {},
                 wall, cpu, None, 1,

@@ -202,7 +202,8 @@ def _cpus(text: str, value: str) -> float:
 
 def _memory(text: str, value: str) -> int:
     try:
-        number = parse_bytes(value)
+        # Texts of earlier versions hold plain bytes.
+        number = parse_bytes(f"{value}B" if value.isdigit() else value)
     except EdgeprofError:
         number = 0
     if not _MIN_MEMORY <= number <= _MAX_MEMORY:
