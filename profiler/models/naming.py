@@ -59,14 +59,18 @@ def rename_values(model: ModelProto, names: Mapping[str, str]) -> None:
     if not names:
         return
     for graph in walk_graphs(model):
-        if not isinstance(graph, GraphProto):
-            continue
-        for node in graph.node:
-            _rename(node, names)
-        for value in _declared(graph):
-            value.name = names.get(value.name, value.name)
-        for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
-            tensor.name = names.get(tensor.name, tensor.name)
+        if isinstance(graph, GraphProto):
+            _rename_in(graph, names)
+
+
+def _rename_in(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """In this graph alone, not in the bodies of its nodes."""
+    for node in graph.node:
+        _rename(node, names)
+    for value in _declared(graph):
+        value.name = names.get(value.name, value.name)
+    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        tensor.name = names.get(tensor.name, tensor.name)
 
 
 def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
@@ -100,12 +104,7 @@ def distinct_names(model: ModelProto) -> int:
                 here[name] = names.fresh(name)
                 renamed += 1
             seen.add(name)
-        for node in graph.node:
-            _rename(node, here)
-        for value in _declared(graph):
-            value.name = here.get(value.name, value.name)
-        for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
-            tensor.name = here.get(tensor.name, tensor.name)
+        _rename_in(graph, here)
         descend(graph, here)
 
     def descend(graph: GraphProto, here: Mapping[str, str]) -> None:

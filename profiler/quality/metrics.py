@@ -147,6 +147,17 @@ class BaseMetric:
             )
         return labels
 
+    def paired(self, outputs: Mapping[str, Array], labels: Array | None, compared: str) -> tuple[Array, Array]:
+        """The chosen output and the labels, or a DataError unless they hold equally many values; `compared` says of what."""
+        values = self.chosen(outputs, labels).array
+        targets = self.checked(labels, len(values) if values.ndim else 0)
+        if values.size != targets.size:
+            raise DataError(
+                f"metric {self.name} compares {compared}, the output has shape {values.shape}, the labels {targets.shape}: "
+                "they need the same number of values for each row. Choose an output with {output=name}."
+            )
+        return values, targets
+
 
 @dataclass(frozen=True)
 class FunctionMetric:

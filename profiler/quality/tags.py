@@ -36,13 +36,7 @@ class MicroF1(BaseMetric):
     ) -> NDArray[np.float64]:
         """Right, given and true tags of each row, shape (n, 3)."""
         del reference
-        values = self.chosen(outputs, labels).array
-        true = self.checked(labels, len(values) if values.ndim else 0)
-        if values.size != true.size:
-            raise DataError(
-                f"metric {self.name} compares tags, the output has shape {values.shape}, the labels {true.shape}: "
-                "they need the same number of values for each row. Choose an output with {output=name}."
-            )
+        values, true = self.paired(outputs, labels, "tags")
         flags = true.reshape(len(true), -1).astype(np.float64)
         if not ((flags == 0) | (flags == 1)).all():
             raise DataError(

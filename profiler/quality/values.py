@@ -26,13 +26,7 @@ class _Errors(BaseMetric):
 
     def _differences(self, outputs: Mapping[str, Array], labels: Array | None) -> NDArray[np.float64]:
         """Output minus label, flattened to shape (n, values)."""
-        values = self.chosen(outputs, labels).array
-        targets = self.checked(labels, len(values) if values.ndim else 0)
-        if values.size != targets.size:
-            raise DataError(
-                f"metric {self.name} compares values, the output has shape {values.shape}, the labels {targets.shape}: "
-                "they need the same number of values for each row. Choose an output with {output=name}."
-            )
+        values, targets = self.paired(outputs, labels, "values")
         rows = values.reshape(len(values), -1).astype(np.float64)
         if bad := int((~np.isfinite(rows)).any(axis=1).sum()):
             raise DataError(
